@@ -1,0 +1,54 @@
+# Needs Python >= 3.10 (with venv and pip) and make; everything else goes into .venv.
+#   make PYTHON=python3.12 ...      another interpreter for a new .venv
+#   make test WORKERS=4 PYTEST_ARGS="-k orthogonal"
+
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo demo-short check lint types floors test format clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("p4torch needs Python >= 3.10; $(PYTHON) is %d.%d" % v[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[experiments,dev]" -c constraints.txt
+	@touch $@
+
+demo: $(STAMP) ## Train a density model
+	$(BIN)/p4torch density --demo
+
+demo-short: $(STAMP) ## The demo, cut to what a check needs
+	$(BIN)/p4torch density --demo --short
+
+check: lint types floors test demo-short ## lint, types, floors, test, demo-short, up to the first failure
+
+lint: $(STAMP) ## Style and formatting (ruff), nothing changed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## Types (mypy, strict)
+	$(BIN)/mypy src
+
+floors: $(STAMP) ## Imports go down only (import-linter)
+	$(BIN)/lint-imports
+
+# One thread a worker: more would fight over the cores, and sums would depend on their number.
+test: $(STAMP) ## All tests, two workers
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+format: $(STAMP) ## Sort imports, apply safe fixes, format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove caches and builds; .venv and runs/ stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

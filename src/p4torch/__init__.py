@@ -1,0 +1,43 @@
+"""p4torch: networks that keep their mathematical properties while they train.
+
+P4, property-preserving parameter perturbations (Krämer, Köhler and Noé 2020): the weights A are frozen inside a
+feasible set S, the optimizer trains a cheap perturbation B, the network runs with R_B(A), and every N steps the
+perturbation is merged into A and reset.
+"""
+
+from p4torch.errors import (
+    ArgumentError,
+    CheckpointError,
+    OptimizerError,
+    P4Error,
+    ProjectionWarning,
+    RecoveryWarning,
+)
+from p4torch.perturbation import MergeReport, Perturbation, Proposal, Veto
+from p4torch.properties import Invertible
+from p4torch.schedule import MergeScheduler
+from p4torch.sites import Site, finalize, merge, parameter_groups, penalty, perturb, sites
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "Invertible",
+    "MergeReport",
+    "MergeScheduler",
+    "OptimizerError",
+    "P4Error",
+    "Perturbation",
+    "ProjectionWarning",
+    "Proposal",
+    "RecoveryWarning",
+    "Site",
+    "Veto",
+    "finalize",
+    "merge",
+    "parameter_groups",
+    "penalty",
+    "perturb",
+    "sites",
+]

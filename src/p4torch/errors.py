@@ -1,0 +1,32 @@
+"""Errors and warnings of p4torch. Every message names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+
+class P4Error(Exception):
+    """Base class of all errors that p4torch raises on purpose."""
+
+
+class ArgumentError(P4Error, ValueError):
+    """An argument has a value that cannot be used."""
+
+    @classmethod
+    def of(cls, argument: str, expected: str, came: object) -> ArgumentError:
+        """The standard wording: "`rank` must be an integer >= 1, got 0"."""
+        return cls(f"`{argument}` must be {expected}, got {came}")
+
+
+class OptimizerError(P4Error, ValueError):
+    """An optimizer does not hold what a merge schedule needs."""
+
+
+class CheckpointError(P4Error, ValueError):
+    """A checkpoint does not fit the model, or cannot be read."""
+
+
+class ProjectionWarning(UserWarning):
+    """A tensor did not lie in the feasible set and was projected onto it."""
+
+
+class RecoveryWarning(UserWarning):
+    """Non-finite parameters were found and replaced."""

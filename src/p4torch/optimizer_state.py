@@ -1,0 +1,83 @@
+"""An optimizer's memory of a parameter: reset, moved or left alone after a merge, for any torch optimizer.
+
+Everything happens in place, on the entries of the parameters given and of no others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from p4torch.errors import OptimizerError
+
+#: Entries whose initial value is not zero: by the group's option of that name, or a number.
+_INITIAL: dict[str, str | float] = {
+    "sum": "initial_accumulator_value",  # Adagrad
+    "mu_product": 1.0,  # NAdam
+    "step_size": "lr",  # Rprop
+    "eta": "lr",  # ASGD
+    "mu": 1.0,  # ASGD
+}
+
+#: Entries that are squares of the gradient's: a linear map C of the gradient acts on them by C∘C.
+_SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf")
+
+
+def check_holds(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> None:
+    """Raise OptimizerError if the optimizer lacks some of the named parameters (it was built before `perturb`)."""
+    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    missing = [name for name, value in named.items() if id(value) not in held]
+    if missing:
+        raise OptimizerError(
+            f"`optimizer` must hold the parameters of every perturbation, but lacks {', '.join(missing)}: "
+            "build it after `perturb`, from `model.parameters()` or `parameter_groups(model)`"
+        )
+
+
+def _group(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    for group in optimizer.param_groups:
+        if any(value is parameter for value in group["params"]):
+            return group
+    raise OptimizerError("`parameter` must be in one of the optimizer's groups")
+
+
+@torch.no_grad()
+def reset(optimizer: Optimizer, parameter: nn.Parameter, name: str) -> bool:
+    """Bring a parameter's state to what it was before the first step. False if there is none yet.
+
+    Raises OptimizerError for state that this function does not know how to reset, rather than leave it stale.
+    """
+    state = optimizer.state.get(parameter)
+    if not state:
+        return False
+    group = _group(optimizer, parameter)
+    for key, entry in state.items():
+        initial = _INITIAL.get(key, 0.0)
+        value = float(group.get(initial, 0.0)) if isinstance(initial, str) else initial
+        if isinstance(entry, Tensor):
+            entry.copy_(parameter) if key == "ax" else entry.fill_(value)
+        elif isinstance(entry, (int, float)) and not isinstance(entry, bool):
+            state[key] = type(entry)(value)
+        elif entry is not None:
+            raise OptimizerError(
+                f"`optimizer` must keep tensors or numbers for {name}, got {type(entry).__name__} under {key!r} "
+                f"({type(optimizer).__name__}): use optimizer_state='keep'"
+            )
+    return True
+
+
+@torch.no_grad()
+def transport(optimizer: Optimizer, parameter: nn.Parameter, matrix: Tensor) -> bool:
+    """Map a parameter's history `(..., n, k)` by a matrix `(..., k, k)` from the right: first moments by C, second
+    ones by C∘C. False if there is none yet."""
+    state = optimizer.state.get(parameter)
+    if not state:
+        return False
+    for key, entry in state.items():
+        if isinstance(entry, Tensor) and entry.shape == parameter.shape:
+            factor = matrix.square() if key in _SECOND_MOMENTS else matrix
+            entry.copy_(entry.double() @ factor)
+    return True

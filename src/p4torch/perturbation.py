@@ -1,0 +1,272 @@
+"""P4: a frozen base A in a feasible set S, a cheap trainable perturbation R_B, and the merge A <- R_B(A), B <- B₀.
+
+    frozen A in S --> R_B(A) --> the network's weight          every step: the optimizer moves B only
+         ^               |
+         +--- merge <----+       every N steps: A <- R_B(A), B <- B₀, the effective weight unchanged
+
+Source: Krämer, Köhler and Noé (2020), section 3.1, equations 1 and 2.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from p4torch import linalg
+from p4torch.errors import ArgumentError, ProjectionWarning
+
+#: Makes all ranks of a distributed run agree on a mask: the element-wise minimum over the ranks.
+Agreement = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Veto:
+    """A reason not to merge: `mask` `(...)` is true for the matrices that are refused. `soft` ones can be forced."""
+
+    reason: str
+    mask: Tensor
+    soft: bool = False
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The candidate of a merge: the new base, new values for tracked tensors (old tensor, new value), and vetoes."""
+
+    base: Tensor
+    tracked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    vetoes: list[Veto] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did. A stack of matrices counts each: `merged + skipped` is the size of the stack."""
+
+    index: int
+    merged: int
+    skipped: int
+    reasons: dict[str, int] = field(default_factory=dict)
+    nonfinite: tuple[str, ...] = ()
+    site: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything was merged."""
+        return self.skipped == 0
+
+    @property
+    def reason(self) -> str | None:
+        """Why something was skipped, in one line, or None."""
+        return "; ".join(self.reasons) or None
+
+    def at(self, site: str) -> MergeReport:
+        """The same report, naming its site."""
+        return replace(self, site=site)
+
+
+class Perturbation(nn.Module):
+    """R_B: its own parameters are B, its `forward(base)` returns R_B(base). It is a torch parametrization.
+
+    A property of your own overrides `forward`, `reset` and `defect` (and `project`, if its perturbation may leave S
+    between merges). Everything else has a general, exact implementation here; a fast one may override it and is then
+    compared with this one by `p4torch.testing.check_perturbation`.
+
+    Class attributes: `directions` names the parameters that `reset` redraws at random (the others go to a fixed
+    value); `event_dim` is how many trailing dimensions make one element of S: 2 for matrices, so that a stack
+    `(..., n, n)` is merged or skipped matrix by matrix.
+    """
+
+    directions: ClassVar[tuple[str, ...]] = ()
+    event_dim: ClassVar[int] = 2
+
+    attempts: Tensor
+    skips: Tensor
+    trainable: bool = True
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__()
+        check_base(base)
+        if base.dim() < self.event_dim:
+            raise ArgumentError.of("base", f"of at least {self.event_dim} dimensions", tuple(base.shape))
+        batch = base.shape[: base.dim() - self.event_dim]
+        self.register_buffer("attempts", torch.zeros((), dtype=torch.int64, device=base.device))
+        self.register_buffer("skips", torch.zeros(batch, dtype=torch.int64, device=base.device))
+
+    # --- what a property defines ------------------------------------------------------------------------------
+
+    def forward(self, base: Tensor) -> Tensor:
+        """R_B(A), differentiable with respect to B."""
+        raise NotImplementedError(f"{type(self).__name__} must define `forward(base)`")
+
+    def reset(self, generator: torch.Generator | None) -> None:
+        """B <- B₀, in place. `directions` are redrawn from the generator (a CPU one), or kept if it is None."""
+        raise NotImplementedError(f"{type(self).__name__} must define `reset(generator)`")
+
+    def defect(self, tensor: Tensor) -> Tensor:
+        """How far a tensor is from S: non-negative, 0 on S. `(...)`, one number an element of S."""
+        raise NotImplementedError(f"{type(self).__name__} must define `defect(tensor)`")
+
+    def project(self, tensor: Tensor) -> Tensor:
+        """A tensor of S near the one given."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `project(tensor)`: it admits elements of S only"
+        )
+
+    def refresh(self, base: Tensor) -> None:
+        """Recompute exactly whatever is tracked beside the base. Nothing by default."""
+
+    def correct(self, base: Tensor) -> None:
+        """Undo rounding drift, of the base (in place) or of what is tracked. Nothing by default."""
+
+    def penalty(self, base: Tensor) -> Tensor:
+        """A non-negative term `()` for the loss that keeps the optimizer where merges succeed. 0 by default."""
+        return base.new_zeros(())
+
+    def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
+        """For the optimizer-state option "transport": given the directions before the merge, the `(..., k, k)`
+        matrices that map the gradient's history of the other parameters (by name) onto the new directions."""
+        return {}
+
+    # --- matrices: dense and exact; fast perturbations override these --------------------------------------------
+
+    def matmul(self, base: Tensor, x: Tensor) -> Tensor:
+        """x R_B(A)ᵀ for rows x `(..., m, n)`."""
+        return linalg.rows_times(x, self(base))
+
+    def solve(self, base: Tensor, y: Tensor) -> Tensor:
+        """y R_B(A)⁻ᵀ, the rows x with x R_B(A)ᵀ = y. `(..., m, n)`."""
+        return linalg.rows_times(y, self.inverse(base))
+
+    def inverse(self, base: Tensor) -> Tensor:
+        """R_B(A)⁻¹, `(..., n, n)`."""
+        return torch.linalg.inv(self(base))
+
+    def logabsdet(self, base: Tensor) -> Tensor:
+        """log|det R_B(A)|, `(...)`."""
+        return torch.linalg.slogdet(self(base))[1]
+
+    def sign(self, base: Tensor) -> Tensor:
+        """sign det R_B(A), `(...)`."""
+        return torch.linalg.slogdet(self(base))[0]
+
+    # --- admission ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def right_inverse(self, tensor: Tensor) -> Tensor:
+        """Admit a tensor: the base for which R_B₀ gives it back. Projects it (with a warning) if it is not in S,
+        resets B (directions stay), and refreshes what is tracked. Called by `layer.weight = tensor`."""
+        check_base(tensor)
+        defect = float(self.defect(tensor).max())
+        if not defect <= torch.finfo(tensor.dtype).eps ** 0.5:
+            tensor = self.project(tensor)
+            warnings.warn(
+                f"`tensor` does not lie in the set of {type(self).__name__} (defect {defect:.3g}): projected onto it",
+                ProjectionWarning,
+                stacklevel=2,
+            )
+        self.refresh(tensor)
+        self.reset(None)
+        return tensor
+
+    # --- the merge ------------------------------------------------------------------------------------------------
+
+    def propose(self, base: Tensor) -> Proposal:
+        """The candidate of a merge: R_B(A) in float64, projected back onto S where it left it."""
+        exact = torch.func.functional_call(
+            self, {name: value.double() for name, value in self.own_parameters()}, (base.double(),)
+        )
+        candidate = exact.to(base.dtype)
+        if not bool((self.defect(candidate) <= torch.finfo(base.dtype).eps ** 0.5).all()):
+            candidate = self.project(exact).to(base.dtype)
+        return Proposal(candidate)
+
+    @torch.no_grad()
+    def merge(
+        self,
+        base: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        force: bool = False,
+        agree: Agreement | None = None,
+    ) -> MergeReport:
+        """A <- R_B(A), B <- B₀, as a transaction: the candidate is built and checked first, and then written, or
+        left with a reason. Elements with non-finite B are not merged; their B is reset.
+
+        `force` overrides the soft vetoes (bounds), never the hard ones (finiteness, residual).
+        """
+        agree = agree or (lambda mask: mask)
+        generator = generator or torch.default_generator
+        nonfinite = tuple(name for name, value in self.own_parameters() if not bool(value.isfinite().all()))
+        finite_b = agree(self._finite())
+        self._reset_where(~finite_b, generator)
+        with linalg.full_precision(base.device):
+            proposal = self.propose(base)
+        vetoes = [
+            Veto("B was not finite and has been reset", ~finite_b),
+            Veto("R_B(A) is not finite", ~self._every(proposal.base.isfinite())),
+            *(veto for veto in proposal.vetoes if not (force and veto.soft)),
+        ]
+        accepted = agree(~torch.stack([veto.mask.expand_as(self.skips) for veto in vetoes]).any(0))
+
+        _assign(base, proposal.base, accepted)
+        for tensor, value in proposal.tracked:
+            _assign(tensor, value, accepted)
+        self._reset_where(accepted, generator)
+        self.skips.copy_(torch.where(accepted, 0, self.skips + 1))
+        self.attempts += 1
+        merged = int(accepted.sum())
+        reasons = {veto.reason: int(veto.mask.sum()) for veto in vetoes if bool(veto.mask.any())}
+        if merged < accepted.numel() and not reasons:
+            reasons = {"another rank refused": accepted.numel() - merged}
+        return MergeReport(int(self.attempts), merged, accepted.numel() - merged, reasons, nonfinite)
+
+    def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """B: the parameters of this module itself. What is tracked lives in child modules."""
+        return self.named_parameters(recurse=False)
+
+    def _every(self, mask: Tensor) -> Tensor:
+        """All over the dimensions of one element of S: `(..., event)` -> `(...)`."""
+        return mask.flatten(self.skips.dim()).all(-1) if mask.dim() > self.skips.dim() else mask
+
+    def _finite(self) -> Tensor:
+        """Where all of B is finite, `(...)`. Parameters that do not carry the stack's shape count for all of it."""
+        finite = torch.ones_like(self.skips, dtype=torch.bool)
+        for _, value in self.own_parameters():
+            stacked = value.shape[: self.skips.dim()] == self.skips.shape
+            finite = finite & (self._every(value.isfinite()) if stacked else value.isfinite().all())
+        return finite
+
+    def _reset_where(self, where: Tensor, generator: torch.Generator) -> None:
+        """Reset B for the elements given; for the rest of the stack it stays as it was."""
+        if not bool(where.any()):
+            return
+        before = [(value, value.clone()) for _, value in self.own_parameters()]
+        self.reset(generator)
+        for value, old in before:
+            if value.shape[: where.dim()] == where.shape:
+                _assign(value, old, ~where)
+
+
+def check_base(tensor: Tensor, argument: str = "base") -> None:
+    """Refuse what no property can start from: not a floating tensor, empty, or not finite."""
+    if not isinstance(tensor, Tensor):
+        raise ArgumentError.of(argument, "a tensor", type(tensor).__name__)
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise ArgumentError.of(argument, "of a floating-point dtype", tensor.dtype)
+    if not bool(tensor.isfinite().all()):
+        bad = int((~tensor.isfinite()).sum())
+        raise ArgumentError.of(argument, "finite", f"{bad} non-finite entries of {tensor.numel()}")
+
+
+def _broad(mask: Tensor, tensor: Tensor) -> Tensor:
+    """A mask `(...)` as `(..., 1, 1)`, to meet a tensor `(..., n, k)`."""
+    return mask.reshape(mask.shape + (1,) * (tensor.dim() - mask.dim()))
+
+
+def _assign(tensor: Tensor, value: Tensor, where: Tensor) -> None:
+    """tensor <- value in place, where the mask says so."""
+    tensor.copy_(torch.where(_broad(where, tensor), value.to(tensor.dtype), tensor))

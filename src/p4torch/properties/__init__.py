@@ -1,0 +1,5 @@
+"""One property a file: the feasible set S, the factors that a perturbation may have, and what is tracked."""
+
+from p4torch.properties.invertible import Invertible
+
+__all__ = ["Invertible"]

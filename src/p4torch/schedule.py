@@ -1,0 +1,275 @@
+"""When to merge: a counter beside the optimizer, and care for what the optimizer remembers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from p4torch import optimizer_state as memory
+from p4torch.errors import ArgumentError, CheckpointError, OptimizerError, RecoveryWarning
+from p4torch.perturbation import MergeReport
+from p4torch.sites import Site, sites
+
+OptimizerState = Literal["reset_directions", "keep", "reset", "transport"]
+
+
+class MergeScheduler:
+    """Merges every site of a model each `every` optimizer steps. Call `step()` after `optimizer.step()`.
+
+    Args:
+        model: with at least one site.
+        optimizer: any torch optimizer that holds the parameters of all perturbations.
+        every: N, the merge interval in optimizer steps.
+        correct_every: undo rounding drift at every this many merges of a site; 0 for never.
+        refresh_every: recompute tracked quantities exactly at every this many merges; 0 for never.
+        optimizer_state: what a merge does to the optimizer's memory. "reset_directions" clears that of the redrawn
+            directions, whose history is stale, and keeps the rest. "keep" clears nothing. "reset" clears all of B: with
+            Adam every merge is then followed by full-size first steps, which can stall training for good (re-warm at
+            least). "transport" clears the directions and maps the rest onto the new ones; it stalled in our trials, too.
+        rewarm: after a merge, scale the updates of B from 1/(rewarm + 1) up to 1 in this many steps. It is a linear
+            learning-rate warm-up of B alone that leaves the optimizer's groups and any learning-rate schedule in peace.
+        stagger: spread the sites' merges over the interval, so that no single step is slow.
+        seed: of the redrawn directions, which are a pure function of (seed, site name, merge index).
+
+    In a distributed run (an initialized default process group) all ranks agree on every merge decision.
+
+    Raises:
+        ArgumentError: no sites, or an option out of range.
+        OptimizerError: the optimizer lacks parameters of a perturbation; the message names them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        every: int = 50,
+        *,
+        correct_every: int = 50,
+        refresh_every: int = 0,
+        optimizer_state: OptimizerState = "reset_directions",
+        rewarm: int = 0,
+        stagger: bool = False,
+        seed: int = 0,
+    ) -> None:
+        for name, value, least in (
+            ("every", every, 1),
+            ("correct_every", correct_every, 0),
+            ("refresh_every", refresh_every, 0),
+            ("rewarm", rewarm, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ArgumentError.of(name, f"an integer >= {least}", repr(value))
+        if optimizer_state not in get_args(OptimizerState):
+            raise ArgumentError.of(
+                "optimizer_state", f"one of {', '.join(get_args(OptimizerState))}", optimizer_state
+            )
+        self.sites = list(sites(model))
+        if not self.sites:
+            raise ArgumentError.of(
+                "model", "a module with at least one perturbed tensor", type(model).__name__
+            )
+        memory.check_holds(
+            optimizer, {name: value for site in self.sites for name, value in _b(site).items()}
+        )
+        self.optimizer = optimizer
+        self.every, self.correct_every, self.refresh_every = every, correct_every, refresh_every
+        self.optimizer_state, self.rewarm, self.stagger, self.seed = optimizer_state, rewarm, stagger, seed
+        self.steps = 0
+        self.merged = 0
+        self.skipped = 0
+        self.reports: dict[str, MergeReport] = {}
+        self._warming: dict[str, int] = {}
+        self._before: dict[str, list[Tensor]] = {}
+        self._good = {site.name: _snapshot(_companions(site)) for site in self.sites}
+
+    # --- the schedule -----------------------------------------------------------------------------------------------
+
+    def step(self) -> list[MergeReport]:
+        """Count one optimizer step, and merge the sites whose turn it is. Their reports; mostly an empty list."""
+        self.steps += 1
+        if self._warming:
+            self._rewarm()
+        due = [
+            site
+            for index, site in enumerate(self.sites)
+            if (self.steps + self._offset(index)) % self.every == 0
+        ]
+        return [self._merge(site) for site in due]
+
+    def attach(self) -> RemovableHandle:
+        """Call `step()` by itself after each `optimizer.step()`, for loops that nobody wants to edit."""
+
+        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            self.step()
+
+        return self.optimizer.register_step_post_hook(hook)
+
+    def _offset(self, index: int) -> int:
+        return index * self.every // len(self.sites) if self.stagger else 0
+
+    @torch.no_grad()
+    def _merge(self, site: Site) -> MergeReport:
+        if site.base.requires_grad:
+            raise OptimizerError(
+                f"`{site.name}` must have a frozen base, but it requires a gradient: undo `requires_grad_(True)` for it"
+            )
+        previous = {name: getattr(site.perturbation, name).clone() for name in site.perturbation.directions}
+        report = site.merge(seed=self.seed, agree=_agreement())
+        self._remember(site, report, previous)
+        index = report.index
+        if self.refresh_every and index % self.refresh_every == 0:
+            site.refresh()
+        elif self.correct_every and index % self.correct_every == 0:
+            site.correct()
+        self._recover(site, report)
+        if self.rewarm and report.merged:
+            self._warming[site.name] = 0
+            self._before[site.name] = _snapshot(_b(site))
+        self.merged += report.merged
+        self.skipped += report.skipped
+        self.reports[site.name] = report
+        return report
+
+    # --- the optimizer's memory -------------------------------------------------------------------------------------
+
+    def _remember(self, site: Site, report: MergeReport, previous: dict[str, Tensor]) -> None:
+        """Apply `optimizer_state` to the parameters of one merged site."""
+        b, prefix = dict(site.perturbation.own_parameters()), site.name
+        if report.nonfinite:
+            stale = list(b)
+        elif not report.merged or self.optimizer_state == "keep":
+            stale = []
+        elif self.optimizer_state == "reset":
+            stale = list(b)
+        else:
+            stale = list(site.perturbation.directions)
+        stale = [name for name in stale if b[name].requires_grad]
+        found = [memory.reset(self.optimizer, b[name], f"{prefix}.{name}") for name in stale]
+        if self.optimizer_state == "transport" and report.merged and not report.nonfinite:
+            for name, matrix in site.perturbation.transport(previous).items():
+                memory.transport(self.optimizer, b[name], matrix)
+        if (
+            stale
+            and not any(found)
+            and self.optimizer.state
+            and any(b[name].grad is not None for name in stale)
+        ):
+            raise OptimizerError(
+                f"`optimizer` must keep state for {', '.join(f'{prefix}.{name}' for name in stale)}, but has none after "
+                f"{self.steps} steps, though they have gradients: is it the optimizer that steps?"
+            )
+
+    @torch.no_grad()
+    def _recover(self, site: Site, report: MergeReport) -> None:
+        """Where a bad batch also poisoned the module's ordinary parameters (a bias), bring back those of the last
+        merge, and forget the moments."""
+        poisoned = list(report.nonfinite)
+        for (name, value), good in zip(_companions(site).items(), self._good[site.name], strict=True):
+            if bool(value.isfinite().all()):
+                good.copy_(value)
+            else:
+                value.copy_(good)
+                memory.reset(self.optimizer, value, name)
+                poisoned.append(name)
+        if poisoned:
+            warnings.warn(
+                f"step {self.steps}: non-finite {', '.join(poisoned)} at {site.name}: reset, training goes on",
+                RecoveryWarning,
+                stacklevel=4,
+            )
+
+    @torch.no_grad()
+    def _rewarm(self) -> None:
+        """Take back a part of the step that the optimizer just made in B: B <- B_before + f (B - B_before)."""
+        for site in self.sites:
+            if site.name in self._warming:
+                age = self._warming[site.name] + 1
+                values = list(_b(site).values())
+                for value, before in zip(values, self._before[site.name], strict=True):
+                    value.copy_(torch.lerp(before, value, age / (self.rewarm + 1)))
+                if age == self.rewarm:
+                    del self._warming[site.name], self._before[site.name]
+                else:
+                    self._warming[site.name] = age
+                    self._before[site.name] = _snapshot(_b(site))
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, reports and buffers as plain numbers, strings and tensors. The merge index of every site is in
+        the model's own state."""
+        return {
+            "steps": self.steps,
+            "merged": self.merged,
+            "skipped": self.skipped,
+            "seed": self.seed,
+            "sites": [site.name for site in self.sites],
+            "reports": {name: asdict(report) for name, report in self.reports.items()},
+            "warming": dict(self._warming),
+            "before": {name: [value.clone() for value in values] for name, values in self._before.items()},
+            "good": {name: [value.clone() for value in values] for name, values in self._good.items()},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken. Raises CheckpointError, and changes nothing, if the sites differ."""
+        names = [site.name for site in self.sites]
+        if state.get("sites") != names:
+            raise CheckpointError(f"`state` must be of the sites {names}, got {state.get('sites')}")
+        shapes = {name: [value.shape for value in values] for name, values in self._good.items()}
+        came = {name: [value.shape for value in values] for name, values in state["good"].items()}
+        if shapes != came:
+            raise CheckpointError(f"`state['good']` must have the shapes {shapes}, got {came}")
+        self.steps, self.merged, self.skipped = state["steps"], state["merged"], state["skipped"]
+        self.seed = state["seed"]
+        self.reports = {name: _report(fields) for name, fields in state["reports"].items()}
+        self._warming = dict(state["warming"])
+        devices = {site.name: site.base.device for site in self.sites}
+        for target, source in ((self._before, state["before"]), (self._good, state["good"])):
+            target.clear()
+            target.update(
+                {
+                    name: [value.to(devices[name], copy=True) for value in values]
+                    for name, values in source.items()
+                }
+            )
+
+
+def _report(fields: dict[str, Any]) -> MergeReport:
+    return MergeReport(**{**fields, "nonfinite": tuple(fields["nonfinite"])})
+
+
+def _b(site: Site) -> dict[str, nn.Parameter]:
+    """B of a site by full name, as far as it trains."""
+    named = site.perturbation.own_parameters()
+    return {f"{site.name}.{name}": value for name, value in named if value.requires_grad}
+
+
+def _companions(site: Site) -> dict[str, nn.Parameter]:
+    """The ordinary trainable parameters of the site's module: its bias."""
+    return {name: value for name, value in site.module.named_parameters(recurse=False) if value.requires_grad}
+
+
+def _snapshot(named: dict[str, nn.Parameter]) -> list[Tensor]:
+    return [value.detach().clone() for value in named.values()]
+
+
+def _agreement() -> Callable[[Tensor], Tensor] | None:
+    """All ranks' minimum of a mask, or None outside a distributed run."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None
+
+    def agree(mask: Tensor) -> Tensor:
+        votes = mask.to(torch.int32)
+        dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+        return votes.bool()
+
+    return agree

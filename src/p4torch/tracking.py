@@ -1,0 +1,127 @@
+"""What is tracked beside a base: its inverse, log|det| and sign, kept right through merges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from p4torch import linalg
+
+#: Probe vectors with entries ±1 that look for drift of the inverse at every merge.
+PROBES = 4
+
+#: A merge whose inverse is off by more than this many times what rounding explains is corrected at once. A fresh
+#: inverse in float32 stays between 0.2 and 0.8 (10,000 random merges at n = 64).
+DRIFT = 1.0
+
+
+@dataclass(frozen=True)
+class TrackedUpdate:
+    """What a merge would make of the base and of the tracked quantities, in float64. Shapes as in the fields of
+    `TrackedInverse`; `logabsdet_change` is log|det K| `(...)` and `residual` the probe's `(...)`."""
+
+    base: Tensor
+    inverse: Tensor
+    logabsdet: Tensor
+    sign: Tensor
+    logabsdet_change: Tensor
+    residual: Tensor
+
+
+class TrackedInverse(nn.Module):
+    """A⁻¹ `(..., n, n)`, log|det A| `(...)` and sign det A `(...)` of a base A.
+
+    The inverse has the dtype of the base; the scalars are float64, whatever `.to()` or `.half()` do to the model.
+    The determinant itself is never formed. The inverse is a frozen Parameter, not a buffer: distributed wrappers
+    re-broadcast buffers at every forward pass.
+    """
+
+    logabsdet: Tensor
+    sign: Tensor
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__()
+        self.inverse = nn.Parameter(torch.empty_like(base), requires_grad=False)
+        self.register_buffer("logabsdet", base.new_empty(base.shape[:-2], dtype=torch.float64))
+        self.register_buffer("sign", base.new_empty(base.shape[:-2], dtype=torch.float64))
+        self.refresh(base)
+
+    @torch.no_grad()
+    def refresh(self, base: Tensor) -> None:
+        """Recompute everything exactly: LAPACK in float64."""
+        exact = base.detach().double()
+        sign, logabsdet = torch.linalg.slogdet(exact)
+        self.inverse.copy_(torch.linalg.inv(exact))
+        self.logabsdet.copy_(logabsdet)
+        self.sign.copy_(sign)
+
+    @torch.no_grad()
+    def correct(self, base: Tensor, order: int) -> None:
+        """One step of the iterative inversion, in float64; the exact inverse where the step would diverge."""
+        self.inverse.copy_(_corrected(base.double(), self.inverse.double(), order))
+
+    @torch.no_grad()
+    def propose(self, base: Tensor, u: Tensor, v: Tensor, order: int) -> TrackedUpdate:
+        """The update for A <- A + U Vᵀ (equations 3 and 4 of the paper for k = 1).
+
+        A⁻¹U and VᵀA⁻¹ are refined against A, so an error of the tracked inverse is not amplified and log|det K| is
+        exact for the A that is stored. Rounding A + U Vᵀ to the base's dtype moves log|det| by tr(A⁻¹ δ), which is
+        added to first order. If the probe finds more drift than rounding explains, the inverse is corrected here.
+        """
+        a, x = base.double(), self.inverse.double()
+        u, v = u.double(), v.double()
+        y = linalg.refined_left_solve(a, x, u)
+        z = linalg.refined_right_solve(a, x, v)
+        capacitance = linalg.capacitance(y, v)
+        change_sign, change = linalg.slogdet(capacitance)
+        nonsingular = change.isfinite()[..., None, None]
+        safe = torch.where(nonsingular, capacitance, linalg.eye_like(capacitance))
+
+        exact = a + linalg.low_rank(u, v)
+        rounded = exact.to(base.dtype).double()
+        inverse = x - y @ linalg.solve(safe, z)
+        logabsdet = self.logabsdet + change + (inverse.mT * (rounded - exact)).sum((-2, -1))
+
+        stored = inverse.to(base.dtype).double()
+        residual, unit = self._probe(rounded, stored)
+        drifted = residual > DRIFT * torch.finfo(base.dtype).eps * unit
+        where = drifted & nonsingular[..., 0, 0] & rounded.isfinite().flatten(-2).all(-1)
+        if bool(where.any()):
+            corrected = _corrected(rounded, stored, order).to(base.dtype).double()
+            stored = torch.where(where[..., None, None], corrected, stored)
+            residual = self._probe(rounded, stored)[0]
+        return TrackedUpdate(rounded, stored, logabsdet, self.sign * change_sign, change, residual)
+
+    def _probe(self, base: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        n = base.shape[-1]
+        probes = torch.randint(0, 2, (n, PROBES), generator=generator).to(base) * 2 - 1
+        return linalg.probe_residual(base, inverse, probes)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrackedInverse:
+        """Move with the module, but keep the scalars in float64."""
+        exact: dict[str, Any] = {"logabsdet": self.logabsdet, "sign": self.sign}
+        super()._apply(fn, recurse)
+        for name, value in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float64:
+                setattr(self, name, moved.double() if value.is_meta else value.to(moved.device))
+        return self
+
+
+def _corrected(base: Tensor, inverse: Tensor, order: int) -> Tensor:
+    """A step of the iterative inversion where its residual is below 1, the exact inverse elsewhere. `(..., n, n)`."""
+    norm = torch.linalg.matrix_norm(linalg.inversion_residual(base, inverse))
+    improved = linalg.hyperpower(base, inverse, order)
+    diverges = ~(norm < 1)
+    if not bool(diverges.any()):
+        return improved
+    exact, failed = torch.linalg.inv_ex(base)
+    usable = diverges & (failed == 0)
+    return torch.where(
+        usable[..., None, None], exact, torch.where(diverges[..., None, None], inverse, improved)
+    )
