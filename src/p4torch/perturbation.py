@@ -139,7 +139,7 @@ class Perturbation(nn.Module):
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         """y R_B(A)⁻ᵀ, the rows x with x R_B(A)ᵀ = y. `(..., m, n)`."""
-        return linalg.rows_times(y, self.inverse(base))
+        return torch.linalg.solve(self(base), y.mT).mT
 
     def inverse(self, base: Tensor) -> Tensor:
         """R_B(A)⁻¹, `(..., n, n)`."""
@@ -249,6 +249,19 @@ class Perturbation(nn.Module):
         for value, old in before:
             if value.shape[: where.dim()] == where.shape:
                 _assign(value, old, ~where)
+
+
+class Unperturbed(Perturbation):
+    """The identity perturbation, without any B: what a plain tensor has. All its answers are dense and exact."""
+
+    def forward(self, base: Tensor) -> Tensor:
+        return base
+
+    def reset(self, generator: torch.Generator | None) -> None:
+        """Nothing to reset."""
+
+    def defect(self, tensor: Tensor) -> Tensor:
+        return torch.zeros_like(self.skips)
 
 
 def check_base(tensor: Tensor, argument: str = "base") -> None:

@@ -1,4 +1,4 @@
-"""Sites: where a perturbation sits in a model. `perturb` puts one there, `merge` merges all, `finalize` removes them."""
+"""Sites: where perturbations sit in a model. `perturb` puts one there, `merge` merges, `finalize` removes all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.linear import factored_class, plain_class
-from p4torch.perturbation import Agreement, MergeReport, Perturbation
+from p4torch.perturbation import Agreement, MergeReport, Perturbation, Unperturbed
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,18 @@ def perturbations(module: nn.Module) -> Iterator[tuple[str, Perturbation]]:
         for tensor_name, chain in cast(nn.ModuleDict, module.parametrizations).items():
             if isinstance(chain[0], Perturbation):  # type: ignore[index]
                 yield tensor_name, chain[0]  # type: ignore[index]
+
+
+def lookup(module: nn.Module, tensor_name: str) -> tuple[Perturbation, Tensor]:
+    """(perturbation, base) of a tensor; a plain one has the identity perturbation. For modules that use their tensor
+    through `matmul`, `solve`, `logabsdet`, before and after `finalize`."""
+    if parametrize.is_parametrized(module, tensor_name):
+        chain = cast(nn.ModuleDict, module.parametrizations)[tensor_name]
+        return cast(parametrize.ParametrizationList, chain)[0], original(module, tensor_name)  # type: ignore[return-value]
+    return _UNPERTURBED, getattr(module, tensor_name)
+
+
+_UNPERTURBED = Unperturbed(torch.zeros(1, 1))
 
 
 def sites(model: nn.Module) -> Iterator[Site]:

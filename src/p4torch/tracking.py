@@ -105,7 +105,7 @@ class TrackedInverse(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrackedInverse:
         """Move with the module, but keep the scalars in float64."""
         exact: dict[str, Any] = {"logabsdet": self.logabsdet, "sign": self.sign}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in exact.items():
             moved = getattr(self, name)
             if moved.dtype != torch.float64:

@@ -1,0 +1,21 @@
+"""Normalizing flows from invertible layers. Directions: `forward` is data to latent, `inverse` latent to data."""
+
+from p4torch.flows.activations import BentIdentity
+from p4torch.flows.bijection import Bijection, Chain, Inverse, Swap
+from p4torch.flows.coupling import AffineCoupling
+from p4torch.flows.flow import Flow, StandardNormal
+from p4torch.flows.linear import InvertibleLinear
+from p4torch.flows.mlp import InvertibleMLP
+
+__all__ = [
+    "AffineCoupling",
+    "BentIdentity",
+    "Bijection",
+    "Chain",
+    "Flow",
+    "Inverse",
+    "InvertibleLinear",
+    "InvertibleMLP",
+    "StandardNormal",
+    "Swap",
+]

@@ -1,0 +1,100 @@
+"""Bijections: the protocol of every layer of a flow, and how they combine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from p4torch.errors import ArgumentError
+
+
+class Bijection(nn.Module):
+    """A differentiable, invertible map of `(..., n)`, from data to latent.
+
+    `forward(x)` returns (z, log|det ∂z/∂x|), `inverse(z)` returns (x, log|det ∂x/∂z|). The log-determinant is `(...)`,
+    or `()` where it does not depend on the point: it broadcasts.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Data to latent."""
+        raise NotImplementedError
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent to data."""
+        raise NotImplementedError
+
+
+class Chain(Bijection):
+    """Several bijections in a row; log-determinants add up."""
+
+    def __init__(self, bijections: Iterable[Bijection]) -> None:
+        super().__init__()
+        self.bijections = nn.ModuleList(bijections)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(())
+        for bijection in self.bijections:
+            x, logabsdet = bijection(x)
+            total = total + logabsdet
+        return x, total
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        total = z.new_zeros(())
+        for bijection in reversed(self.bijections):
+            z, logabsdet = bijection.inverse(z)  # type: ignore[operator]
+            total = total + logabsdet
+        return z, total
+
+    def __len__(self) -> int:
+        return len(self.bijections)
+
+
+class Inverse(Bijection):
+    """A bijection turned around."""
+
+    def __init__(self, bijection: Bijection) -> None:
+        super().__init__()
+        self.bijection = bijection
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse(x)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.bijection(z)
+
+
+class Swap(Bijection):
+    """Exchanges the two parts of the features, [a, b] -> [b, a], where a has ⌈n/2⌉. Volume preserving."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = check_features(features, least=2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._exchange(x, self.features - self.features // 2)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._exchange(z, self.features // 2)
+
+    def _exchange(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        check_event(x, self.features)
+        a, b = x.split([first, self.features - first], dim=-1)
+        return torch.cat([b, a], dim=-1), x.new_zeros(())
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}"
+
+
+def check_features(features: int, least: int = 1) -> int:
+    """The number of features, or an ArgumentError."""
+    if not isinstance(features, int) or isinstance(features, bool) or features < least:
+        raise ArgumentError.of("features", f"an integer >= {least}", repr(features))
+    return features
+
+
+def check_event(x: Tensor, features: int) -> None:
+    """Refuse points of another size."""
+    if x.dim() < 1 or x.shape[-1] != features:
+        raise ArgumentError.of("x", f"of shape (..., {features})", tuple(x.shape))

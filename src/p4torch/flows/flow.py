@@ -1,0 +1,83 @@
+"""A flow: a bijection from data to a latent distribution that is easy to sample."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from p4torch.errors import ArgumentError
+from p4torch.flows.bijection import Bijection, check_event, check_features
+
+
+class Distribution(Protocol):
+    """What a flow asks of its latent distribution."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """`(..., n)` -> `(...)`."""
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """`(count, n)`."""
+
+
+class StandardNormal(nn.Module):
+    """N(0, I) in n dimensions: log p(z) = -(|z|² + n log 2π)/2."""
+
+    zero: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = check_features(features)
+        self.register_buffer("zero", torch.zeros(()), persistent=False)  # dtype and device of the samples
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        check_event(z, self.features)
+        return -(z.square().sum(-1) + self.features * math.log(2 * math.pi)) / 2
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        device = self.zero.device if generator is None else generator.device
+        drawn = torch.randn(count, self.features, generator=generator, dtype=self.zero.dtype, device=device)
+        return drawn.to(self.zero.device)
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}"
+
+
+class Flow(nn.Module):
+    """log p(x) = log p_Z(f(x)) + log|det ∂f/∂x|, samples x = f⁻¹(z) with z ~ p_Z.
+
+    Example:
+        >>> import torch
+        >>> from p4torch.flows import Flow, InvertibleMLP, StandardNormal
+        >>> flow = Flow(InvertibleMLP(2, depth=4), StandardNormal(2))
+        >>> flow.log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, bijection: Bijection, base: nn.Module) -> None:
+        super().__init__()
+        self.bijection = bijection
+        self.base: Distribution = base  # type: ignore[assignment]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, `(..., n)` -> `(...)`."""
+        z, logabsdet = self.bijection(x)
+        return self.base.log_prob(z) + logabsdet
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """`(count, n)`, differentiable with respect to the parameters."""
+        return self.sample_with_log_prob(count, generator)[0]
+
+    def sample_with_log_prob(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Samples `(count, n)` and their log p `(count,)`, in one pass."""
+        if not isinstance(count, int) or count < 1:
+            raise ArgumentError.of("count", "an integer >= 1", repr(count))
+        z = self.base.sample(count, generator)
+        x, logabsdet = self.bijection.inverse(z)
+        return x, self.base.log_prob(z) - logabsdet
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same as `log_prob`, so that wrappers which call modules (compile, distributed) work."""
+        return self.log_prob(x)
