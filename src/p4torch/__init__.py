@@ -5,6 +5,7 @@ feasible set S, the optimizer trains a cheap perturbation B, the network runs wi
 perturbation is merged into A and reset.
 """
 
+from p4torch import flows, testing
 from p4torch.errors import (
     ArgumentError,
     CheckpointError,
@@ -35,9 +36,11 @@ __all__ = [
     "Site",
     "Veto",
     "finalize",
+    "flows",
     "merge",
     "parameter_groups",
     "penalty",
     "perturb",
     "sites",
+    "testing",
 ]

@@ -40,12 +40,23 @@ def slogdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
         scalar = matrix[..., 0, 0]
         return scalar.detach().sign(), scalar.abs().log()
     sign, logabsdet = torch.linalg.slogdet(matrix)
-    return sign, logabsdet
+    return sign.detach(), logabsdet
 
 
 def solve(matrix: Tensor, right: Tensor) -> Tensor:
     """matrix⁻¹ right, `(..., k, k)` and `(..., k, m)`."""
-    return right / matrix if matrix.shape[-1] == 1 else torch.linalg.solve(matrix, right)
+    if matrix.shape[-1] == 1:
+        return right / matrix
+    if right.dim() == matrix.dim() - 1:  # torch would take a square one for a stack of vectors
+        right = right.unsqueeze(0)
+    return torch.linalg.solve(matrix, right)
+
+
+def solve_rows(matrix: Tensor, rows: Tensor) -> Tensor:
+    """rows matrixᵀ⁻¹, `(..., n, n)` and rows `(..., m, n)` or a single one `(n,)`."""
+    if rows.dim() == 1:
+        return solve_rows(matrix, rows.unsqueeze(0)).squeeze(0)
+    return solve(matrix, rows.mT).mT
 
 
 def phi1(matrix: Tensor) -> Tensor:

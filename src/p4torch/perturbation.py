@@ -112,9 +112,7 @@ class Perturbation(nn.Module):
 
     def project(self, tensor: Tensor) -> Tensor:
         """A tensor of S near the one given."""
-        raise NotImplementedError(
-            f"{type(self).__name__} has no `project(tensor)`: it admits elements of S only"
-        )
+        raise NotImplementedError(f"{type(self).__name__} has no `project(tensor)`: it admits elements of S only")
 
     def refresh(self, base: Tensor) -> None:
         """Recompute exactly whatever is tracked beside the base. Nothing by default."""
@@ -139,7 +137,7 @@ class Perturbation(nn.Module):
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         """y R_B(A)⁻ᵀ, the rows x with x R_B(A)ᵀ = y. `(..., m, n)`."""
-        return torch.linalg.solve(self(base), y.mT).mT
+        return linalg.solve_rows(self(base), y)
 
     def inverse(self, base: Tensor) -> Tensor:
         """R_B(A)⁻¹, `(..., n, n)`."""

@@ -33,7 +33,7 @@ class MergeScheduler:
         optimizer_state: what a merge does to the optimizer's memory. "reset_directions" clears that of the redrawn
             directions, whose history is stale, and keeps the rest. "keep" clears nothing. "reset" clears all of B: with
             Adam every merge is then followed by full-size first steps, which can stall training for good (re-warm at
-            least). "transport" clears the directions and maps the rest onto the new ones; it stalled in our trials, too.
+            least). "transport" clears the directions and maps the rest onto the new ones; it stalled in trials, too.
         rewarm: after a merge, scale the updates of B from 1/(rewarm + 1) up to 1 in this many steps. It is a linear
             learning-rate warm-up of B alone that leaves the optimizer's groups and any learning-rate schedule in peace.
         stagger: spread the sites' merges over the interval, so that no single step is slow.
@@ -68,17 +68,11 @@ class MergeScheduler:
             if not isinstance(value, int) or value < least:
                 raise ArgumentError.of(name, f"an integer >= {least}", repr(value))
         if optimizer_state not in get_args(OptimizerState):
-            raise ArgumentError.of(
-                "optimizer_state", f"one of {', '.join(get_args(OptimizerState))}", optimizer_state
-            )
+            raise ArgumentError.of("optimizer_state", f"one of {', '.join(get_args(OptimizerState))}", optimizer_state)
         self.sites = list(sites(model))
         if not self.sites:
-            raise ArgumentError.of(
-                "model", "a module with at least one perturbed tensor", type(model).__name__
-            )
-        memory.check_holds(
-            optimizer, {name: value for site in self.sites for name, value in _b(site).items()}
-        )
+            raise ArgumentError.of("model", "a module with at least one perturbed tensor", type(model).__name__)
+        memory.check_holds(optimizer, {name: value for site in self.sites for name, value in _b(site).items()})
         self.optimizer = optimizer
         self.every, self.correct_every, self.refresh_every = every, correct_every, refresh_every
         self.optimizer_state, self.rewarm, self.stagger, self.seed = optimizer_state, rewarm, stagger, seed
@@ -97,11 +91,7 @@ class MergeScheduler:
         self.steps += 1
         if self._warming:
             self._rewarm()
-        due = [
-            site
-            for index, site in enumerate(self.sites)
-            if (self.steps + self._offset(index)) % self.every == 0
-        ]
+        due = [site for index, site in enumerate(self.sites) if (self.steps + self._offset(index)) % self.every == 0]
         return [self._merge(site) for site in due]
 
     def attach(self) -> RemovableHandle:
@@ -156,15 +146,10 @@ class MergeScheduler:
         if self.optimizer_state == "transport" and report.merged and not report.nonfinite:
             for name, matrix in site.perturbation.transport(previous).items():
                 memory.transport(self.optimizer, b[name], matrix)
-        if (
-            stale
-            and not any(found)
-            and self.optimizer.state
-            and any(b[name].grad is not None for name in stale)
-        ):
+        if stale and not any(found) and self.optimizer.state and any(b[name].grad is not None for name in stale):
             raise OptimizerError(
-                f"`optimizer` must keep state for {', '.join(f'{prefix}.{name}' for name in stale)}, but has none after "
-                f"{self.steps} steps, though they have gradients: is it the optimizer that steps?"
+                f"`optimizer` must keep state for {', '.join(f'{prefix}.{name}' for name in stale)}, but has none "
+                f"after {self.steps} steps, though they have gradients: is it the optimizer that steps?"
             )
 
     @torch.no_grad()
@@ -236,10 +221,7 @@ class MergeScheduler:
         for target, source in ((self._before, state["before"]), (self._good, state["good"])):
             target.clear()
             target.update(
-                {
-                    name: [value.to(devices[name], copy=True) for value in values]
-                    for name, values in source.items()
-                }
+                {name: [value.to(devices[name], copy=True) for value in values] for name, values in source.items()}
             )
 
 

@@ -47,9 +47,7 @@ def direction_generator(seed: int, site: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def perturb(
-    module: nn.Module, tensor_name: str, property: Callable[..., Perturbation], **options: Any
-) -> nn.Module:
+def perturb(module: nn.Module, tensor_name: str, property: Callable[..., Perturbation], **options: Any) -> nn.Module:
     """Put a perturbation on a tensor of a module, in place: `p4.perturb(layer, "weight", p4.Invertible, rank=2)`.
 
     The present value becomes the frozen base: it is kept if it lies in the feasible set, else projected with a
@@ -137,12 +135,7 @@ def parameter_groups(model: nn.Module, **perturbation_options: Any) -> list[dict
     Decay of B would pull towards the base, not towards zero. Further options hold for the group of B only:
     `p4.parameter_groups(model, lr=3e-3)`.
     """
-    b = [
-        value
-        for site in sites(model)
-        for _, value in site.perturbation.own_parameters()
-        if value.requires_grad
-    ]
+    b = [value for site in sites(model) for _, value in site.perturbation.own_parameters() if value.requires_grad]
     known = {id(value) for value in b}
     others = [value for value in model.parameters() if value.requires_grad and id(value) not in known]
     return [{"params": others}, {"params": b, "weight_decay": 0.0, **perturbation_options}]
@@ -170,15 +163,11 @@ def _plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
     if not isinstance(module, nn.Module):
         raise ArgumentError.of("module", "an nn.Module", type(module).__name__)
     if parametrize.is_parametrized(module, tensor_name):
-        raise ArgumentError.of(
-            "tensor_name", "a tensor without a parametrization", f"{tensor_name!r}, which has one"
-        )
+        raise ArgumentError.of("tensor_name", "a tensor without a parametrization", f"{tensor_name!r}, which has one")
     tensor = module._parameters.get(tensor_name)
     if tensor is None:
         names = ", ".join(name for name, value in module._parameters.items() if value is not None) or "none"
-        raise ArgumentError.of(
-            "tensor_name", f"a parameter of {type(module).__name__} ({names})", repr(tensor_name)
-        )
+        raise ArgumentError.of("tensor_name", f"a parameter of {type(module).__name__} ({names})", repr(tensor_name))
     return tensor
 
 

@@ -19,6 +19,9 @@ PROBES = 4
 DRIFT = 1.0
 
 
+_SCALARS = ("logabsdet", "sign", "admitted")
+
+
 @dataclass(frozen=True)
 class TrackedUpdate:
     """What a merge would make of the base and of the tracked quantities, in float64. Shapes as in the fields of
@@ -33,22 +36,36 @@ class TrackedUpdate:
 
 
 class TrackedInverse(nn.Module):
-    """A⁻¹ `(..., n, n)`, log|det A| `(...)` and sign det A `(...)` of a base A.
+    """A⁻¹ `(..., n, n)`, log|det A| `(...)` and sign det A `(...)` of a base A, and log|det| as it was `admitted`.
 
-    The inverse has the dtype of the base; the scalars are float64, whatever `.to()` or `.half()` do to the model.
+    The inverse has the dtype of the base; the scalars are float64, whatever `.to()` or `.half()` do to the model. A
+    change of dtype rounds the base or leaves the inverse less precise than its dtype: it is refreshed at its next use.
     The determinant itself is never formed. The inverse is a frozen Parameter, not a buffer: distributed wrappers
     re-broadcast buffers at every forward pass.
     """
 
     logabsdet: Tensor
     sign: Tensor
+    admitted: Tensor
 
     def __init__(self, base: Tensor) -> None:
         super().__init__()
         self.inverse = nn.Parameter(torch.empty_like(base), requires_grad=False)
-        self.register_buffer("logabsdet", base.new_empty(base.shape[:-2], dtype=torch.float64))
-        self.register_buffer("sign", base.new_empty(base.shape[:-2], dtype=torch.float64))
+        for name in _SCALARS:
+            self.register_buffer(name, base.new_empty(base.shape[:-2], dtype=torch.float64))
         self.refresh(base)
+        self.mark()
+
+    @torch.no_grad()
+    def mark(self) -> None:
+        """Remember the present log|det| as the one that was admitted, from which bounds are measured."""
+        self.admitted.copy_(self.logabsdet)
+
+    def current(self, base: Tensor) -> TrackedInverse:
+        """Itself, refreshed if a change of dtype has made it stale."""
+        if self.stale:
+            self.refresh(base)
+        return self
 
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
@@ -58,6 +75,7 @@ class TrackedInverse(nn.Module):
         self.inverse.copy_(torch.linalg.inv(exact))
         self.logabsdet.copy_(logabsdet)
         self.sign.copy_(sign)
+        self.stale = False
 
     @torch.no_grad()
     def correct(self, base: Tensor, order: int) -> None:
@@ -104,13 +122,20 @@ class TrackedInverse(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrackedInverse:
         """Move with the module, but keep the scalars in float64."""
-        exact: dict[str, Any] = {"logabsdet": self.logabsdet, "sign": self.sign}
+        before, dtype = {name: getattr(self, name) for name in _SCALARS}, self.inverse.dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in exact.items():
+        for name, value in before.items():
             moved = getattr(self, name)
             if moved.dtype != torch.float64:
                 setattr(self, name, moved.double() if value.is_meta else value.to(moved.device))
+        self.stale |= self.inverse.dtype != dtype
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A checkpoint of another dtype makes it stale, too."""
+        came = state_dict.get(prefix + "inverse")
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        self.stale |= came is not None and came.dtype != self.inverse.dtype
 
 
 def _corrected(base: Tensor, inverse: Tensor, order: int) -> Tensor:
@@ -122,6 +147,4 @@ def _corrected(base: Tensor, inverse: Tensor, order: int) -> Tensor:
         return improved
     exact, failed = torch.linalg.inv_ex(base)
     usable = diverges & (failed == 0)
-    return torch.where(
-        usable[..., None, None], exact, torch.where(diverges[..., None, None], inverse, improved)
-    )
+    return torch.where(usable[..., None, None], exact, torch.where(diverges[..., None, None], inverse, improved))

@@ -14,9 +14,9 @@ from p4torch.flows.bijection import Bijection, check_event, check_features
 class AffineCoupling(Bijection):
     """[a, b] -> [a, b · e^s + t] with s = tanh(f(a)) · exp(log α) and t = g(a); a has ⌈n/2⌉ features.
 
-    f and g are separate MLPs and log α one scalar. At 60 features and hidden (60, 60) there are 2 · 7,350 + 1 = 14,701
-    parameters; 50 such layers have the 735,050 of Krämer, Köhler and Noé (2020), section 4.2. The last layer of each
-    MLP starts at zero, so the coupling starts as the identity.
+    f and g are separate MLPs (evaluated side by side) and log α is one scalar. At 60 features and hidden (60, 60)
+    there are 2 · 7,350 + 1 = 14,701 parameters; 50 such layers have the 735,050 of Krämer, Köhler and Noé (2020),
+    section 4.2. The last layer of each MLP starts at zero, so the coupling starts as the identity.
 
     Args:
         features: n >= 2.
@@ -33,8 +33,7 @@ class AffineCoupling(Bijection):
             raise ArgumentError.of("hidden", "a sequence of integers >= 1", hidden)
         changed = features // 2
         self.kept = features - changed
-        self.scale_net = _mlp([self.kept, *hidden, changed], activation)
-        self.shift_net = _mlp([self.kept, *hidden, changed], activation)
+        self.nets = _TwinMLP([self.kept, *hidden, changed], activation)
         self.log_alpha = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,19 +47,35 @@ class AffineCoupling(Bijection):
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         check_event(x, self.features)
         a, b = x.split([self.kept, self.features - self.kept], dim=-1)
-        return a, b, torch.tanh(self.scale_net(a)) * self.log_alpha.exp(), self.shift_net(a)
+        scale, shift = self.nets(a)
+        return a, b, torch.tanh(scale) * self.log_alpha.exp(), shift
 
     def extra_repr(self) -> str:
         return f"features={self.features}"
 
 
-def _mlp(widths: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
-    """Linear layers with activations between them, the last one zero."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(inputs, outputs), activation()]
-    last = layers[-2]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers[:-1])
+class _TwinMLP(nn.Module):
+    """Two MLPs of the same shape on the same input, `(..., m)` -> two of `(..., m')`, as one batched product a layer.
+
+    Weights are `(2, out, in)` and start as in `nn.Linear`, but for the last layer's, which are zero.
+    """
+
+    def __init__(self, widths: Sequence[int], activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        shapes = list(zip(widths[1:], widths, strict=False))
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(2, *shape)) for shape in shapes)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(2, 1, outputs)) for outputs, _ in shapes)
+        self.activations = nn.ModuleList(activation() for _ in shapes[:-1])
+        for weight, bias in list(zip(self.weights, self.biases, strict=True))[:-1]:
+            bound = weight.shape[-1] ** -0.5
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x.reshape(1, -1, x.shape[-1]).expand(2, -1, -1)
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            y = torch.baddbmm(bias, y, weight.mT)
+            if index < len(self.activations):
+                y = self.activations[index](y)
+        first, second = y.reshape(2, *x.shape[:-1], -1).unbind(0)
+        return first, second

@@ -19,7 +19,7 @@ _BENT = BentIdentity()
 
 
 def readable_chain(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """z and Σ log|activation'| of linear layers `(L, n, n)`, `(L, n)` with B, B⁻¹, B, ... after them. x is `(..., n)`."""
+    """z and Σ log|activation'| of linear layers `(L, n, n)`, `(L, n)` with B, B⁻¹, B, ... after them; x `(..., n)`."""
     total = x.new_zeros(())
     for index, (matrix, shift) in enumerate(zip(weight.unbind(0), bias.unbind(0), strict=True)):
         x, logabsdet = (_BENT.inverse if index % 2 else _BENT.forward)(x @ matrix.mT + shift)

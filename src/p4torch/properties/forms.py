@@ -47,7 +47,9 @@ class Additive:
     def solve(self, inverse: Tensor, u: Tensor, v: Tensor, y: Tensor) -> Tensor:
         plain = linalg.rows_times(y, inverse)
         x_u = inverse @ u
-        return plain - linalg.solve(linalg.capacitance(x_u, v), (plain @ v).mT).mT @ x_u.mT
+        capacitance = linalg.capacitance(x_u, v)
+        inverted = linalg.solve(capacitance, linalg.eye_like(capacitance))
+        return plain - linalg.rows_times(plain @ v, inverted) @ x_u.mT
 
     def inverse(self, inverse: Tensor, u: Tensor, v: Tensor) -> Tensor:
         x_u = inverse @ u

@@ -49,7 +49,6 @@ class Invertible(Perturbation):
     """
 
     directions: ClassVar[tuple[str, ...]] = ("v",)
-    admitted: Tensor
 
     def __init__(
         self,
@@ -76,7 +75,6 @@ class Invertible(Perturbation):
         self.u = nn.Parameter(base.new_zeros(factor))
         self.v = nn.Parameter(base.new_zeros(factor))
         self.tracked = TrackedInverse(base)
-        self.register_buffer("admitted", self.tracked.logabsdet.clone())
         self.reset(torch.default_generator)
 
     @property
@@ -94,17 +92,17 @@ class Invertible(Perturbation):
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
-            return self.form.solve(self.tracked.inverse, self.u, self.v, y.to(base.dtype))
+            return self.form.solve(self.tracked.current(base).inverse, self.u, self.v, y.to(base.dtype))
 
     def inverse(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
-            return self.form.inverse(self.tracked.inverse, self.u, self.v)
+            return self.form.inverse(self.tracked.current(base).inverse, self.u, self.v)
 
     def logabsdet(self, base: Tensor) -> Tensor:
-        return (self.tracked.logabsdet + self._change()[1]).to(base.dtype)
+        return (self.tracked.current(base).logabsdet + self._change()[1]).to(base.dtype)
 
     def sign(self, base: Tensor) -> Tensor:
-        return (self.tracked.sign * self._change()[0]).to(base.dtype)
+        return (self.tracked.current(base).sign * self._change()[0]).to(base.dtype)
 
     def _change(self) -> tuple[Tensor, Tensor]:
         """Sign and logarithm of |det R_B(A) / det A|."""
@@ -136,23 +134,21 @@ class Invertible(Perturbation):
 
     def right_inverse(self, tensor: Tensor) -> Tensor:
         admitted: Tensor = super().right_inverse(tensor)
-        self.admitted.copy_(self.tracked.logabsdet)
+        self.tracked.mark()
         return admitted
 
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
         u, v = self.u.double(), self.v.double()
-        tracked = self.tracked
+        tracked = self.tracked.current(base)
         update = tracked.propose(base, self.form.factor(base.double(), u, v), v, self.order)
-        total = update.logabsdet - self.admitted
-        forced = (
-            self.skips + 1 >= self.force_every if self.force_every else torch.zeros_like(self.skips).bool()
-        )
+        total = update.logabsdet - tracked.admitted
+        forced = self.skips + 1 >= self.force_every if self.force_every else torch.zeros_like(self.skips).bool()
         vetoes = [
             Veto("R_B(A) is singular", ~update.logabsdet_change.isfinite()),
             Veto(
-                f"the residual of the inverse is above {self.residual_bound:g}: R_B(A) is singular to working precision",
+                f"the inverse's residual is above {self.residual_bound:g}: R_B(A) is singular to working precision",
                 ~(update.residual <= self.residual_bound),
             ),
         ]
@@ -179,8 +175,9 @@ class Invertible(Perturbation):
 
     def penalty(self, base: Tensor) -> Tensor:
         """w · Σ (hinge of log|det R_B(A) / det A|)² + (hinge of log|det R_B(A)|)², each beyond its bounds."""
+        tracked = self.tracked.current(base)
         change = self._change()[1]
-        total = self.tracked.logabsdet - self.admitted + change
+        total = tracked.logabsdet - tracked.admitted + change
         terms = [
             (F.relu(bounds[0] - value).square() + F.relu(value - bounds[1]).square()).sum()
             for value, bounds in (

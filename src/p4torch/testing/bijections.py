@@ -1,0 +1,141 @@
+"""One check for every bijection, ours or yours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from p4torch.flows.bijection import Bijection
+
+#: Round trips and log-determinants in float64: far above rounding in a chain of some ten layers, far below any mistake.
+TOLERANCE = 1e-9
+
+#: Eager and compiled float64 agree up to the order of sums.
+COMPILE_TOLERANCE = 1e-10
+
+#: How far parameters are moved from their initial values, which often are special (zero, identity).
+MOVE = 0.1
+
+
+def check_bijection(
+    factory: Callable[[], Bijection],
+    features: int,
+    *,
+    points: int = 5,
+    sample: Callable[[torch.Generator], Tensor] | None = None,
+    compile: bool | str = True,
+    seed: int = 0,
+) -> None:
+    """Run every check on a bijection, with random parameters and points, in float64.
+
+    Round trips in both directions; the log-determinant against the Jacobian by autograd in both directions; shapes with
+    other leading dimensions; a gradient to every trainable parameter; saving and loading; `compile(fullgraph=True)`.
+
+        >>> from p4torch.flows import AffineCoupling
+        >>> from p4torch.testing import check_bijection
+        >>> check_bijection(lambda: AffineCoupling(4, hidden=(8,)), features=4, compile=False)
+
+    Args:
+        factory: makes the bijection.
+        features: n, the size of a point.
+        points: how many points to check.
+        sample: draws points `(points, n)` from a generator; standard normal by default.
+        compile: whether to compile; True only looks for graph breaks (backend "aot_eager"), or name a backend.
+        seed: of everything random.
+
+    Raises:
+        AssertionError: a check failed; the message starts with its name.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        bijection = factory().double()
+        x = sample(generator).double() if sample else torch.randn(points, features, generator=generator).double()
+        _move(bijection, generator)
+        _check_shapes(bijection, x)
+        _check_direction("forward", bijection.forward, bijection.inverse, x)
+        _check_direction("inverse", bijection.inverse, bijection.forward, bijection(x)[0].detach())
+        _check_gradients(bijection, x, generator)
+        _check_save(bijection, factory, x)
+        if compile:
+            _check_compile(bijection, x, compile if isinstance(compile, str) else "aot_eager")
+
+
+@torch.no_grad()
+def _move(bijection: nn.Module, generator: torch.Generator) -> None:
+    for value in bijection.parameters():
+        if value.requires_grad:
+            value.add_(MOVE * torch.randn(value.shape, generator=generator, dtype=torch.float64))
+
+
+def _close(name: str, left: Tensor, right: Tensor, tolerance: float) -> None:
+    error = float((left - right).detach().abs().max())
+    assert error <= tolerance, f"{name}: off by {error:.3g}, at most {tolerance:.3g} expected"
+
+
+def _check_shapes(bijection: Bijection, x: Tensor) -> None:
+    for direction in (bijection.forward, bijection.inverse):
+        y, logabsdet = direction(x)
+        stacked_y, stacked = direction(x.expand(2, *x.shape))
+        single_y, single = direction(x[0])
+        assert y.shape == x.shape, f"shape: {tuple(x.shape)} became {tuple(y.shape)}"
+        assert logabsdet.shape in ((), x.shape[:-1]), f"shape: log-determinant is {tuple(logabsdet.shape)}"
+        _close("leading dimensions", stacked_y, y.expand_as(stacked_y), TOLERANCE)
+        _close("leading dimensions, log-determinant", stacked, logabsdet, TOLERANCE)
+        _close("a single point", single_y, y[0], TOLERANCE)
+        _close("a single point, log-determinant", single, logabsdet.expand(len(x))[0], TOLERANCE)
+
+
+def _check_direction(
+    name: str,
+    there: Callable[[Tensor], tuple[Tensor, Tensor]],
+    back: Callable[[Tensor], tuple[Tensor, Tensor]],
+    x: Tensor,
+) -> None:
+    y, logabsdet = there(x)
+    again, opposite = back(y)
+    _close(f"round trip ({name})", again, x, TOLERANCE * (1 + float(x.detach().abs().max())))
+    _close(
+        f"log-determinants of both directions ({name})", logabsdet + opposite, torch.zeros_like(y[..., 0]), TOLERANCE
+    )
+    for point, claimed in zip(x, logabsdet.expand(len(x)), strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda p: there(p.unsqueeze(0))[0].squeeze(0), point)
+        _close(f"log-determinant ({name})", claimed, torch.linalg.slogdet(jacobian)[1], TOLERANCE)
+
+
+def _check_gradients(bijection: Bijection, x: Tensor, generator: torch.Generator) -> None:
+    if not any(value.requires_grad for value in bijection.parameters()):
+        return
+    for name, direction in (("forward", bijection.forward), ("inverse", bijection.inverse)):
+        bijection.zero_grad()
+        y, logabsdet = direction(x.clone().requires_grad_())
+        weights = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+        ((y * weights).sum() + logabsdet.sum()).backward()  # type: ignore[no-untyped-call]
+        for key, value in bijection.named_parameters():
+            if value.requires_grad:
+                reached = value.grad is not None and bool(value.grad.isfinite().all()) and bool(value.grad.any())
+                assert reached, f"gradient ({name}): none, zero or not finite for {key}"
+            else:
+                assert value.grad is None, f"gradient ({name}): the frozen {key} received one"
+
+
+def _check_save(bijection: Bijection, factory: Callable[[], Bijection], x: Tensor) -> None:
+    file = io.BytesIO()
+    torch.save(bijection.state_dict(), file)
+    file.seek(0)
+    other = factory().double()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for name in ("forward", "inverse"):
+        for left, right in zip(getattr(other, name)(x), getattr(bijection, name)(x), strict=True):
+            assert torch.equal(left, right), f"save and load: {name} differs"
+
+
+def _check_compile(bijection: Bijection, x: Tensor, backend: str) -> None:
+    for name in ("forward", "inverse"):
+        torch.compiler.reset()
+        compiled = torch.compile(getattr(bijection, name), fullgraph=True, backend=backend)
+        for left, right in zip(compiled(x), getattr(bijection, name)(x), strict=True):
+            _close(f"compile ({name})", left, right, COMPILE_TOLERANCE)

@@ -1,0 +1,35 @@
+"""The table of bijections that every check of flows runs on: name -> (factory, features)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from p4torch.flows import (
+    AffineCoupling,
+    BentIdentity,
+    Bijection,
+    Chain,
+    Inverse,
+    InvertibleLinear,
+    InvertibleMLP,
+    Swap,
+)
+
+BIJECTIONS: dict[str, tuple[Callable[[], Bijection], int]] = {
+    "bent-identity": (BentIdentity, 3),
+    "inverse bent-identity": (lambda: Inverse(BentIdentity()), 3),
+    "swap": (lambda: Swap(4), 4),
+    "swap, odd": (lambda: Swap(5), 5),
+    "coupling": (lambda: AffineCoupling(4, hidden=(8, 8)), 4),
+    "coupling, odd, no hidden layer": (lambda: AffineCoupling(5, hidden=(), activation=nn.Tanh), 5),
+    "linear": (lambda: InvertibleLinear(4), 4),
+    "linear, no bias, rank 2": (lambda: InvertibleLinear(4, bias=False, rank=2, init="orthogonal"), 4),
+    "linear, exponential, reversed": (lambda: InvertibleLinear(4, rank=2, form="exponential", init="reverse"), 4),
+    "linear, given matrix": (lambda: InvertibleLinear(3, init=torch.diag(torch.tensor([1.0, -2.0, 3.0]))), 3),
+    "mlp": (lambda: InvertibleMLP(2, depth=6), 2),
+    "mlp, odd depth, rank 2": (lambda: InvertibleMLP(3, depth=5, rank=2), 3),
+    "mlp, one layer": (lambda: InvertibleMLP(2, depth=1), 2),
+    "mlp, exponential": (lambda: InvertibleMLP(2, depth=4, form="exponential"), 2),
+    "chain": (lambda: Chain([AffineCoupling(4, hidden=(8,)), Swap(4), InvertibleLinear(4)]), 4),
+}

@@ -1,0 +1,57 @@
+"""The fused chain against its readable twin."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p4torch.flows.fused import fused_chain, readable_chain
+
+#: float64 rounding through some ten layers of slopes up to 2.
+TOLERANCE = 1e-11
+
+
+def _inputs(depth: int, n: int, points: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.eye(n) + 0.3 * torch.randn(depth, n, n, generator=generator)
+    bias = 0.3 * torch.randn(depth, n, generator=generator)
+    x = torch.randn(points, n, generator=generator)
+    return tuple(value.double().requires_grad_() for value in (x, weight, bias))  # type: ignore[return-value]
+
+
+@settings(deadline=None, max_examples=30)
+@given(depth=st.integers(1, 9), n=st.integers(1, 4), points=st.integers(1, 6), seed=st.integers(0, 1000))
+def test_values_and_gradients(depth: int, n: int, points: int, seed: int) -> None:
+    inputs = _inputs(depth, n, points, seed)
+    fused, readable = fused_chain(*inputs), readable_chain(*inputs)
+    directions = [torch.randn_like(value) for value in readable]
+    for left, right in zip(fused, readable, strict=True):
+        torch.testing.assert_close(left, right, rtol=TOLERANCE, atol=TOLERANCE)
+    for left, right in zip(
+        torch.autograd.grad(fused, inputs, directions), torch.autograd.grad(readable, inputs, directions), strict=True
+    ):
+        torch.testing.assert_close(left, right, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_first_and_second_derivatives(depth: int) -> None:
+    inputs = _inputs(depth, 2, 3, seed=1)
+    assert torch.autograd.gradcheck(fused_chain, inputs)
+    assert torch.autograd.gradgradcheck(fused_chain, inputs)
+
+
+def test_backward_twice_with_a_retained_graph() -> None:
+    inputs = _inputs(4, 2, 3, seed=2)
+    z, total = fused_chain(*inputs)
+    loss = z.sum() + total.sum()
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    for left, right in zip(first, torch.autograd.grad(loss, inputs), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_any_leading_shape() -> None:
+    x, weight, bias = _inputs(3, 2, 6, seed=3)
+    z, total = fused_chain(x.reshape(2, 3, 2), weight, bias)
+    assert torch.equal(z.reshape(6, 2), fused_chain(x, weight, bias)[0])
+    assert total.shape == (2, 3)
+    assert fused_chain(x[0], weight, bias)[1].shape == ()
