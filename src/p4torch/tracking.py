@@ -134,7 +134,7 @@ class TrackedInverse(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A checkpoint of another dtype makes it stale, too."""
         came = state_dict.get(prefix + "inverse")
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self.stale |= came is not None and came.dtype != self.inverse.dtype
 
 

@@ -113,7 +113,7 @@ def _check_gradients(bijection: Bijection, x: Tensor, generator: torch.Generator
         bijection.zero_grad()
         y, logabsdet = direction(x.clone().requires_grad_())
         weights = torch.randn(y.shape, generator=generator, dtype=torch.float64)
-        ((y * weights).sum() + logabsdet.sum()).backward()  # type: ignore[no-untyped-call]
+        ((y * weights).sum() + logabsdet.sum()).backward()
         for key, value in bijection.named_parameters():
             if value.requires_grad:
                 reached = value.grad is not None and bool(value.grad.isfinite().all()) and bool(value.grad.any())
@@ -135,7 +135,7 @@ def _check_save(bijection: Bijection, factory: Callable[[], Bijection], x: Tenso
 
 def _check_compile(bijection: Bijection, x: Tensor, backend: str) -> None:
     for name in ("forward", "inverse"):
-        torch.compiler.reset()
+        torch.compiler.reset()  # type: ignore[no-untyped-call]
         compiled = torch.compile(getattr(bijection, name), fullgraph=True, backend=backend)
         for left, right in zip(compiled(x), getattr(bijection, name)(x), strict=True):
             _close(f"compile ({name})", left, right, COMPILE_TOLERANCE)
