@@ -88,7 +88,7 @@ def test_training_lowers_the_loss_and_finalize_changes_nothing() -> None:
     torch.manual_seed(0)
     flow = Flow(InvertibleMLP(2, depth=20), StandardNormal(2))
     x = _mixture(500, torch.Generator().manual_seed(3))
-    before = float(flow.log_prob(x).mean())
+    before = float(flow.log_prob(x).detach().mean())
     _train(flow, 300)
     after = flow.log_prob(x).detach()
     assert float(after.mean()) > before + 0.3
@@ -97,6 +97,14 @@ def test_training_lowers_the_loss_and_finalize_changes_nothing() -> None:
     torch.testing.assert_close(plain.log_prob(x), after, rtol=1e-5, atol=1e-5)  # float32 through 20 layers
     z, _ = plain.bijection(x)
     torch.testing.assert_close(plain.bijection.inverse(z)[0], x, rtol=1e-4, atol=1e-4)
+
+
+def test_orthogonal_start_is_a_rotation() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, 3, dtype=torch.float64)
+    z, logabsdet = InvertibleMLP(3, depth=40, init="orthogonal").double()(x)
+    torch.testing.assert_close(z.norm(dim=-1), x.norm(dim=-1), rtol=1e-5, atol=1e-5)  # float32 rotations
+    assert float(logabsdet.detach().abs().max()) < 1e-4
 
 
 def test_plain_weights_load_into_a_flow() -> None:

@@ -26,7 +26,9 @@ class InvertibleMLP(Bijection):
         features: n.
         depth: number of layers.
         rank, form, options: of `p4torch.Invertible`.
-        init: of each W_i; a tensor may be `(n, n)` or `(depth, n, n)`.
+        init: of the W_i. "identity" or "reverse" for all, or a tensor `(n, n)` or `(depth, n, n)`. "orthogonal" draws
+            a rotation for every second layer only: each inverse activation then meets the activation before it, the
+            whole flow starts as a rotation, and its pairs of layers act along different axes. It learns faster.
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class InvertibleMLP(Bijection):
         if not isinstance(depth, int) or depth < 1:
             raise ArgumentError.of("depth", "an integer >= 1", repr(depth))
         self.depth = depth
-        matrices = [initial_matrix(features, init) for _ in range(depth)]
+        alternate: list[Init] = [init, "identity" if isinstance(init, str) and init == "orthogonal" else init]
+        matrices = [initial_matrix(features, alternate[index % 2]) for index in range(depth)]
         stacked = matrices[0] if matrices[0].dim() == 3 else torch.stack(matrices)
         if len(stacked) != depth:
             raise ArgumentError.of("init", f"of shape ({depth}, {features}, {features})", tuple(stacked.shape))
