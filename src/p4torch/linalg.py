@@ -31,6 +31,16 @@ def eye_like(matrix: Tensor) -> Tensor:
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
+def in_double(tensor: Tensor) -> Tensor:
+    """The tensor in float64, or in complex128."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 if its dtype is shorter: LAPACK knows no half precision."""
+    return tensor.float() if torch.finfo(tensor.dtype).bits < 32 else tensor
+
+
 # --- small k x k matrices -----------------------------------------------------------------------------------
 
 
@@ -39,7 +49,7 @@ def slogdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if matrix.shape[-1] == 1:
         scalar = matrix[..., 0, 0]
         return scalar.detach().sign(), scalar.abs().log()
-    sign, logabsdet = torch.linalg.slogdet(matrix)
+    sign, logabsdet = torch.linalg.slogdet(at_least_single(matrix))
     return sign.detach(), logabsdet
 
 
@@ -49,7 +59,7 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
         return right / matrix
     if right.dim() == matrix.dim() - 1:  # torch would take a square one for a stack of vectors
         right = right.unsqueeze(0)
-    return torch.linalg.solve(matrix, right)
+    return torch.linalg.solve(at_least_single(matrix), at_least_single(right)).to(right.dtype)
 
 
 def solve_rows(matrix: Tensor, rows: Tensor) -> Tensor:
@@ -62,14 +72,16 @@ def solve_rows(matrix: Tensor, rows: Tensor) -> Tensor:
 def phi1(matrix: Tensor) -> Tensor:
     """φ₁(M) = M⁻¹ (eᴹ - I), also for singular M: the top right block of exp([[M, I], [0, 0]]). `(..., k, k)`."""
     if matrix.shape[-1] == 1:
-        # (e^s - 1) / s with its limit, and a gradient, at s = 0
-        small = matrix.abs() < torch.finfo(matrix.dtype).eps ** 0.5
+        # (e^s - 1) / s; near 0 its series, which keeps two derivatives exact
+        small = matrix.abs() < torch.finfo(matrix.dtype).eps ** 0.25
         safe = torch.where(small, torch.ones_like(matrix), matrix)
-        return torch.where(small, 1 + matrix / 2, torch.expm1(safe) / safe)
+        series = 1 + matrix / 2 * (1 + matrix / 3 * (1 + matrix / 4 * (1 + matrix / 5)))
+        return torch.where(small, series, torch.expm1(safe) / safe)
     k = matrix.shape[-1]
-    top = torch.cat([matrix, eye_like(matrix).expand_as(matrix)], dim=-1)
+    exact = at_least_single(matrix)
+    top = torch.cat([exact, eye_like(exact).expand_as(exact)], dim=-1)
     block = torch.cat([top, torch.zeros_like(top)], dim=-2)
-    return torch.linalg.matrix_exp(block)[..., :k, k:]
+    return torch.linalg.matrix_exp(block)[..., :k, k:].to(matrix.dtype)
 
 
 # --- A + U Vᵀ ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ class FactoredLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         chain = self.parametrizations.weight  # type: ignore[union-attr]
         y = cast(Perturbation, chain[0]).matmul(cast(Tensor, chain.original), input)  # type: ignore[index, union-attr]
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 def factored_class(plain: type[nn.Module]) -> type[nn.Module]:

@@ -141,15 +141,15 @@ class Perturbation(nn.Module):
 
     def inverse(self, base: Tensor) -> Tensor:
         """R_B(A)⁻¹, `(..., n, n)`."""
-        return torch.linalg.inv(self(base))
+        return torch.linalg.inv(linalg.at_least_single(self(base))).to(base.dtype)
 
     def logabsdet(self, base: Tensor) -> Tensor:
         """log|det R_B(A)|, `(...)`."""
-        return torch.linalg.slogdet(self(base))[1]
+        return linalg.slogdet(self(base))[1].to(base.dtype)
 
     def sign(self, base: Tensor) -> Tensor:
         """sign det R_B(A), `(...)`."""
-        return torch.linalg.slogdet(self(base))[0]
+        return linalg.slogdet(self(base))[0].to(base.dtype)
 
     # --- admission ------------------------------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ class Perturbation(nn.Module):
     def propose(self, base: Tensor) -> Proposal:
         """The candidate of a merge: R_B(A) in float64, projected back onto S where it left it."""
         exact = torch.func.functional_call(
-            self, {name: value.double() for name, value in self.own_parameters()}, (base.double(),)
+            self, {name: linalg.in_double(value) for name, value in self.own_parameters()}, (linalg.in_double(base),)
         )
         candidate = exact.to(base.dtype)
         if not bool((self.defect(candidate) <= torch.finfo(base.dtype).eps ** 0.5).all()):

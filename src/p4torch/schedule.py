@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from p4torch import optimizer_state as memory
 from p4torch.errors import ArgumentError, CheckpointError, OptimizerError, RecoveryWarning
 from p4torch.perturbation import MergeReport
-from p4torch.sites import Site, sites
+from p4torch.sites import Site, guard_checkpoints, sites
 
 OptimizerState = Literal["reset_directions", "keep", "reset", "transport"]
 
@@ -73,6 +73,7 @@ class MergeScheduler:
         if not self.sites:
             raise ArgumentError.of("model", "a module with at least one perturbed tensor", type(model).__name__)
         memory.check_holds(optimizer, {name: value for site in self.sites for name, value in _b(site).items()})
+        guard_checkpoints(model)
         self.optimizer = optimizer
         self.every, self.correct_every, self.refresh_every = every, correct_every, refresh_every
         self.optimizer_state, self.rewarm, self.stagger, self.seed = optimizer_state, rewarm, stagger, seed

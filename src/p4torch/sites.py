@@ -74,8 +74,7 @@ def perturb(module: nn.Module, tensor_name: str, property: Callable[..., Perturb
     perturbation.trainable = tensor.requires_grad  # what `finalize` gives back
     base.requires_grad_(False)
     base.grad = None
-    if not any(_is_admission(hook) for hook in module._load_state_dict_pre_hooks.values()):
-        module.register_load_state_dict_pre_hook(_admit_checkpoint)
+    guard_checkpoints(module)
     return module
 
 
@@ -152,7 +151,8 @@ def finalize(model: nn.Module) -> nn.Module:
         cast(nn.Parameter, getattr(module, site.tensor_name)).requires_grad_(trainable)
         if not parametrize.is_parametrized(module):
             module.__class__ = plain_class(type(module))
-        if not any(True for _ in perturbations(module)):
+    for module in model.modules():
+        if next(sites(module), None) is None:
             hooks = module._load_state_dict_pre_hooks
             for key in [key for key, hook in hooks.items() if _is_admission(hook)]:
                 del hooks[key]
@@ -174,6 +174,13 @@ def _plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
 # --- checkpoints ----------------------------------------------------------------------------------------------
 
 
+def guard_checkpoints(module: nn.Module) -> None:
+    """Make `module.load_state_dict` check every site in the module before it writes anything, and accept plain tensors
+    for them. `perturb` does it for the module it is given, a `MergeScheduler` for its model."""
+    if not any(_is_admission(hook) for hook in module._load_state_dict_pre_hooks.values()):
+        module.register_load_state_dict_pre_hook(_admit_checkpoint)
+
+
 def _is_admission(hook: Any) -> bool:
     return getattr(hook, "hook", hook) is _admit_checkpoint
 
@@ -181,22 +188,27 @@ def _is_admission(hook: Any) -> bool:
 def _admit_checkpoint(
     module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
 ) -> None:
-    """Before a module loads: check shapes, and turn a plain `weight` into a base with B₀ and fresh tracked values."""
-    for tensor_name, perturbation in perturbations(module):
-        inner = f"{prefix}parametrizations.{tensor_name}."
-        plain = state.get(prefix + tensor_name)
-        base = original(module, tensor_name)
-        if plain is not None:
-            if plain.shape != base.shape:
-                raise _misfit(prefix + tensor_name, base.shape, plain.shape)
-            admitted = copy.deepcopy(perturbation)
-            state[inner + "original"] = admitted.right_inverse(plain.detach().to(base))
-            state.update({f"{inner}0.{key}": value for key, value in admitted.state_dict().items()})
-            del state[prefix + tensor_name]
-        for key, value in module.parametrizations[tensor_name].state_dict().items():  # type: ignore[index, union-attr]
-            came = state.get(inner + key)
-            if came is not None and came.shape != value.shape:
-                raise _misfit(inner + key, value.shape, came.shape)
+    for path, child in module.named_modules(prefix=prefix.removesuffix(".")):
+        for tensor_name, perturbation in perturbations(child):
+            _admit(child, tensor_name, perturbation, state, f"{path}." if path else "")
+
+
+def _admit(module: nn.Module, tensor_name: str, perturbation: Perturbation, state: dict[str, Any], prefix: str) -> None:
+    """Check the shapes of one site, and turn a plain `weight` into a base with B₀ and fresh tracked values."""
+    inner = f"{prefix}parametrizations.{tensor_name}."
+    plain = state.get(prefix + tensor_name)
+    base = original(module, tensor_name)
+    if plain is not None:
+        if plain.shape != base.shape:
+            raise _misfit(prefix + tensor_name, base.shape, plain.shape)
+        admitted = copy.deepcopy(perturbation)
+        state[inner + "original"] = admitted.right_inverse(plain.detach().to(base))
+        state.update({f"{inner}0.{key}": value for key, value in admitted.state_dict().items()})
+        del state[prefix + tensor_name]
+    for key, value in module.parametrizations[tensor_name].state_dict().items():  # type: ignore[index, union-attr]
+        came = state.get(inner + key)
+        if came is not None and came.shape != value.shape:
+            raise _misfit(inner + key, value.shape, came.shape)
 
 
 def _misfit(name: str, expected: torch.Size, came: torch.Size) -> CheckpointError:

@@ -85,9 +85,7 @@ def test_samples_have_the_entropy(target: Target) -> None:
 
 @every
 def test_samples_fill_the_cells_as_the_density_says(target: Target) -> None:
-    column, row = (
-        ((samples(target).double() + HALF_WIDTH) / CELL).floor().long().clamp(0, CELLS - 1).unbind(-1)
-    )
+    column, row = ((samples(target).double() + HALF_WIDTH) / CELL).floor().long().clamp(0, CELLS - 1).unbind(-1)
     counts = torch.bincount(column * CELLS + row, minlength=CELLS**2).double()
     expected = SAMPLES * cell_mass(target)
     large = expected >= 10

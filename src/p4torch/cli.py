@@ -1,0 +1,120 @@
+"""The command line. It only reads options: what they mean stands in `p4torch.experiments`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+from p4torch import __version__
+from p4torch.errors import ArgumentError, P4Error
+
+_INSTALL = 'this command needs more than torch: pip install "p4torch[experiments]"'
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    raise SystemExit(f"Error: {_INSTALL}") from error
+
+app = typer.Typer(
+    name="p4torch",
+    help="Networks that keep their mathematical properties while they train: experiments.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"p4torch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Networks that keep their mathematical properties while they train: experiments."""
+
+
+@app.command()
+def density(
+    targets: Annotated[str | None, typer.Option(help="Names, with commas between them. Default: all.")] = None,
+    models: Annotated[str | None, typer.Option(help="rnvp, p4inv or both. Default: both.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Integers, with commas between them. Default: 0,1,2.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each training. Default: 20000.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Points of each step. Default: 256.")] = None,
+    lr: Annotated[float | None, typer.Option(help="One learning rate for all, instead of the tuned ones.")] = None,
+    rates: Annotated[
+        Path | None, typer.Option(help="A tune.json with learning rates. Default: the one in the package.")
+    ] = None,
+    every: Annotated[int | None, typer.Option(help="Steps between two merges of P4Inv. Default: 50.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder. Default: runs/density, runs/tune or runs/demo.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Trainings at a time. Default: the number of cores.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, exactly.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Find each model's best learning rate (shorter runs, a validation set).")
+    ] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Two targets, one seed: a few minutes. Overwrites the demo before it.")
+    ] = False,
+    short: Annotated[bool, typer.Option("--short", help="With --demo: half a minute, to see that it works.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Show targets and models, and stop.")] = False,
+) -> None:
+    """Density estimation in two dimensions: P4Inv against RealNVP.
+
+    Trains both flows, with as many parameters, on densities that are known exactly. Measures KL(p‖q) and leakage, the
+    share of samples where the true density is below 1e-3 of its maximum: the bridges between the modes, as a number.
+    Ctrl-C leaves checkpoints that `--resume` goes on from.
+
+    Example: `p4torch density --targets eight-gaussians,rings --seeds 0 --steps 5000 --out runs/two`
+    """
+    with _errors():
+        _require("matplotlib", "pytorch_lightning", "rich", "safetensors")
+        from rich.console import Console
+
+        from p4torch.experiments.density.command import Request, execute, listing
+        from p4torch.experiments.density.settings import Asked
+
+        if show:
+            typer.echo(listing())
+            return
+        asked = Asked(_names(targets), _names(models), _integers(seeds), steps, batch, every, lr=lr, rates=rates)
+        request = Request(asked, out, workers, resume=resume, tune=tune, demo=demo, short=short)
+        execute(request, Console())
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _integers(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ArgumentError.of("seeds", "integers with commas between them", repr(text)) from error
+
+
+def _require(*packages: str) -> None:
+    """Raises P4Error if a package of the extra is missing."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise P4Error(f"{_INSTALL} (missing: {', '.join(missing)})")
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors of ours become one line and exit code 2."""
+    try:
+        yield
+    except P4Error as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(getattr(error, "exit_code", 2)) from error

@@ -1,0 +1,61 @@
+"""What `p4torch density` does with its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from p4torch.errors import ArgumentError
+from p4torch.experiments.density.models import MODELS, TITLES, build, parameter_count
+from p4torch.experiments.density.run import prepare, run, tune
+from p4torch.experiments.density.settings import DEMO, SHORT, TUNE, Asked, resolve
+from p4torch.experiments.targets import TARGETS
+from p4torch.training.provenance import cores
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options: what to train, where, and how."""
+
+    asked: Asked
+    out: Path | None = None
+    workers: int | None = None
+    resume: bool = False
+    tune: bool = False
+    demo: bool = False
+    short: bool = False
+
+
+def execute(request: Request, console: Console) -> None:
+    """Check everything, then train, measure and print. Raises P4Error for what cannot be done."""
+    workers = cores() if request.workers is None else request.workers
+    if workers < 1:
+        raise ArgumentError.of("workers", "an integer >= 1", workers)
+    if request.short and not request.demo:
+        raise ArgumentError.of("short", "used with --demo", "--short alone")
+    if request.tune and request.demo:
+        raise ArgumentError.of("tune", "used without --demo", "both")
+    kind = "tune" if request.tune else "demo" if request.demo else "density"
+    preset = {"tune": TUNE, "demo": SHORT if request.short else DEMO, "density": {}}[kind]
+    out = request.out or Path("runs") / kind
+    config = resolve(request.asked, preset, out / "config.json" if request.resume else None, tuning=request.tune)
+    fields = {**config.fields(), "kind": kind}
+    prepare(out, fields, resume=request.resume, overwrite=request.demo)
+    if request.tune:
+        rates = tune(config, out, workers=workers, console=console)
+        for target, best in rates.items():
+            console.print(f"{target}: {', '.join(f'{model} {rate:g}' for model, rate in best.items())}")
+        console.print(f"Learning rates: {out / 'tune.json'}", soft_wrap=True)
+        return
+    results = run(config, out, workers=workers, console=console)
+    console.print(results.table, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Figure: {results.figure}", highlight=False, soft_wrap=True)
+
+
+def listing() -> str:
+    """Targets and models, for people."""
+    models = (f"  {name}: {TITLES[name]}, {parameter_count(build(name))} parameters" for name in MODELS)
+    targets = (f"  {name}: entropy {target.entropy:.4f} nats" for name, target in TARGETS.items())
+    return "\n".join(["targets", *targets, "models", *models])

@@ -1,0 +1,126 @@
+"""What is run: one job, and the experiment as a grid of jobs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from p4torch.errors import ArgumentError
+from p4torch.experiments.density.models import MODELS
+from p4torch.experiments.targets import TARGETS
+
+#: The short list that each model's learning rate comes from.
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 2e-2)
+#: The seed of tuning runs; full runs use others.
+TUNE_SEED = 1000
+
+Rates = dict[str, dict[str, float]]
+Split = Literal["test", "validation"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model trained on one target. Everything that its numbers depend on is a field."""
+
+    target: str
+    model: str
+    seed: int
+    steps: int
+    batch: int
+    every: int
+    learning_rate: float
+    split: Split = "test"
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        kind = f"seed{self.seed}" if self.split == "test" else f"lr{self.learning_rate:g}"
+        return f"{self.target}-{self.model}-{kind}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        kind = f"seed {self.seed}" if self.split == "test" else f"lr {self.learning_rate:g}"
+        return f"{self.target} {self.model} {kind}"
+
+    def fields(self) -> dict[str, Any]:
+        """For JSON and checkpoints."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a running job tells after each chunk."""
+
+    step: int
+    loss: float
+    skipped: int
+
+
+#: Called by a running job after each chunk; true asks it to stop.
+Report = Callable[[Progress], bool]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The experiment: every model on every target with every seed.
+
+    Args:
+        targets, models, seeds: the grid.
+        steps, batch: optimizer steps of a job, points of a step.
+        every: merge interval of P4Inv, in steps.
+        learning_rates: by target and model; empty if they are to be found.
+
+    Raises:
+        ArgumentError: unknown names, numbers out of range.
+    """
+
+    targets: tuple[str, ...]
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    batch: int
+    every: int
+    learning_rates: Rates
+
+    def __post_init__(self) -> None:
+        check_names("targets", self.targets, TARGETS)
+        check_names("models", self.models, MODELS)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ArgumentError.of("seeds", "different integers >= 0", ",".join(map(str, self.seeds)) or "none")
+        for name in ("steps", "batch", "every"):
+            if getattr(self, name) < 1:
+                raise ArgumentError.of(name, "an integer >= 1", getattr(self, name))
+        for target in self.targets if self.learning_rates else ():  # none: they are being tuned
+            for model in self.models:
+                check_rate(self.learning_rates.get(target, {}).get(model), f"of {model} on {target}")
+
+    def jobs(self) -> list[Job]:
+        """All jobs, seed by seed, so that a run that is stopped early has whole rows."""
+        return [
+            Job(target, model, seed, self.steps, self.batch, self.every, self.learning_rates[target][model])
+            for seed in self.seeds
+            for target in self.targets
+            for model in self.models
+        ]
+
+    def fields(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"experiment": "density", **asdict(self)}
+
+
+def check_names(argument: str, came: Sequence[str], known: Sequence[str] | dict[str, Any]) -> None:
+    """Raises ArgumentError for a name that is not known, one that comes twice, or none at all."""
+    wrong = [name for name in came if name not in known]
+    if wrong or not came or len(set(came)) < len(came):
+        raise ArgumentError.of(
+            argument, f"different names out of {', '.join(known)}", ",".join(wrong or came) or "none"
+        )
+
+
+def check_rate(rate: float | None, where: str = "") -> None:
+    """Raises ArgumentError for anything but a positive, finite number."""
+    if rate is None or not (math.isfinite(rate) and rate > 0):
+        raise ArgumentError.of("lr", f"a positive number {where}".rstrip(), rate)

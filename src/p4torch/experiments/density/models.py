@@ -1,0 +1,43 @@
+"""The two models, with as many trainable parameters within 2 %."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from p4torch.flows import AffineCoupling, Bijection, Chain, Flow, InvertibleMLP, StandardNormal, Swap
+
+#: Layers of the P4Inv flow (section 4.1 of the paper): 200 · (u 2 + v 2 + bias 2) = 1,200 trainable parameters.
+DEPTH = 200
+
+#: Couplings of the RealNVP and the hidden widths of their nets.
+COUPLINGS, HIDDEN = 13, (5, 5)
+
+
+def p4inv() -> Flow:
+    """200 layers of 2 x 2 matrices, bent identities and their inverses in turn."""
+    return Flow(InvertibleMLP(2, depth=DEPTH, init="orthogonal"), StandardNormal(2))
+
+
+def rnvp() -> Flow:
+    """Affine couplings with swaps between them."""
+    layers: list[Bijection] = []
+    for _ in range(COUPLINGS):
+        layers += [AffineCoupling(2, HIDDEN), Swap(2)]
+    return Flow(Chain(layers[:-1]), StandardNormal(2))
+
+
+BUILDERS: dict[str, Callable[[], Flow]] = {"rnvp": rnvp, "p4inv": p4inv}
+MODELS = tuple(BUILDERS)
+TITLES = {"rnvp": "RealNVP", "p4inv": "P4Inv"}
+
+
+def build(model: str) -> Flow:
+    """A new model; its initial weights come from torch's global generator."""
+    return BUILDERS[model]()
+
+
+def parameter_count(model: nn.Module) -> int:
+    """What the optimizer may tune."""
+    return sum(value.numel() for value in model.parameters() if value.requires_grad)

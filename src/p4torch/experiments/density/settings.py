@@ -1,0 +1,78 @@
+"""From options to a configuration: presets, then a stored configuration, then what was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.experiments.density.config import TUNE_SEED, Config, check_names, check_rate
+from p4torch.experiments.density.models import MODELS
+from p4torch.experiments.density.rates import one_rate, tuned_rates
+from p4torch.experiments.targets import TARGETS
+from p4torch.training.folder import read_json
+
+#: The full run.
+FULL: dict[str, Any] = {
+    "targets": tuple(TARGETS),
+    "models": MODELS,
+    "seeds": (0, 1, 2),
+    "steps": 20_000,
+    "batch": 256,
+    "every": 50,
+}
+#: What differs from it in tuning, in the demo (a few minutes on two cores), and in the demo of a check.
+TUNE: dict[str, Any] = {"seeds": (TUNE_SEED,), "steps": 3_000}
+DEMO: dict[str, Any] = {"targets": ("eight-gaussians", "two-moons"), "seeds": (0,), "steps": 8_000}
+SHORT: dict[str, Any] = {**DEMO, "steps": 300}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of the command line; None for what was not given."""
+
+    targets: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    steps: int | None = None
+    batch: int | None = None
+    every: int | None = None
+    lr: float | None = None
+    rates: Path | None = None
+
+
+def resolve(asked: Asked, preset: dict[str, Any], stored: Path | None = None, *, tuning: bool = False) -> Config:
+    """The configuration of a run: `FULL`, changed by the preset, by the `config.json` of a run that is resumed, and by
+    what was asked for. Tuning has a seed and learning rates of its own."""
+    values = {**FULL, **preset}
+    rates = None
+    if stored is not None and stored.exists():
+        found = read_json(stored)
+        try:
+            values.update({name: _tupled(found[name]) for name in FULL})
+            rates = found["learning_rates"]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"`{stored}` must be the configuration of a density run, lacks {error}") from error
+    values.update({name: value for name in FULL if (value := getattr(asked, name)) is not None})
+    check_names("targets", values["targets"], TARGETS)
+    check_names("models", values["models"], MODELS)
+    if tuning:
+        for name in ("seeds", "lr", "rates"):
+            if getattr(asked, name) is not None:
+                raise ArgumentError.of(name, "left out with --tune", getattr(asked, name))
+        return Config(**values, learning_rates={})
+    if asked.lr is not None:
+        check_rate(asked.lr)
+        rates = one_rate(asked.lr, values["targets"], values["models"])
+    elif rates is None or asked.rates is not None:
+        tuned = tuned_rates(asked.rates)
+        rates = {
+            target: {model: tuned.get(target, {}).get(model) for model in values["models"]}
+            for target in values["targets"]
+        }
+    return Config(**values, learning_rates=rates)
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,29 @@
+"""Training runs: merges inside PyTorch Lightning, run folders, checkpoints and where results came from.
+
+Lightning is imported when `MergeCallback` or `ChunkedFit` is first asked for; the rest needs torch alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from p4torch.training.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.training.provenance import provenance
+
+if TYPE_CHECKING:
+    from p4torch.training.callback import MergeCallback
+    from p4torch.training.chunks import ChunkedFit
+
+__all__ = ["ChunkedFit", "MergeCallback", "load_checkpoint", "provenance", "save_checkpoint"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MergeCallback":
+        from p4torch.training.callback import MergeCallback
+
+        return MergeCallback
+    if name == "ChunkedFit":
+        from p4torch.training.chunks import ChunkedFit
+
+        return ChunkedFit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,78 @@
+"""Merges inside PyTorch Lightning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.hooks import RemovableHandle
+
+from p4torch.errors import ArgumentError
+from p4torch.schedule import MergeScheduler
+
+
+class MergeCallback(pl.Callback):
+    """A `MergeScheduler` for a `LightningModule`: merges every N steps of its optimizer.
+
+    The scheduler hangs on the optimizer itself, so automatic and manual optimization, gradient accumulation and mixed
+    precision all count what they should: steps that were made. Its state is a part of Lightning's checkpoints, which
+    hold plain numbers, strings and tensors and load with `trainer.fit(..., weights_only=True)`.
+
+    Args:
+        every: N, in optimizer steps.
+        optimizer: which of the module's optimizers holds the perturbations.
+        options: of `p4torch.MergeScheduler`.
+
+    Example:
+        >>> from p4torch.training import MergeCallback
+        >>> trainer = pl.Trainer(callbacks=[MergeCallback(every=50)])  # doctest: +SKIP
+    """
+
+    def __init__(self, every: int = 50, *, optimizer: int = 0, **options: Any) -> None:
+        if not isinstance(every, int) or every < 1:
+            raise ArgumentError.of("every", "an integer >= 1", repr(every))
+        self.every, self.optimizer, self.options = every, optimizer, options
+        self.scheduler: MergeScheduler | None = None
+        self._pending: dict[str, Any] | None = None
+        self._hook: RemovableHandle | None = None
+
+    @property
+    def merged(self) -> int:
+        """Tensors merged so far."""
+        return self.scheduler.merged if self.scheduler else 0
+
+    @property
+    def skipped(self) -> int:
+        """Merges skipped so far."""
+        return self.scheduler.skipped if self.scheduler else 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        optimizers = trainer.optimizers
+        if self.optimizer >= len(optimizers):
+            raise ArgumentError.of("optimizer", f"an index below {len(optimizers)}", self.optimizer)
+        self._detach()
+        self.scheduler = MergeScheduler(pl_module, optimizers[self.optimizer], self.every, **self.options)
+        if self._pending is not None:
+            self.scheduler.load_state_dict(self._pending)
+            self._pending = None
+        self._hook = self.scheduler.attach()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._detach()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.scheduler is not None:
+            return self.scheduler.state_dict()
+        return dict(self._pending or {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning calls this before there is an optimizer: kept until training starts."""
+        self._pending = dict(state_dict) or None
+
+    def _detach(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None

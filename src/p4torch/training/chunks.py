@@ -1,0 +1,97 @@
+"""Training of tiny models under Lightning: many optimizer steps in one of its batches."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def warmup_cosine(step: int, steps: int, warmup: int = 100) -> float:
+    """The factor of the learning rate at a step (from 0): linear up to 1 in `warmup` steps, then a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class ChunkedFit(pl.LightningModule):
+    """Maximum likelihood of a flow with Adam. What Lightning takes for one batch is a chunk `(c, batch, n)` of c whole
+    batches, and each of them makes one optimizer step.
+
+    Where a step takes milliseconds, what a trainer does around it (hooks, counters, data transfer) costs as much;
+    here it is paid once a chunk. The learning rate is a pure function of the step, so there is no schedule to restore.
+
+    Args:
+        flow: called with a batch, returns log p of each point.
+        steps: of the whole run.
+        learning_rate: at its top.
+        clip: largest norm of the gradient of all parameters together.
+        done: steps made before, after a resume.
+        probe: called once a chunk before its last step, when perturbations are far from their reset.
+    """
+
+    def __init__(
+        self,
+        flow: nn.Module,
+        steps: int,
+        learning_rate: float,
+        *,
+        clip: float = 1.0,
+        done: int = 0,
+        probe: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.flow = flow
+        self.steps, self.learning_rate, self.clip = steps, learning_rate, clip
+        self.done, self.probe = done, probe
+        self.trainable = [value for value in flow.parameters() if value.requires_grad]
+        self.seconds = 0.0
+
+    def configure_optimizers(self) -> Optimizer:
+        return torch.optim.Adam(self.trainable, lr=self.learning_rate, foreach=True)
+
+    def training_step(self, chunk: Tensor, batch_idx: int) -> Tensor:
+        """The steps of one chunk; returns their mean loss."""
+        optimizer = self.trainer.optimizers[0]
+        started = time.perf_counter()
+        total = torch.zeros((), device=chunk.device)
+        for index, batch in enumerate(chunk.unbind(0)):
+            if self.probe is not None and index == len(chunk) - 1:
+                self.probe()
+            total += self.step(batch, optimizer)
+        self.seconds += time.perf_counter() - started
+        return total / len(chunk)
+
+    def step(self, batch: Tensor, optimizer: Optimizer) -> Tensor:
+        """One optimizer step; returns the detached loss."""
+        rate = self.learning_rate * warmup_cosine(self.done, self.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss: Tensor = -self.flow(batch).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trainable, self.clip, foreach=True)
+        optimizer.step()
+        self.done += 1
+        return loss.detach()
+
+
+def quiet_trainer(*callbacks: pl.Callback, devices: int = 1) -> pl.Trainer:
+    """A trainer for one pass over the data that leaves files, bars and logs to its callbacks."""
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        max_epochs=1,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )

@@ -1,0 +1,79 @@
+"""The run folder: JSON files written whole, a log of one JSON object a line, and a check before the work starts."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.training.checkpoint import write_whole
+
+
+def writable_folder(path: Path, argument: str = "out") -> Path:
+    """Make the folder and prove that a file can be written there, before hours of work and not after.
+
+    Raises:
+        ArgumentError: naming the argument and the reason.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".writable-"):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ArgumentError.of(argument, "a folder that can be written", f"{path} ({reason})") from error
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all. Numbers that are not finite become null."""
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Raises CheckpointError, naming the file, if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"`{path}` must be a readable JSON file: {error}") from error
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add one line to a log."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
+
+
+def keep_lines(path: Path, last_step: int) -> None:
+    """Before a resume: drop the log's lines behind the checkpoint, and a last line that a crash cut short."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last_step]
+        write_whole(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+
+
+def differences(expected: dict[str, Any], came: dict[str, Any]) -> str:
+    """Where two configurations differ: "steps: expected 100, got 200; ...". Empty if they agree."""
+    expected, came = _plain(expected), _plain(came)
+    names: Iterable[str] = dict.fromkeys([*expected, *came])
+    return "; ".join(
+        f"{name}: expected {expected.get(name)!r}, got {came.get(name)!r}"
+        for name in names
+        if expected.get(name) != came.get(name)
+    )
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

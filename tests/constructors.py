@@ -1,0 +1,30 @@
+"""One table of constructors: every general check runs on every row. A new property adds a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+import p4torch as p4
+
+
+@dataclass(frozen=True)
+class Row:
+    """A factory, from a base tensor to a perturbation, and options of `check_perturbation` for it."""
+
+    factory: Callable[[Tensor], p4.Perturbation]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+PERTURBATIONS: dict[str, Row] = {
+    "invertible": Row(p4.Invertible),
+    "invertible-2x2": Row(p4.Invertible, {"shape": (2, 2), "compile": False}),
+    "invertible-rank3": Row(partial(p4.Invertible, rank=3)),
+    "invertible-batched": Row(p4.Invertible, {"shape": (3, 4, 4), "batch": False, "compile": False}),
+    "invertible-exponential": Row(partial(p4.Invertible, form="exponential")),
+    "invertible-exponential-rank2": Row(partial(p4.Invertible, form="exponential", rank=2), {"compile": False}),
+}

@@ -1,0 +1,299 @@
+"""The density experiment: models, data, one job and its exact resume, measures, results."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.experiments import figures, metrics
+from p4torch.experiments.density import figure
+from p4torch.experiments.density.config import Config, Job, Progress
+from p4torch.experiments.density.data import CHUNK, TrainingChunks, held_out
+from p4torch.experiments.density.display import display
+from p4torch.experiments.density.job import run_job
+from p4torch.experiments.density.models import BUILDERS, build, parameter_count
+from p4torch.experiments.density.overhead import lightning_share
+from p4torch.experiments.density.rates import best_rates, one_rate, tuned_rates
+from p4torch.experiments.density.run import prepare
+from p4torch.experiments.density.settings import FULL, SHORT, Asked, resolve
+from p4torch.experiments.density.table import markdown, summarise
+from p4torch.experiments.targets import TARGETS, get_target
+
+JOB = Job("eight-gaussians", "p4inv", seed=0, steps=150, batch=32, every=20, learning_rate=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# --- models and data ------------------------------------------------------------------------------------------------
+
+
+def test_both_models_have_as_many_parameters() -> None:
+    p4inv, rnvp = parameter_count(build("p4inv")), parameter_count(build("rnvp"))
+    assert p4inv == 1200
+    assert abs(rnvp - p4inv) <= 0.02 * p4inv
+
+
+@pytest.mark.parametrize("model", list(BUILDERS))
+def test_models_are_normalised_densities(model: str) -> None:
+    torch.manual_seed(0)
+    flow = build(model)
+    with torch.no_grad():  # away from the identity
+        for value in flow.parameters():
+            if value.requires_grad:
+                value.add_(0.02 * torch.randn_like(value))
+    extent = (-12.0, 12.0, -12.0, 12.0)
+    density = metrics.log_prob(flow, figures.grid(extent, 300)).exp()
+    assert float(density.mean()) * 24**2 == pytest.approx(1.0, abs=1e-3)
+
+
+def test_chunks_are_pure_functions_of_seed_and_place() -> None:
+    whole = list(TrainingChunks("rings", 1, 8, steps=130))
+    assert [len(chunk) for chunk in whole] == [CHUNK, CHUNK, 30]
+    resumed = list(TrainingChunks("rings", 1, 8, steps=130, start=CHUNK))
+    assert all(torch.equal(a, b) for a, b in zip(whole[1:], resumed, strict=True))
+    longer = list(TrainingChunks("rings", 1, 8, steps=500))
+    assert torch.equal(longer[2][:30], whole[2])
+    assert not torch.equal(next(iter(TrainingChunks("rings", 2, 8, steps=130))), whole[0])
+
+
+def test_held_out_sets_are_fixed_and_different() -> None:
+    points, log_density = held_out("rings", "validation")
+    again, _ = held_out("rings", "validation")
+    assert torch.equal(points, again) and len(points) == 20_000
+    assert not torch.equal(held_out("rings", "log")[0], points[:5_000])
+    assert -float(log_density.mean()) == pytest.approx(get_target("rings").entropy, abs=0.03)
+
+
+# --- measures -------------------------------------------------------------------------------------------------------
+
+
+def test_kl_of_a_flow_at_the_identity() -> None:
+    """KL(p‖N) = -H(p) + E|x|²/2 + log 2π; for the eight Gaussians E|x|² = 8 + 2 · 0.125."""
+    target = get_target("eight-gaussians")
+    flow = build("rnvp")  # the identity at the start
+    exact = -target.entropy + 8.25 / 2 + math.log(2 * math.pi)
+    assert metrics.kl_divergence(flow, *held_out(target.name, "test")) == pytest.approx(exact, abs=0.02)
+
+
+def test_kl_is_infinite_where_the_flow_is_not_a_number() -> None:
+    flow = build("rnvp")
+    points, log_density = held_out("rings", "log")
+    points = points.clone()
+    points[0] = math.nan
+    assert metrics.kl_divergence(flow, points, log_density) == math.inf
+
+
+def test_leakage_counts_empty_places_and_broken_samples() -> None:
+    target = get_target("checkerboard")
+    x = torch.tensor([[1.0, 1.0], [1.0, 3.0], [100.0, 0.0], [math.nan, 0.0]])
+    log_density = target.log_density(x)
+    assert metrics.leakage(target, log_density) == pytest.approx(0.75)
+    assert metrics.leakage(target, held_out("checkerboard", "log")[1]) == 0.0
+
+
+def test_inverse_residual_and_logabsdet_error_see_a_wrong_inverse() -> None:
+    flow = build("p4inv")
+    assert metrics.inverse_residual(flow) < 1e-5 and metrics.logabsdet_error(flow) < 1e-5
+    perturbation = next(iter(__import__("p4torch").sites(flow))).perturbation
+    perturbation.tracked.inverse[7, 0, 1] += 0.25
+    perturbation.tracked.logabsdet[7] += 0.5
+    assert metrics.inverse_residual(flow) == pytest.approx(0.25)
+    assert metrics.logabsdet_error(flow) == pytest.approx(0.5, abs=1e-6)
+
+
+# --- one job --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory):
+    """A job that nobody stops: its folder and row."""
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("whole")
+    return path, run_job(JOB, path, lambda progress: False)
+
+
+def test_a_job_leaves_its_run_folder(whole) -> None:
+    path, row = whole
+    assert sorted(os.listdir(path)) == [
+        "checkpoint.pt",
+        "config.json",
+        "metrics.jsonl",
+        "provenance.json",
+        "result.json",
+        "weights.safetensors",
+    ]
+    assert json.loads((path / "result.json").read_text()) == row
+    assert json.loads((path / "config.json").read_text()) == JOB.fields()
+    assert [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()] == [150]
+    start = -get_target(JOB.target).entropy + 8.25 / 2 + math.log(2 * math.pi)
+    assert row["kl"] < start / 2
+    assert row["merged"] + row["skipped"] == 200 * (150 // 20)
+    assert 0 < row["inverse_residual"] < 1e-3 and row["round_trip"] < 1e-2 and row["parameters"] == 1200
+    assert row["data_leakage"] < row["leakage"] < 1 and row["steps_per_second"] > 0
+
+
+@pytest.mark.parametrize("model", list(BUILDERS))
+def test_a_stopped_job_goes_on_exactly(whole, tmp_path: Path, model: str) -> None:
+    job = replace(JOB, model=model, every=30)  # 50 is in the middle of an interval
+    expected = run_job(job, tmp_path / "whole", lambda progress: False)
+    assert run_job(job, tmp_path / "cut", lambda progress: progress.step >= 50) is None
+    assert not (tmp_path / "cut" / "result.json").exists()
+    assert run_job(job, tmp_path / "cut", lambda progress: progress.step >= 100) is None
+    seen: list[int] = []
+    row = run_job(job, tmp_path / "cut", lambda progress: bool(seen.append(progress.step)))
+    assert seen == [150]
+    weights = [load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert expected is not None and row is not None
+    assert {**row, "steps_per_second": 0} == {**expected, "steps_per_second": 0}
+
+
+def test_weights_are_plain_and_give_the_trained_model_back(whole) -> None:
+    path, row = whole
+    weights = load_file(path / "weights.safetensors")
+    assert sorted(name.split(".")[-1] for name in weights) == ["bias", "weight"]
+    flow = figure.load(JOB, lambda job: path)
+    assert metrics.kl_divergence(flow, *held_out(JOB.target, "test")) == pytest.approx(row["kl"], abs=1e-4)
+
+
+def test_a_checkpoint_of_another_job_is_refused(whole, tmp_path: Path) -> None:
+    path, _ = whole
+    (tmp_path / "checkpoint.pt").write_bytes((path / "checkpoint.pt").read_bytes())
+    with pytest.raises(CheckpointError, match=r"learning_rate: expected 0.02, got 0.01"):
+        run_job(replace(JOB, learning_rate=0.02), tmp_path, lambda progress: False)
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+# --- configuration and results --------------------------------------------------------------------------------------
+
+
+def test_the_shipped_learning_rates_cover_everything() -> None:
+    config = resolve(Asked(), {})
+    assert len(config.jobs()) == len(TARGETS) * 2 * 3
+    assert {job.steps for job in config.jobs()} == {FULL["steps"]}
+
+
+def test_what_is_asked_for_comes_before_presets_and_stored_values(tmp_path: Path) -> None:
+    config = resolve(Asked(steps=77, lr=0.5), SHORT)
+    assert config.steps == 77 and config.targets == SHORT["targets"] and config.batch == FULL["batch"]
+    assert config.learning_rates["two-moons"] == {"rnvp": 0.5, "p4inv": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(config.fields()))
+    again = resolve(Asked(batch=9), {}, tmp_path / "config.json")
+    assert again == replace(config, batch=9)
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (Asked(targets=("nine-gaussians",)), "`targets` must be different names out of eight-gaussians, .*, got nine"),
+        (Asked(models=("glow",)), "`models` must be different names out of rnvp, p4inv, got glow"),
+        (Asked(models=("rnvp", "rnvp")), "`models`"),
+        (Asked(targets=()), "`targets` .* got none"),
+        (Asked(steps=0), "`steps` must be an integer >= 1, got 0"),
+        (Asked(batch=-1), "`batch`"),
+        (Asked(every=0), "`every`"),
+        (Asked(seeds=(-1,)), "`seeds` must be different integers >= 0, got -1"),
+        (Asked(lr=math.nan), "`lr` must be a positive number, got nan"),
+    ],
+)
+def test_bad_settings_name_the_argument(asked: Asked, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        resolve(asked, {})
+
+
+def test_learning_rate_files(tmp_path: Path) -> None:
+    path = tmp_path / "tune.json"
+    path.write_text('{"best": {"rings": {"rnvp": 0.25}}}')
+    assert tuned_rates(path) == {"rings": {"rnvp": 0.25}}
+    with pytest.raises(ArgumentError, match="`lr` must be a positive number of p4inv on rings, got None"):
+        resolve(Asked(targets=("rings",), rates=path), {})
+    path.write_text("[]")
+    with pytest.raises(CheckpointError, match="as --tune writes it"):
+        tuned_rates(path)
+
+
+def test_tuning_takes_the_lowest_finite_kl() -> None:
+    config = Config(("rings",), ("rnvp",), (0,), 1, 1, 1, {})
+    rows = [
+        {"target": "rings", "model": "rnvp", "learning_rate": rate, "kl": kl}
+        for rate, kl in ((0.1, None), (0.2, 0.7), (0.3, 0.6), (0.4, math.nan))
+    ]
+    assert best_rates(config, rows) == {"rings": {"rnvp": 0.3}}
+
+
+def test_rows_are_means_and_spreads_over_seeds(whole) -> None:
+    _, row = whole
+    config = Config((JOB.target,), ("p4inv",), (0, 1), 150, 32, 20, one_rate(1e-2, (JOB.target,), ("p4inv",)))
+    other = {**row, "seed": 1, "kl": row["kl"] + 0.2, "round_trip": 5.0}
+    (result,) = summarise(config, [other, row])
+    assert result["kl_mean"] == pytest.approx(row["kl"] + 0.1)
+    assert result["kl_std"] == pytest.approx(0.2 / math.sqrt(2))
+    assert result["seeds"] == [0, 1] and result["round_trip"] == 5.0 and result["leakage_std"] == 0.0
+    lines = markdown([result]).splitlines()
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1 and "p4inv" in lines[2]
+    (diverged,) = summarise(config, [{**row, "kl": None}])
+    assert diverged["kl_mean"] == math.inf
+
+
+def test_the_figure_is_drawn_from_what_jobs_left(whole, tmp_path: Path) -> None:
+    path, _ = whole
+    config = Config((JOB.target,), ("p4inv",), (0,), 150, 32, 20, one_rate(1e-2, (JOB.target,), ("p4inv",)))
+    image = figure.draw(config, lambda job: path, tmp_path / "density")
+    assert image.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "density.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.slow
+def test_lightning_costs_little(capsys: pytest.CaptureFixture[str]) -> None:
+    share = lightning_share(repeats=3)
+    with capsys.disabled():
+        print(f"\n{share}")
+    assert share.share < 0.1
+
+
+def test_only_what_a_run_left_is_overwritten(tmp_path: Path) -> None:
+    demo, full = {"kind": "demo", "steps": 1}, {"kind": "density", "steps": 1}
+    prepare(tmp_path / "run", demo, resume=False)
+    (tmp_path / "run" / "jobs" / "a").mkdir(parents=True)
+    with pytest.raises(ArgumentError, match="`out` must be a new or empty folder"):
+        prepare(tmp_path / "run", full, resume=False, overwrite=True)
+    assert (tmp_path / "run" / "jobs" / "a").exists()
+    prepare(tmp_path / "run", {**demo, "steps": 2}, resume=False, overwrite=True)
+    assert os.listdir(tmp_path / "run") == ["config.json"]
+    with pytest.raises(CheckpointError, match="steps: expected 2, got 1"):
+        prepare(tmp_path / "run", demo, resume=True)
+    (tmp_path / "run" / "thesis.txt").write_text("")
+    (tmp_path / "run" / "jobs").mkdir()
+    with pytest.raises(ArgumentError, match="`out` must be a new or empty folder"):
+        prepare(tmp_path / "run", demo, resume=False, overwrite=True)
+    assert len(os.listdir(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_displays_tell_how_jobs_are_doing(whole, terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=150, color_system=None)
+    with display([JOB], console) as shown:
+        shown.started(JOB)
+        shown.progressed(JOB, Progress(50, 3.25, 7))
+        shown.finished(JOB, whole[1])
+        shown.message("Stopping")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "eight-gaussians p4inv seed 0" in text and "KL" in text and "Stopping" in text
+    assert ("all jobs" in text) == terminal

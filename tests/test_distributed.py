@@ -1,0 +1,86 @@
+"""Two processes on one machine: ranks agree on every merge, and stay bit by bit the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import multiprocessing, nn
+
+import p4torch as p4
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+RANKS, STEPS, EVERY = 2, 20, 5
+
+
+def _work(rank: int, folder: str) -> None:
+    """What a process does: both cases, after another."""
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)  # every rank has random numbers of its own
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    cases = {"agree": _train(rank, refuses=False), "refuse": _train(rank, refuses=rank == 1)}
+    torch.save(cases, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _train(rank: int, refuses: bool) -> dict[str, Any]:
+    inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+    for index in (0, 2):
+        p4.perturb(inner[index], "weight", p4.Invertible, rank=2)
+    model = nn.parallel.DistributedDataParallel(inner)
+    optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=1e-2)
+    scheduler = p4.MergeScheduler(model, optimizer, every=EVERY)
+    if refuses:
+        _refuse(next(p4.sites(model)).perturbation)
+    reports = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        x = torch.randn(8, 6) + rank
+        (model(x) - x.flip(-1)).square().mean().backward()
+        optimizer.step()
+        reports += scheduler.step()
+    outcome = [(report.site, report.merged, report.skipped, report.reason) for report in reports]
+    return {"state": model.state_dict(), "reports": outcome}
+
+
+def _refuse(perturbation: Any) -> None:
+    propose = perturbation.propose
+
+    def refusing(base: torch.Tensor) -> p4.Proposal:
+        proposal = propose(base)
+        proposal.vetoes.append(p4.Veto("refused here", torch.tensor(True)))
+        return proposal
+
+    perturbation.propose = refusing
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(_work, args=(str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def _assert_the_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_ranks_stay_the_same(results: list[dict[str, Any]]) -> None:
+    one, other = (rank["agree"] for rank in results)
+    _assert_the_same(one["state"], other["state"])
+    assert one["reports"] == other["reports"]
+    assert len(one["reports"]) == 2 * STEPS // EVERY
+    assert all(merged for _, merged, _, _ in one["reports"])
+
+
+def test_if_one_rank_refuses_all_skip(results: list[dict[str, Any]]) -> None:
+    one, other = (rank["refuse"] for rank in results)
+    _assert_the_same(one["state"], other["state"])
+    for report, same in zip(one["reports"], other["reports"], strict=True):
+        assert report[:3] == same[:3]
+        assert (report[2] == 1) == report[0].endswith("0.weight")
+    assert one["reports"][0][3] == "another rank refused"
+    assert other["reports"][0][3] == "refused here"

@@ -1,0 +1,174 @@
+"""An optimizer's memory: the intended entries change, in place, and no others, in any torch optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import p4torch as p4
+from p4torch import optimizer_state as memory
+
+Factory = Callable[[Any], Optimizer]
+
+OPTIMIZERS: dict[str, Factory] = {
+    "Adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+    "Adam-foreach": lambda p: torch.optim.Adam(p, lr=1e-2, foreach=True),
+    "Adam-fused": lambda p: torch.optim.Adam(p, lr=1e-2, fused=True),
+    "AdamW-amsgrad": lambda p: torch.optim.AdamW(p, lr=1e-2, amsgrad=True),
+    "SGD-momentum": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+    "RMSprop-momentum": lambda p: torch.optim.RMSprop(p, lr=1e-2, momentum=0.9, centered=True),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2, initial_accumulator_value=0.1),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-2),
+    "RAdam": lambda p: torch.optim.RAdam(p, lr=1e-2),
+    "Adamax": lambda p: torch.optim.Adamax(p, lr=1e-2),
+    "Adadelta": lambda p: torch.optim.Adadelta(p, lr=1e-2),
+    "Rprop": lambda p: torch.optim.Rprop(p, lr=1e-2),
+    "ASGD": lambda p: torch.optim.ASGD(p, lr=1e-2),
+}
+
+State = dict[str, dict[str, Any]]
+
+
+def model_of(rank: int = 1) -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    for layer in (model[0], model[2]):
+        nn.init.eye_(layer.weight)
+    p4.perturb(model[0], "weight", p4.Invertible, rank=rank)
+    return model
+
+
+def train(model: nn.Module, optimizer: Optimizer, steps: int = 3) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+
+
+def state_of(model: nn.Module, optimizer: Optimizer) -> State:
+    """The optimizer's state by short parameter names, copied."""
+    names = {value: name.split(".")[-1] if "parametrizations" in name else name for name, value in _named(model)}
+    return {names[value]: copy.deepcopy(entries) for value, entries in optimizer.state.items()}
+
+
+def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    def equal(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+    return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_reset_is_a_first_step_again(name: str) -> None:
+    """After a reset the optimizer moves the parameter as one that was never stepped before."""
+    parameter, other = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(3))
+    optimizer = OPTIMIZERS[name]([parameter, other])
+    for _ in range(3):
+        parameter.grad, other.grad = torch.randn(4, 2), torch.randn(3)
+        optimizer.step()
+    kept = copy.deepcopy(optimizer.state[other])
+    identities = {key: id(entry) for key, entry in optimizer.state[parameter].items() if isinstance(entry, Tensor)}
+    assert memory.reset(optimizer, parameter, "b")
+    assert same(optimizer.state[other], kept)
+    assert identities == {key: id(optimizer.state[parameter][key]) for key in identities}  # in place
+
+    fresh = nn.Parameter(parameter.detach().clone())
+    first = OPTIMIZERS[name]([fresh])
+    for _ in range(2):
+        parameter.grad = torch.randn(4, 2)
+        fresh.grad = parameter.grad.clone()
+        other.grad = None
+        optimizer.step()
+        first.step()
+    torch.testing.assert_close(parameter, fresh, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("option", ["reset_directions", "keep", "reset", "transport"])
+def test_a_merge_changes_the_intended_entries_only(name: str, option: Any) -> None:
+    model = model_of(rank=2)
+    optimizer = OPTIMIZERS[name](p4.parameter_groups(model))
+    scheduler = p4.MergeScheduler(model, optimizer, every=3, optimizer_state=option)
+    train(model, optimizer)
+    before = state_of(model, optimizer)
+    for _ in range(2):
+        assert scheduler.step() == []
+    assert scheduler.step()[0].ok
+    after = state_of(model, optimizer)
+    changed = {key for key in before if not same(before[key], after[key])}
+    expected = {"reset_directions": {"v"}, "keep": set(), "reset": {"u", "v"}, "transport": {"u", "v"}}[option]
+    assert changed == expected
+    train(model, optimizer)  # the state is still one that the optimizer can work with
+
+
+def test_transport_maps_moments_onto_the_new_directions() -> None:
+    model = model_of(rank=2)
+    optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=1e-2)
+    scheduler = p4.MergeScheduler(model, optimizer, every=1, optimizer_state="transport")
+    train(model, optimizer)
+    (site,) = p4.sites(model)
+    perturbation: Any = site.perturbation
+    old, before = perturbation.v.detach().clone(), state_of(model, optimizer)["u"]
+    scheduler.step()
+    matrix = torch.linalg.pinv(old.double()) @ perturbation.v.detach().double()
+    after = state_of(model, optimizer)["u"]
+    torch.testing.assert_close(after["exp_avg"], (before["exp_avg"].double() @ matrix).float())
+    torch.testing.assert_close(after["exp_avg_sq"], (before["exp_avg_sq"].double() @ matrix.square()).float())
+    assert torch.equal(after["step"], before["step"])
+
+
+@pytest.mark.parametrize("option", ["reset_directions", "keep", "reset", "transport"])
+def test_a_state_that_is_not_created_yet(option: Any) -> None:
+    model = model_of()
+    optimizer = torch.optim.Adam(model.parameters())
+    scheduler = p4.MergeScheduler(model, optimizer, every=1, optimizer_state=option)
+    assert scheduler.step()[0].ok
+    assert not optimizer.state
+    train(model, optimizer)
+    scheduler.step()
+
+
+def test_optimizers_without_memory() -> None:
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    scheduler = p4.MergeScheduler(model, optimizer, every=1)
+    train(model, optimizer)
+    assert scheduler.step()[0].ok
+
+
+def test_a_reset_that_finds_nothing_fails_loudly() -> None:
+    model = model_of()
+    optimizer, wrong = torch.optim.Adam(model.parameters()), torch.optim.Adam(model.parameters())
+    scheduler = p4.MergeScheduler(model, wrong, every=1)
+    train(model, optimizer)
+    bias = model[0].bias  # type: ignore[index]
+    wrong.state[bias]["step"] = torch.tensor(1.0)
+    with pytest.raises(p4.OptimizerError, match=r"0\.weight\.v, but has none after 1 steps"):
+        scheduler.step()
+
+
+def test_state_of_an_unknown_kind_fails_loudly() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=1e-2)
+    optimizer.state[parameter] = {"history": [1, 2]}
+    with pytest.raises(p4.OptimizerError, match=r"got list under 'history' \(SGD\): use optimizer_state='keep'"):
+        memory.reset(optimizer, parameter, "u")
+
+
+def test_moments_of_adamw_amsgrad_are_all_reset() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter], amsgrad=True)
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    memory.reset(optimizer, parameter, "v")
+    assert set(optimizer.state[parameter]) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+    assert not any(entry.any() for entry in optimizer.state[parameter].values())

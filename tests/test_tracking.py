@@ -1,0 +1,125 @@
+"""What is tracked beside a base stays right, in every dtype and through every merge."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from p4torch.tracking import TrackedInverse
+
+#: Small well-conditioned matrices in float64.
+EXACT = 1e-12
+
+
+def base_of(n: int = 6, *batch: int) -> torch.Tensor:
+    return torch.eye(n, dtype=torch.float64) + 0.3 * torch.randn(*batch, n, n, dtype=torch.float64) / n**0.5
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+def test_refresh_is_exact(batch: tuple[int, ...]) -> None:
+    base = base_of(6, *batch)
+    tracked = TrackedInverse(base)
+    sign, logabsdet = torch.linalg.slogdet(base)
+    torch.testing.assert_close(tracked.inverse.detach(), torch.linalg.inv(base), rtol=0, atol=EXACT)
+    torch.testing.assert_close(tracked.logabsdet, logabsdet, rtol=0, atol=EXACT)
+    assert torch.equal(tracked.sign, sign)
+
+
+def test_scalars_stay_in_float64() -> None:
+    tracked = TrackedInverse(base_of())
+    exact = tracked.logabsdet.clone()
+    for move in (
+        lambda: tracked.half(),
+        lambda: tracked.bfloat16(),
+        lambda: tracked.float(),
+        lambda: tracked.to(torch.float16),
+        lambda: tracked.double(),
+        lambda: tracked.to("cpu"),
+    ):
+        move()
+        assert tracked.logabsdet.dtype == tracked.sign.dtype == torch.float64
+        assert torch.equal(tracked.logabsdet, exact)
+    assert tracked.half().inverse.dtype == torch.float16
+
+
+def test_to_meta_and_back() -> None:
+    tracked = TrackedInverse(base_of()).to("meta").half()
+    assert tracked.logabsdet.dtype == torch.float64
+    assert tracked.to_empty(device="cpu").logabsdet.dtype == torch.float64
+
+
+def test_nothing_trains_and_nothing_is_broadcast() -> None:
+    tracked = TrackedInverse(base_of())
+    assert not tracked.inverse.requires_grad
+    assert dict(tracked.named_buffers()).keys() == {"logabsdet", "sign", "admitted"}
+    assert all(value.numel() == 1 for value in tracked.buffers())
+    copy.deepcopy(tracked)
+
+
+def test_correction_converges_or_is_exact() -> None:
+    base = base_of()
+    for error in (1e-3, 1e3):
+        tracked = TrackedInverse(base)
+        with torch.no_grad():
+            tracked.inverse.add_(error * torch.randn_like(tracked.inverse))
+        tracked.correct(base, order=7)
+        torch.testing.assert_close(tracked.inverse.detach(), torch.linalg.inv(base), rtol=0, atol=EXACT)
+
+
+def test_correction_of_a_stack_repairs_each_its_own_way() -> None:
+    base = base_of(6, 3)
+    tracked = TrackedInverse(base)
+    with torch.no_grad():
+        tracked.inverse[1].add_(torch.randn(6, 6), alpha=1e3)
+        tracked.inverse[2].fill_(torch.nan)
+    tracked.correct(base, order=2)
+    torch.testing.assert_close(tracked.inverse.detach(), torch.linalg.inv(base), rtol=0, atol=EXACT)
+
+
+def test_a_correction_leaves_the_inverse_of_a_singular_base_alone() -> None:
+    tracked = TrackedInverse(base_of())
+    before = tracked.inverse.detach().clone()
+    tracked.correct(torch.zeros(6, 6, dtype=torch.float64), order=7)
+    assert bool(tracked.inverse.isfinite().all())
+    assert before.shape == tracked.inverse.shape
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_an_update_is_what_lapack_says(rank: int) -> None:
+    base = base_of(6, 2)
+    tracked = TrackedInverse(base)
+    u, v = 0.5 * torch.randn(2, 6, rank).double(), torch.randn(2, 6, rank).double()
+    update = tracked.propose(base, u, v, order=7)
+    exact = base + u @ v.mT
+    sign, logabsdet = torch.linalg.slogdet(exact)
+    scale = float(torch.linalg.cond(exact).max())
+    torch.testing.assert_close(update.base, exact, rtol=0, atol=EXACT)
+    torch.testing.assert_close(update.inverse, torch.linalg.inv(exact), rtol=0, atol=EXACT * scale**2)
+    torch.testing.assert_close(update.logabsdet, logabsdet, rtol=0, atol=EXACT * scale)
+    assert torch.equal(update.sign, sign)
+
+
+def test_a_proposal_changes_nothing() -> None:
+    base = base_of()
+    tracked = TrackedInverse(base)
+    before = {name: value.clone() for name, value in tracked.state_dict().items()}
+    tracked.propose(base, torch.randn(6, 1).double(), torch.randn(6, 1).double(), order=7)
+    for name, value in tracked.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_drifted_inverse_is_corrected_at_once() -> None:
+    base = base_of().float()
+    tracked = TrackedInverse(base)
+    with torch.no_grad():
+        tracked.inverse.add_(torch.randn_like(tracked.inverse), alpha=1e-3)
+    u, v = 0.1 * torch.randn(6, 1), torch.randn(6, 1)
+    update = tracked.propose(base, u, v, order=7)
+    residual = float((update.base @ update.inverse - torch.eye(6)).abs().max())
+    fresh = torch.linalg.inv(update.base).float().double()
+    assert residual <= 2 * float((update.base @ fresh - torch.eye(6)).abs().max())
+    # the determinant is that of the base as stored, rounding and all
+    exact = torch.linalg.slogdet(update.base)[1]
+    torch.testing.assert_close(update.logabsdet, exact, rtol=0, atol=1e-9)
