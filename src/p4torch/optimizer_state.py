@@ -69,6 +69,12 @@ def reset(optimizer: Optimizer, parameter: nn.Parameter, name: str) -> bool:
     return True
 
 
+def poisoned(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Whether a parameter's state holds a number that is not finite: it would stay, and spoil or stop all steps."""
+    entries = optimizer.state.get(parameter, {}).values()
+    return any(not bool(entry.isfinite().all()) for entry in entries if isinstance(entry, Tensor))
+
+
 @torch.no_grad()
 def transport(optimizer: Optimizer, parameter: nn.Parameter, matrix: Tensor) -> bool:
     """Map a parameter's history `(..., n, k)` by a matrix `(..., k, k)` from the right: first moments by C, second

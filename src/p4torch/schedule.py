@@ -156,7 +156,7 @@ class MergeScheduler:
     @torch.no_grad()
     def _recover(self, site: Site, report: MergeReport) -> None:
         """Where a bad batch also poisoned the module's ordinary parameters (a bias), bring back those of the last
-        merge, and forget the moments."""
+        merge; forget every moment that is not finite, also where the parameter still is."""
         poisoned = list(report.nonfinite)
         for (name, value), good in zip(_companions(site).items(), self._good[site.name], strict=True):
             if bool(value.isfinite().all()):
@@ -165,6 +165,10 @@ class MergeScheduler:
                 value.copy_(good)
                 memory.reset(self.optimizer, value, name)
                 poisoned.append(name)
+        for name, value in {**_b(site), **_companions(site)}.items():
+            if memory.poisoned(self.optimizer, value):
+                memory.reset(self.optimizer, value, name)
+                poisoned.append(f"state of {name}")
         if poisoned:
             warnings.warn(
                 f"step {self.steps}: non-finite {', '.join(poisoned)} at {site.name}: reset, training goes on",
