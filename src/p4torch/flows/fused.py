@@ -27,6 +27,16 @@ def readable_chain(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     return x, total
 
 
+def readable_inverse(z: Tensor, inverse: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """x and its Σ log|activation'| on the way back, with the inverses of the weights `(L, n, n)`."""
+    total = z.new_zeros(())
+    for index in range(len(bias) - 1, -1, -1):
+        z, logabsdet = (_BENT.forward if index % 2 else _BENT.inverse)(z)
+        z = (z - bias[index]) @ inverse[index].mT
+        total = total + logabsdet
+    return z, total
+
+
 def fused_chain(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The same, fast. Differentiable any number of times (higher derivatives go through the readable chain)."""
     z, total = _FusedChain.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]

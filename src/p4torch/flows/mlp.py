@@ -7,9 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from p4torch import linalg
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
-from p4torch.flows.fused import _BENT, fused_chain, readable_chain
+from p4torch.flows.fused import fused_chain, readable_chain, readable_inverse
 from p4torch.flows.linear import Init, initial_matrix
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
@@ -21,6 +22,9 @@ class InvertibleMLP(Bijection):
     All weights are one tensor `(depth, n, n)` with one perturbation, so that perturbing, inverses and determinants of
     all layers are computed at once and only the chain itself is sequential. This is the flow of Krämer, Köhler and Noé
     (2020), section 4.1, at 2 features and depth 200.
+
+    Rounding adds up along a deep chain. Where no gradient is asked for, the chain therefore runs in float64 inside, with
+    the inverses polished against the weights: samples and densities are then as exact as their own dtype.
 
     Args:
         features: n.
@@ -57,20 +61,24 @@ class InvertibleMLP(Bijection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_event(x, self.features)
         perturbation, base = lookup(self, "weight")
-        chain = readable_chain if torch.compiler.is_compiling() else fused_chain
-        z, total = chain(x, perturbation(base), self.bias)
-        return z, total + perturbation.logabsdet(base).sum()
+        weight, constant = perturbation(base), perturbation.logabsdet(base).sum()
+        if torch.is_grad_enabled():
+            chain = readable_chain if torch.compiler.is_compiling() else fused_chain
+            z, total = chain(x, weight, self.bias)
+        else:
+            z, total = readable_chain(x.double(), weight.double(), self.bias.double())
+        return z.to(x.dtype), (total + constant).to(x.dtype)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         check_event(z, self.features)
         perturbation, base = lookup(self, "weight")
-        inverses = perturbation.inverse(base)
-        total = -perturbation.logabsdet(base).sum()
-        for index in range(self.depth - 1, -1, -1):
-            z, logabsdet = (_BENT.forward if index % 2 else _BENT.inverse)(z)
-            z = (z - self.bias[index]) @ inverses[index].mT
-            total = total + logabsdet
-        return z, total
+        inverse, constant = perturbation.inverse(base), perturbation.logabsdet(base).sum()
+        if torch.is_grad_enabled():
+            x, total = readable_inverse(z, inverse, self.bias)
+        else:
+            polished = linalg.hyperpower(perturbation(base).double(), inverse.double(), order=2)
+            x, total = readable_inverse(z.double(), polished, self.bias.double())
+        return x.to(z.dtype), (total - constant).to(z.dtype)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, depth={self.depth}"

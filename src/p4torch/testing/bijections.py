@@ -135,7 +135,8 @@ def _check_save(bijection: Bijection, factory: Callable[[], Bijection], x: Tenso
 
 def _check_compile(bijection: Bijection, x: Tensor, backend: str) -> None:
     for name in ("forward", "inverse"):
-        torch.compiler.reset()  # type: ignore[no-untyped-call]
-        compiled = torch.compile(getattr(bijection, name), fullgraph=True, backend=backend)
-        for left, right in zip(compiled(x), getattr(bijection, name)(x), strict=True):
+        torch.compiler.reset()
+        direction: Callable[[Tensor], tuple[Tensor, Tensor]] = getattr(bijection, name)
+        compiled = torch.compile(direction, fullgraph=True, backend=backend)
+        for left, right in zip(compiled(x), direction(x), strict=True):
             _close(f"compile ({name})", left, right, COMPILE_TOLERANCE)
