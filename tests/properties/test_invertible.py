@@ -442,3 +442,9 @@ def test_assignment_admits_a_new_matrix() -> None:
 
 def test_repr_tells_the_options() -> None:
     assert "rank=2, form='exponential'" in repr(p4.Invertible(torch.eye(3), rank=2, form="exponential"))
+
+
+@pytest.mark.parametrize(("n", "expected"), [(2, (-2.5, 15.5)), (64, (-2.5, 15.5)), (256, (-10.0, 62.0))])
+def test_default_bounds_grow_with_the_number_of_singular_values(n: int, expected: tuple[float, float]) -> None:
+    assert p4.Invertible(torch.eye(n)).logabsdet_bounds == expected
+    assert p4.Invertible(torch.eye(n), logabsdet_bounds=None).logabsdet_bounds is None

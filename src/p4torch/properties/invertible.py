@@ -17,6 +17,9 @@ from p4torch.tracking import TrackedInverse
 
 Bounds = tuple[float, float] | None
 
+#: Bounds of log|det R_B(A)| for n <= 64. It is a sum over n singular values: beyond, the bounds grow with n.
+LOGABSDET_BOUNDS, LOGABSDET_SIZE = (-2.5, 15.5), 64
+
 
 class Invertible(Perturbation):
     """S = GL(n), with A⁻¹, log|det A| and sign det A tracked; U, V `(..., n, k)`.
@@ -34,7 +37,8 @@ class Invertible(Perturbation):
         form: "additive" or "exponential".
         scale: length of the redrawn directions; the paper's is 1.
         change_bounds: a merge is skipped (softly) if log|det R_B(A) / det A| leaves them, or None.
-        logabsdet_bounds: the same for log|det R_B(A)|, relative to the matrix that was admitted, or None.
+        logabsdet_bounds: the same for log|det R_B(A)|, relative to the matrix that was admitted, or None. By default
+            (-2.5, 15.5), times n/64 for n > 64.
         force_every: after this many attempts in a row the two bounds above are ignored once; 0 for never.
         residual_bound: a merge is skipped if the new inverse X has max|A X p - p| above it, p = ±1: the matrix is then
             singular to working precision. Never overridden.
@@ -58,22 +62,25 @@ class Invertible(Perturbation):
         *,
         scale: float = 1.0,
         change_bounds: Bounds = (-6.0, 15.5),
-        logabsdet_bounds: Bounds = (-2.5, 15.5),
+        logabsdet_bounds: Bounds | Literal["default"] = "default",
         force_every: int = 10,
         residual_bound: float = 0.1,
         order: int = 7,
         penalty_weight: float = 0.1,
     ) -> None:
         super().__init__(base)
+        if logabsdet_bounds == "default":
+            factor = max(1.0, base.shape[-1] / LOGABSDET_SIZE)
+            logabsdet_bounds = (LOGABSDET_BOUNDS[0] * factor, LOGABSDET_BOUNDS[1] * factor)
         _check_options(rank, form, scale, order, change_bounds, logabsdet_bounds)
         _check_nonsingular(base)
         self.rank, self.form_name, self.scale = rank, form, scale
         self.change_bounds, self.logabsdet_bounds = change_bounds, logabsdet_bounds
         self.force_every, self.residual_bound = force_every, residual_bound
         self.order, self.penalty_weight = order, penalty_weight
-        factor = (*base.shape[:-1], rank)
-        self.u = nn.Parameter(base.new_zeros(factor))
-        self.v = nn.Parameter(base.new_zeros(factor))
+        shape = (*base.shape[:-1], rank)
+        self.u = nn.Parameter(base.new_zeros(shape))
+        self.v = nn.Parameter(base.new_zeros(shape))
         self.tracked = TrackedInverse(base)
         self.reset(torch.default_generator)
 
