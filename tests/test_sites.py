@@ -281,3 +281,25 @@ def test_a_singular_plain_checkpoint_changes_nothing() -> None:
     with pytest.raises(p4.ArgumentError, match="nonsingular"):
         model.load_state_dict(plain.state_dict())
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (torch.eye(3), r"`tensor` must be of shape \(4, 4\), got \(3, 3\)"),
+        (torch.eye(4, dtype=torch.float64), "`tensor` must be torch.float32 on cpu, as u is, got torch.float64 on cpu"),
+        (torch.eye(4, device="meta"), "`tensor` must be torch.float32 on cpu, as u is, got torch.float32 on meta"),
+    ],
+)
+def test_assigning_a_tensor_that_does_not_fit_changes_nothing(tensor: torch.Tensor, expected: str) -> None:
+    layer = p4.perturb(nn.Linear(4, 4), "weight", p4.Invertible)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(p4.ArgumentError, match=expected):
+        layer.weight = tensor
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_merging_into_a_base_on_another_device_is_refused() -> None:
+    perturbation = p4.Invertible(torch.eye(3))
+    with pytest.raises(p4.ArgumentError, match=r"`base` must be torch.float32 on cpu.*on meta"):
+        perturbation.merge(torch.eye(3, device="meta"))

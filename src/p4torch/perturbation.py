@@ -92,6 +92,7 @@ class Perturbation(nn.Module):
         check_base(base)
         if base.dim() < self.event_dim:
             raise ArgumentError.of("base", f"of at least {self.event_dim} dimensions", tuple(base.shape))
+        self.base_shape = base.shape
         batch = base.shape[: base.dim() - self.event_dim]
         self.register_buffer("attempts", torch.zeros((), dtype=torch.int64, device=base.device))
         self.register_buffer("skips", torch.zeros(batch, dtype=torch.int64, device=base.device))
@@ -157,7 +158,8 @@ class Perturbation(nn.Module):
     def right_inverse(self, tensor: Tensor) -> Tensor:
         """Admit a tensor: the base for which R_B₀ gives it back. Projects it (with a warning) if it is not in S,
         resets B (directions stay), and refreshes what is tracked. Called by `layer.weight = tensor`."""
-        check_base(tensor)
+        self._check_fits(tensor, "tensor")
+        check_base(tensor, "tensor")
         defect = float(self.defect(tensor).max())
         if not defect <= torch.finfo(tensor.dtype).eps ** 0.5:
             tensor = self.project(tensor)
@@ -196,6 +198,7 @@ class Perturbation(nn.Module):
 
         `force` overrides the soft vetoes (bounds), never the hard ones (finiteness, residual).
         """
+        self._check_fits(base, "base")
         agree = agree or (lambda mask: mask)
         generator = generator or torch.default_generator
         nonfinite = tuple(name for name, value in self.own_parameters() if not bool(value.isfinite().all()))
@@ -225,6 +228,16 @@ class Perturbation(nn.Module):
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """B: the parameters of this module itself. What is tracked lives in child modules."""
         return self.named_parameters(recurse=False)
+
+    def _check_fits(self, tensor: Tensor, argument: str) -> None:
+        """Refuse a base of another shape, dtype or device than the perturbation was made for."""
+        if not isinstance(tensor, Tensor) or tensor.shape != self.base_shape:
+            came = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ArgumentError.of(argument, f"of shape {tuple(self.base_shape)}", came)
+        for name, value in self.own_parameters():
+            if (value.dtype, value.device) != (tensor.dtype, tensor.device):
+                expected = f"{value.dtype} on {value.device}, as {name} is"
+                raise ArgumentError.of(argument, expected, f"{tensor.dtype} on {tensor.device}")
 
     def _every(self, mask: Tensor) -> Tensor:
         """All over the dimensions of one element of S: `(..., event)` -> `(...)`."""
