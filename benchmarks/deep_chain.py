@@ -61,7 +61,9 @@ def main() -> None:
     x = torch.randn(options.batch, options.features)
     for side in sides * 3:
         seconds(side, x)
-    times = torch.tensor([[1e3 * seconds(side, x) for side in sides] for _ in range(options.rounds)], dtype=torch.float64)
+    times = torch.tensor(
+        [[1e3 * seconds(side, x) for side in sides] for _ in range(options.rounds)], dtype=torch.float64
+    )
     ours, plain = times.unbind(1)
     result = {
         **vars(options),

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import p4torch
 from p4torch.cli import app
+from p4torch.experiments.density.settings import FULL
 from p4torch.experiments.targets import TARGETS
 
 TINY = ["--targets", "eight-gaussians", "--models", "p4inv", "--seeds", "0", "--batch", "16", "--lr", "0.01"]
@@ -47,6 +48,7 @@ def test_help_version_and_list() -> None:
     assert "density" in call("--help").output
     shown = call("density", "--help").output
     assert "p4torch density --targets eight-gaussians,rings" in re.sub(r"\s+", " ", shown)
+    assert f"Default: {FULL['steps']}." in shown and f"Default: {FULL['batch']}." in shown
     assert "--resume" in shown and "--tune" in shown
     listed = call("density", "--list").output
     assert all(name in listed for name in TARGETS) and "p4inv: P4Inv, 1200 parameters" in listed

@@ -48,7 +48,7 @@ def density(
     targets: Annotated[str | None, typer.Option(help="Names, with commas between them. Default: all.")] = None,
     models: Annotated[str | None, typer.Option(help="rnvp, p4inv or both. Default: both.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Integers, with commas between them. Default: 0,1,2.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each training. Default: 20000.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each training. Default: 15000.")] = None,
     batch: Annotated[int | None, typer.Option(help="Points of each step. Default: 256.")] = None,
     lr: Annotated[float | None, typer.Option(help="One learning rate for all, instead of the tuned ones.")] = None,
     rates: Annotated[

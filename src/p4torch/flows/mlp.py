@@ -23,8 +23,8 @@ class InvertibleMLP(Bijection):
     all layers are computed at once and only the chain itself is sequential. This is the flow of Krämer, Köhler and Noé
     (2020), section 4.1, at 2 features and depth 200.
 
-    Rounding adds up along a deep chain. Where no gradient is asked for, the chain therefore runs in float64 inside, with
-    the inverses polished against the weights: samples and densities are then as exact as their own dtype.
+    Rounding adds up along a deep chain. Where no gradient is asked for, the chain therefore runs in float64 inside,
+    with the inverses polished against the weights: samples and densities are then as exact as their own dtype.
 
     Args:
         features: n.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from p4torch.errors import ArgumentError
@@ -42,6 +43,7 @@ def execute(request: Request, console: Console) -> None:
     out = request.out or Path("runs") / kind
     config = resolve(request.asked, preset, out / "config.json" if request.resume else None, tuning=request.tune)
     fields = {**config.fields(), "kind": kind}
+    torch.set_num_threads(1)  # for the figure, as for the jobs: beside other work two threads wait for each other
     prepare(out, fields, resume=request.resume, overwrite=request.demo)
     if request.tune:
         rates = tune(config, out, workers=workers, console=console)
