@@ -15,9 +15,9 @@ from p4torch import linalg
 PROBES = 4
 
 #: A merge whose inverse is off by more than this many times what rounding explains is corrected at once. A fresh
-#: inverse in float32 stays between 0.2 and 0.8 (10,000 random merges at n = 64).
-DRIFT = 1.0
-
+#: float32 inverse stays between 0.2 and 0.8. With 0.5, random rank-one merges at n = 64 are corrected about every 20th
+#: time, and the residual stays within 3 times that of a fresh inverse (within 7 times with 1.0, at every 25th).
+DRIFT = 0.5
 
 _SCALARS = ("logabsdet", "sign", "admitted")
 
