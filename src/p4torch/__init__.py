@@ -14,7 +14,8 @@ from p4torch.errors import (
     ProjectionWarning,
     RecoveryWarning,
 )
-from p4torch.perturbation import MergeReport, Perturbation, Proposal, Veto
+from p4torch.merging import MergeReport, Proposal, Veto
+from p4torch.perturbation import Perturbation
 from p4torch.properties import Invertible
 from p4torch.schedule import MergeScheduler
 from p4torch.sites import Site, finalize, merge, parameter_groups, penalty, perturb, sites

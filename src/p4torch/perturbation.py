@@ -10,62 +10,16 @@ Source: Krämer, Köhler and Noé (2020), section 3.1, equations 1 and 2.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch.admission import check_base, check_fits
 from p4torch.errors import ArgumentError, ProjectionWarning
-
-#: Makes all ranks of a distributed run agree on a mask: the element-wise minimum over the ranks.
-Agreement = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Veto:
-    """A reason not to merge: `mask` `(...)` is true for the matrices that are refused. `soft` ones can be forced."""
-
-    reason: str
-    mask: Tensor
-    soft: bool = False
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """The candidate of a merge: the new base, new values for tracked tensors (old tensor, new value), and vetoes."""
-
-    base: Tensor
-    tracked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    vetoes: list[Veto] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge did. A stack of matrices counts each: `merged + skipped` is the size of the stack."""
-
-    index: int
-    merged: int
-    skipped: int
-    reasons: dict[str, int] = field(default_factory=dict)
-    nonfinite: tuple[str, ...] = ()
-    site: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything was merged."""
-        return self.skipped == 0
-
-    @property
-    def reason(self) -> str | None:
-        """Why something was skipped, in one line, or None."""
-        return "; ".join(self.reasons) or None
-
-    def at(self, site: str) -> MergeReport:
-        """The same report, naming its site."""
-        return replace(self, site=site)
+from p4torch.merging import Agreement, MergeReport, Proposal, Veto, assign
 
 
 class Perturbation(nn.Module):
@@ -158,7 +112,7 @@ class Perturbation(nn.Module):
     def right_inverse(self, tensor: Tensor) -> Tensor:
         """Admit a tensor: the base for which R_B₀ gives it back. Projects it (with a warning) if it is not in S,
         resets B (directions stay), and refreshes what is tracked. Called by `layer.weight = tensor`."""
-        self._check_fits(tensor, "tensor")
+        check_fits(tensor, "tensor", self.base_shape, self.own_parameters())
         check_base(tensor, "tensor")
         defect = float(self.defect(tensor).max())
         if not defect <= torch.finfo(tensor.dtype).eps ** 0.5:
@@ -198,7 +152,7 @@ class Perturbation(nn.Module):
 
         `force` overrides the soft vetoes (bounds), never the hard ones (finiteness, residual).
         """
-        self._check_fits(base, "base")
+        check_fits(base, "base", self.base_shape, self.own_parameters())
         agree = agree or (lambda mask: mask)
         generator = generator or torch.default_generator
         nonfinite = tuple(name for name, value in self.own_parameters() if not bool(value.isfinite().all()))
@@ -213,9 +167,9 @@ class Perturbation(nn.Module):
         ]
         accepted = agree(~torch.stack([veto.mask.expand_as(self.skips) for veto in vetoes]).any(0))
 
-        _assign(base, proposal.base, accepted)
+        assign(base, proposal.base, accepted)
         for tensor, value in proposal.tracked:
-            _assign(tensor, value, accepted)
+            assign(tensor, value, accepted)
         self._reset_where(accepted, generator)
         self.skips.copy_(torch.where(accepted, 0, self.skips + 1))
         self.attempts += 1
@@ -228,16 +182,6 @@ class Perturbation(nn.Module):
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """B: the parameters of this module itself. What is tracked lives in child modules."""
         return self.named_parameters(recurse=False)
-
-    def _check_fits(self, tensor: Tensor, argument: str) -> None:
-        """Refuse a base of another shape, dtype or device than the perturbation was made for."""
-        if not isinstance(tensor, Tensor) or tensor.shape != self.base_shape:
-            came = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ArgumentError.of(argument, f"of shape {tuple(self.base_shape)}", came)
-        for name, value in self.own_parameters():
-            if (value.dtype, value.device) != (tensor.dtype, tensor.device):
-                expected = f"{value.dtype} on {value.device}, as {name} is"
-                raise ArgumentError.of(argument, expected, f"{tensor.dtype} on {tensor.device}")
 
     def _every(self, mask: Tensor) -> Tensor:
         """All over the dimensions of one element of S: `(..., event)` -> `(...)`."""
@@ -259,7 +203,7 @@ class Perturbation(nn.Module):
         self.reset(generator)
         for value, old in before:
             if value.shape[: where.dim()] == where.shape:
-                _assign(value, old, ~where)
+                assign(value, old, ~where)
 
 
 class Unperturbed(Perturbation):
@@ -273,24 +217,3 @@ class Unperturbed(Perturbation):
 
     def defect(self, tensor: Tensor) -> Tensor:
         return torch.zeros_like(self.skips)
-
-
-def check_base(tensor: Tensor, argument: str = "base") -> None:
-    """Refuse what no property can start from: not a floating tensor, empty, or not finite."""
-    if not isinstance(tensor, Tensor):
-        raise ArgumentError.of(argument, "a tensor", type(tensor).__name__)
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        raise ArgumentError.of(argument, "of a floating-point dtype", tensor.dtype)
-    if not bool(tensor.isfinite().all()):
-        bad = int((~tensor.isfinite()).sum())
-        raise ArgumentError.of(argument, "finite", f"{bad} non-finite entries of {tensor.numel()}")
-
-
-def _broad(mask: Tensor, tensor: Tensor) -> Tensor:
-    """A mask `(...)` as `(..., 1, 1)`, to meet a tensor `(..., n, k)`."""
-    return mask.reshape(mask.shape + (1,) * (tensor.dim() - mask.dim()))
-
-
-def _assign(tensor: Tensor, value: Tensor, where: Tensor) -> None:
-    """tensor <- value in place, where the mask says so."""
-    tensor.copy_(torch.where(_broad(where, tensor), value.to(tensor.dtype), tensor))

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from p4torch import optimizer_state as memory
 from p4torch.errors import ArgumentError, CheckpointError, OptimizerError, RecoveryWarning
-from p4torch.perturbation import MergeReport
+from p4torch.merging import MergeReport
 from p4torch.sites import Site, guard_checkpoints, sites
 
 OptimizerState = Literal["reset_directions", "keep", "reset", "transport"]

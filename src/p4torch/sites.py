@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.linear import factored_class, plain_class
-from p4torch.perturbation import Agreement, MergeReport, Perturbation, Unperturbed
+from p4torch.merging import Agreement, MergeReport
+from p4torch.perturbation import Perturbation, Unperturbed
 
 
 @dataclass(frozen=True)

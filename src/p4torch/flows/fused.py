@@ -60,7 +60,7 @@ class _FusedChain(torch.autograd.Function):
         h = torch.empty_like(q)
         points = x.new_empty(depth + 1, n, x.shape[0])
         points[0] = x.mT
-        radius = [x.new_ones(()), x.new_tensor(3.0).sqrt()]
+        radius = [x.new_full((), 1.0), x.new_full((), math.sqrt(3))]
         half = (0.5, -0.5)
         layers = zip(folded.unbind(0), shift.unsqueeze(-1).unbind(0), q.unbind(0), h.unbind(0), strict=True)
         outputs = points.unbind(0)

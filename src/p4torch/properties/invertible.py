@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from p4torch import linalg
 from p4torch.errors import ArgumentError
-from p4torch.perturbation import Perturbation, Proposal, Veto
+from p4torch.merging import Proposal, Veto
+from p4torch.perturbation import Perturbation
 from p4torch.properties.forms import FORMS, Form
 from p4torch.tracking import TrackedInverse
 

@@ -1,0 +1,66 @@
+"""What a merge is made of: the candidate with its vetoes, the report, and writing where it was accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+#: Makes all ranks of a distributed run agree on a mask: the element-wise minimum over the ranks.
+Agreement = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Veto:
+    """A reason not to merge: `mask` `(...)` is true for the matrices that are refused. `soft` ones can be forced."""
+
+    reason: str
+    mask: Tensor
+    soft: bool = False
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The candidate of a merge: the new base, new values for tracked tensors (old tensor, new value), and vetoes."""
+
+    base: Tensor
+    tracked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    vetoes: list[Veto] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did. A stack of matrices counts each: `merged + skipped` is the size of the stack."""
+
+    index: int
+    merged: int
+    skipped: int
+    reasons: dict[str, int] = field(default_factory=dict)
+    nonfinite: tuple[str, ...] = ()
+    site: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything was merged."""
+        return self.skipped == 0
+
+    @property
+    def reason(self) -> str | None:
+        """Why something was skipped, in one line, or None."""
+        return "; ".join(self.reasons) or None
+
+    def at(self, site: str) -> MergeReport:
+        """The same report, naming its site."""
+        return replace(self, site=site)
+
+
+def _broad(mask: Tensor, tensor: Tensor) -> Tensor:
+    """A mask `(...)` as `(..., 1, 1)`, to meet a tensor `(..., n, k)`."""
+    return mask.reshape(mask.shape + (1,) * (tensor.dim() - mask.dim()))
+
+
+def assign(tensor: Tensor, value: Tensor, where: Tensor) -> None:
+    """tensor <- value in place, where the mask says so."""
+    tensor.copy_(torch.where(_broad(where, tensor), value.to(tensor.dtype), tensor))
