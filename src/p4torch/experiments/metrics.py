@@ -19,13 +19,13 @@ _CHUNK = 20_000
 
 @torch.no_grad()
 def log_prob(flow: Flow, points: Tensor) -> Tensor:
-    """log q `(m,)` in float64 (computed in the flow's own precision)."""
+    """log q `(m,)` in float64."""
     return torch.cat([flow.log_prob(chunk).double() for chunk in points.split(_CHUNK)])
 
 
 def kl_divergence(flow: Flow, points: Tensor, log_density: Tensor) -> float:
-    """KL(p‖q) in nats: the mean of log p − log q over points of p. Infinite where q is not a number."""
-    return float((log_density - log_prob(flow, points)).nan_to_num(nan=math.inf).mean())
+    """KL(p‖q) in nats: the mean of log p − log q over points of p. Infinite if log q is not finite somewhere."""
+    return _finite_or_inf((log_density - log_prob(flow, points)).mean())
 
 
 def leakage(target: Target, log_density: Tensor) -> float:
@@ -39,7 +39,7 @@ def leakage(target: Target, log_density: Tensor) -> float:
 def round_trip(flow: Flow, samples: Tensor) -> float:
     """max |x − f⁻¹(f(x))| over the flow's own samples."""
     back = flow.bijection.inverse(flow.bijection(samples)[0])[0]
-    return float((back - samples).abs().nan_to_num(nan=math.inf).max())
+    return _finite_or_inf((back - samples).abs().max())
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def inverse_residual(flow: Flow) -> float:
         weight = site.perturbation(site.base)
         product = weight @ site.perturbation.inverse(site.base)
         eye = torch.eye(weight.shape[-1], dtype=weight.dtype)
-        worst = max(worst, float((product - eye).abs().nan_to_num(nan=math.inf).max()))
+        worst = max(worst, _finite_or_inf((product - eye).abs().max()))
     return worst
 
 
@@ -61,6 +61,10 @@ def logabsdet_error(flow: Flow) -> float:
         abs(float(site.perturbation.logabsdet(site.base).double().sum() - _exact(site.perturbation(site.base))))
         for site in sites(flow)
     )
+
+
+def _finite_or_inf(value: Tensor) -> float:
+    return float(value) if bool(value.isfinite()) else math.inf
 
 
 def _exact(weight: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
 
-Init = Literal["identity", "reverse", "orthogonal"] | Tensor
+Init = Literal["identity", "reverse", "orthogonal", "scattered"] | Tensor
 
 
 def initial_matrix(features: int, init: Init) -> Tensor:
@@ -27,7 +27,7 @@ def initial_matrix(features: int, init: Init) -> Tensor:
         return torch.eye(features).flip(0)
     if init == "orthogonal":
         return nn.init.orthogonal_(torch.empty(features, features))
-    raise ArgumentError.of("init", "identity, reverse, orthogonal or a tensor", repr(init))
+    raise ArgumentError.of("init", "identity, reverse, orthogonal or a tensor (n, n)", repr(init))
 
 
 class InvertibleLinear(Bijection):

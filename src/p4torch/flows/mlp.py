@@ -15,6 +15,27 @@ from p4torch.flows.linear import Init, initial_matrix
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
 
+#: Largest stretch and shift of the coordinates in which a pair of layers acts.
+_PAIRED = {"orthogonal": (1.0, 0.0), "scattered": (2.0, 3.0)}
+
+
+def paired_layers(features: int, depth: int, stretch: float, shift: float) -> tuple[Tensor, Tensor]:
+    """Weights `(depth, n, n)` and biases `(depth, n)` of a chain that is a rotation, whatever bijection stands between
+    layers 2j and 2j + 1 if its inverse follows: layer 2j leads from the coordinates s R x + b of pair j - 1 to those
+    of pair j, layer 2j + 1 is the identity. R is a random rotation (or reflection), s in [1, stretch] and b / s in
+    [-shift, shift]; the last pair has s = 1 and b = 0."""
+    weight, bias = torch.eye(features).repeat(depth, 1, 1), torch.zeros(depth, features)
+    matrix, offset = torch.eye(features), torch.zeros(features)
+    for index in range(0, depth, 2):
+        new_matrix, new_offset = nn.init.orthogonal_(torch.empty(features, features)), torch.zeros(features)
+        if index + 2 < depth:
+            scale = stretch ** torch.rand(())
+            new_matrix, new_offset = scale * new_matrix, scale * shift * (2 * torch.rand(features) - 1)
+        weight[index] = new_matrix @ torch.linalg.inv(matrix)
+        bias[index] = new_offset - weight[index] @ offset
+        matrix, offset = new_matrix, new_offset
+    return weight, bias
+
 
 class InvertibleMLP(Bijection):
     """`depth` layers z <- a_i(W_i z + b_i), where a_i is the bent identity and its inverse in turn.
@@ -23,16 +44,18 @@ class InvertibleMLP(Bijection):
     all layers are computed at once and only the chain itself is sequential. This is the flow of Krämer, Köhler and Noé
     (2020), section 4.1, at 2 features and depth 200.
 
-    Rounding adds up along a deep chain. Where no gradient is asked for, the chain therefore runs in float64 inside,
-    with the inverses polished against the weights: samples and densities are then as exact as their own dtype.
+    Rounding adds up along a deep chain. The inverse therefore runs in float64 inside, with the tracked inverses
+    polished against the weights, and so does `forward` where no gradient is asked for: samples and densities are then
+    as exact as their own dtype. A training step (`forward` with gradients) stays in the dtype of the layer.
 
     Args:
         features: n.
         depth: number of layers.
         rank, form, options: of `p4torch.Invertible`.
-        init: of the W_i. "identity" or "reverse" for all, or a tensor `(n, n)` or `(depth, n, n)`. "orthogonal" draws
-            a rotation for every second layer only: each inverse activation then meets the activation before it, the
-            whole flow starts as a rotation, and its pairs of layers act along different axes. It learns faster.
+        init: of the W_i. "identity" or "reverse" for all, or a tensor `(n, n)` or `(depth, n, n)`. With "orthogonal"
+            and "scattered" each inverse activation undoes the activation before it, so that the whole flow starts as a
+            rotation, while its pairs of layers act in coordinates of their own: random rotations, for "scattered" also
+            stretched by up to 2 and shifted by up to 3, which scatters the bends over the data. These learn faster.
     """
 
     def __init__(
@@ -49,36 +72,38 @@ class InvertibleMLP(Bijection):
         if not isinstance(depth, int) or depth < 1:
             raise ArgumentError.of("depth", "an integer >= 1", repr(depth))
         self.depth = depth
-        alternate: list[Init] = [init, "identity" if isinstance(init, str) and init == "orthogonal" else init]
-        matrices = [initial_matrix(features, alternate[index % 2]) for index in range(depth)]
-        stacked = matrices[0] if matrices[0].dim() == 3 else torch.stack(matrices)
-        if len(stacked) != depth:
-            raise ArgumentError.of("init", f"of shape ({depth}, {features}, {features})", tuple(stacked.shape))
-        self.weight = nn.Parameter(stacked)
-        self.bias = nn.Parameter(stacked.new_zeros(depth, features))
+        if isinstance(init, str) and init in _PAIRED:
+            weight, bias = paired_layers(features, depth, *_PAIRED[init])
+        else:
+            matrix = initial_matrix(features, init)
+            if matrix.dim() not in (2, 3) or (matrix.dim() == 3 and len(matrix) != depth):
+                expected = f"of shape ({features}, {features}) or ({depth}, {features}, {features})"
+                raise ArgumentError.of("init", expected, tuple(matrix.shape))
+            weight = matrix.repeat(depth, 1, 1) if matrix.dim() == 2 else matrix
+            bias = weight.new_zeros(depth, features)
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         perturb(self, "weight", Invertible, rank=rank, form=form, **options)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_event(x, self.features)
         perturbation, base = lookup(self, "weight")
-        weight, constant = perturbation(base), perturbation.logabsdet(base).sum()
-        if torch.is_grad_enabled():
-            chain = readable_chain if torch.compiler.is_compiling() else fused_chain
-            z, total = chain(x, weight, self.bias)
-        else:
-            z, total = readable_chain(x.double(), weight.double(), self.bias.double())
-        return z.to(x.dtype), (total + constant).to(x.dtype)
+        with linalg.full_precision(x.device):
+            weight, constant = perturbation(base), perturbation.logabsdet(base).sum()
+            if torch.is_grad_enabled():
+                chain = readable_chain if torch.compiler.is_compiling() else fused_chain
+                z, total = chain(x, weight, self.bias)
+            else:
+                z, total = readable_chain(x.double(), weight.double(), self.bias.double())
+            return z.to(x.dtype), (total + constant).to(x.dtype)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         check_event(z, self.features)
         perturbation, base = lookup(self, "weight")
-        inverse, constant = perturbation.inverse(base), perturbation.logabsdet(base).sum()
-        if torch.is_grad_enabled():
-            x, total = readable_inverse(z, inverse, self.bias)
-        else:
-            polished = linalg.hyperpower(perturbation(base).double(), inverse.double(), order=2)
+        with linalg.full_precision(z.device):
+            weight, inverse = perturbation(base).double(), perturbation.inverse(base).double()
+            polished = linalg.hyperpower(weight, inverse, order=2)
             x, total = readable_inverse(z.double(), polished, self.bias.double())
-        return x.to(z.dtype), (total - constant).to(z.dtype)
+            return x.to(z.dtype), (total - perturbation.logabsdet(base).sum()).to(z.dtype)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, depth={self.depth}"

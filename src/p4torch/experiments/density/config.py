@@ -12,7 +12,7 @@ from p4torch.experiments.density.models import MODELS
 from p4torch.experiments.targets import TARGETS
 
 #: The short list that each model's learning rate comes from.
-LEARNING_RATES = (1e-3, 3e-3, 1e-2, 2e-2)
+LEARNING_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
 #: The seed of tuning runs; full runs use others.
 TUNE_SEED = 1000
 

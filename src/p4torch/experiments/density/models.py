@@ -19,7 +19,7 @@ COUPLINGS, HIDDEN = 13, (5, 5)
 
 def p4inv() -> Flow:
     """200 layers of 2 x 2 matrices, bent identities and their inverses in turn."""
-    return Flow(InvertibleMLP(2, depth=DEPTH, init="orthogonal"), StandardNormal(2))
+    return Flow(InvertibleMLP(2, depth=DEPTH, init="scattered"), StandardNormal(2))
 
 
 def rnvp() -> Flow:

@@ -18,14 +18,14 @@ FULL: dict[str, Any] = {
     "targets": tuple(TARGETS),
     "models": MODELS,
     "seeds": (0, 1, 2),
-    "steps": 15_000,
+    "steps": 6_000,
     "batch": 256,
-    "every": 50,
+    "every": 500,
 }
 #: What differs from it in tuning, in the demo (a few minutes on two cores), and in the demo of a check.
-TUNE: dict[str, Any] = {"seeds": (TUNE_SEED,), "steps": 2_500}
-DEMO: dict[str, Any] = {"targets": ("eight-gaussians", "two-moons"), "seeds": (0,), "steps": 8_000}
-SHORT: dict[str, Any] = {**DEMO, "steps": 300}
+TUNE: dict[str, Any] = {"seeds": (TUNE_SEED,), "steps": 3_000}
+DEMO: dict[str, Any] = {"targets": ("eight-gaussians", "two-moons"), "seeds": (0,)}
+SHORT: dict[str, Any] = {**DEMO, "steps": 300, "every": 50}
 
 
 @dataclass(frozen=True)
