@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -198,3 +199,30 @@ def test_a_job_that_fails_is_named(whole: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "Error: eight-gaussians p4inv seed 0: `" in result.output and "checkpoint.pt` must be" in result.output
     assert (job / "checkpoint.pt").read_text() == "not a checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [({"targets": 5}, "`targets` must be names out of"), ({"steps": "5"}, "`steps` must be an integer >= 1")],
+)
+def test_a_damaged_configuration_is_one_line(tmp_path: Path, damage: dict[str, Any], message: str) -> None:
+    stored: dict[str, Any] = {
+        "targets": ["two-moons"],
+        "models": ["rnvp"],
+        "seeds": [0],
+        "steps": 5,
+        "batch": 8,
+        "every": 2,
+    }
+    stored["learning_rates"] = {"two-moons": {"rnvp": 0.01}}
+    (tmp_path / "config.json").write_text(json.dumps({**stored, **damage}))
+    result = call("density", "--resume", "--out", str(tmp_path))
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_seed_beyond_all_generators(tmp_path: Path) -> None:
+    result = call("density", "--seeds", "9" * 25, "--out", str(tmp_path / "new"))
+    assert result.exit_code == 2
+    assert "`seeds` must be different integers from 0 to 2³¹ - 1" in result.output
+    assert not (tmp_path / "new").exists()

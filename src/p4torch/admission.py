@@ -15,6 +15,8 @@ def check_base(tensor: Tensor, argument: str = "base") -> None:
         raise ArgumentError.of(argument, "a tensor", type(tensor).__name__)
     if not (tensor.is_floating_point() or tensor.is_complex()):
         raise ArgumentError.of(argument, "of a floating-point dtype", tensor.dtype)
+    if tensor.numel() == 0:
+        raise ArgumentError.of(argument, "not empty", tuple(tensor.shape))
     if not bool(tensor.isfinite().all()):
         bad = int((~tensor.isfinite()).sum())
         raise ArgumentError.of(argument, "finite", f"{bad} non-finite entries of {tensor.numel()}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from p4torch.perturbation import Perturbation
 
@@ -13,9 +14,21 @@ class FactoredLinear(nn.Linear):
     """An `nn.Linear` whose weight is perturbed. `perturb` swaps a layer's class for this one, `finalize` back."""
 
     def forward(self, input: Tensor) -> Tensor:
-        chain = self.parametrizations.weight  # type: ignore[union-attr]
-        y = cast(Perturbation, chain[0]).matmul(cast(Tensor, chain.original), input)  # type: ignore[index, union-attr]
+        found = _only_perturbation(self)
+        if found is None:
+            return super().forward(input)
+        perturbation, base = found
+        y = perturbation.matmul(base, input)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def _only_perturbation(layer: nn.Module) -> tuple[Perturbation, Tensor] | None:
+    """(perturbation, base) of a weight that has this parametrization and no other."""
+    if parametrize.is_parametrized(layer, "weight"):
+        chain = cast(nn.ModuleDict, layer.parametrizations)["weight"]
+        if len(cast(nn.ModuleList, chain)) == 1:
+            return cast(Any, chain)[0], cast(Any, chain).original
+    return None
 
 
 def factored_class(plain: type[nn.Module]) -> type[nn.Module]:

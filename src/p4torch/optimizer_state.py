@@ -37,6 +37,19 @@ def check_holds(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> None:
         )
 
 
+def check_optimizer(optimizer: Optimizer, option: str) -> None:
+    """Raise OptimizerError for an optimizer whose memory cannot be told apart by parameter."""
+    if isinstance(optimizer, torch.optim.LBFGS) and option != "keep":
+        raise OptimizerError(
+            f"`optimizer_state` must be 'keep' for LBFGS, whose history is one for all parameters, got {option!r}"
+        )
+
+
+def has_state(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Whether the optimizer remembers anything of the parameters in the group of this one."""
+    return any(optimizer.state.get(value) for value in _group(optimizer, parameter)["params"])
+
+
 def _group(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
     for group in optimizer.param_groups:
         if any(value is parameter for value in group["params"]):

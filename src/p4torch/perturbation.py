@@ -122,6 +122,7 @@ class Perturbation(nn.Module):
                 ProjectionWarning,
                 stacklevel=2,
             )
+        tensor = tensor.clone(memory_format=torch.contiguous_format)  # merges write into it
         self.refresh(tensor)
         self.reset(None)
         return tensor
@@ -155,8 +156,10 @@ class Perturbation(nn.Module):
         check_fits(base, "base", self.base_shape, self.own_parameters())
         agree = agree or (lambda mask: mask)
         generator = generator or torch.default_generator
-        nonfinite = tuple(name for name, value in self.own_parameters() if not bool(value.isfinite().all()))
         finite_b = agree(self._finite())
+        nonfinite = tuple(name for name, value in self.own_parameters() if not bool(value.isfinite().all()))
+        if not nonfinite and not bool(finite_b.all()):  # on another rank
+            nonfinite = tuple(name for name, _ in self.own_parameters())
         self._reset_where(~finite_b, generator)
         with linalg.full_precision(base.device):
             proposal = self.propose(base)

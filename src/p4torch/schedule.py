@@ -67,11 +67,18 @@ class MergeScheduler:
         ):
             if not isinstance(value, int) or value < least:
                 raise ArgumentError.of(name, f"an integer >= {least}", repr(value))
+        if rewarm >= every:
+            raise ArgumentError.of("rewarm", f"below `every` = {every}", rewarm)
         if optimizer_state not in get_args(OptimizerState):
             raise ArgumentError.of("optimizer_state", f"one of {', '.join(get_args(OptimizerState))}", optimizer_state)
+        if not isinstance(optimizer, Optimizer):
+            raise ArgumentError.of("optimizer", "a torch optimizer", type(optimizer).__name__)
         self.sites = list(sites(model))
         if not self.sites:
             raise ArgumentError.of("model", "a module with at least one perturbed tensor", type(model).__name__)
+        for site in self.sites:
+            _check_frozen(site)
+        memory.check_optimizer(optimizer, optimizer_state)
         memory.check_holds(optimizer, {name: value for site in self.sites for name, value in _b(site).items()})
         guard_checkpoints(model)
         self.optimizer = optimizer
@@ -108,10 +115,7 @@ class MergeScheduler:
 
     @torch.no_grad()
     def _merge(self, site: Site) -> MergeReport:
-        if site.base.requires_grad:
-            raise OptimizerError(
-                f"`{site.name}` must have a frozen base, but it requires a gradient: undo `requires_grad_(True)` for it"
-            )
+        _check_frozen(site)
         previous = {name: getattr(site.perturbation, name).clone() for name in site.perturbation.directions}
         report = site.merge(seed=self.seed, agree=_agreement())
         self._remember(site, report, previous)
@@ -147,7 +151,8 @@ class MergeScheduler:
         if self.optimizer_state == "transport" and report.merged and not report.nonfinite:
             for name, matrix in site.perturbation.transport(previous).items():
                 memory.transport(self.optimizer, b[name], matrix)
-        if stale and not any(found) and self.optimizer.state and any(b[name].grad is not None for name in stale):
+        forgotten = stale and not any(found) and any(b[name].grad is not None for name in stale)
+        if forgotten and memory.has_state(self.optimizer, b[stale[0]]):
             raise OptimizerError(
                 f"`optimizer` must keep state for {', '.join(f'{prefix}.{name}' for name in stale)}, but has none "
                 f"after {self.steps} steps, though they have gradients: is it the optimizer that steps?"
@@ -170,6 +175,8 @@ class MergeScheduler:
                 memory.reset(self.optimizer, value, name)
                 poisoned.append(f"state of {name}")
         if poisoned:
+            self._warming.pop(site.name, None)
+            self._before.pop(site.name, None)
             warnings.warn(
                 f"step {self.steps}: non-finite {', '.join(poisoned)} at {site.name}: reset, training goes on",
                 RecoveryWarning,
@@ -212,15 +219,18 @@ class MergeScheduler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises CheckpointError, and changes nothing, if the sites differ."""
         names = [site.name for site in self.sites]
-        if state.get("sites") != names:
+        missing = [key for key in self.state_dict() if not isinstance(state, dict) or key not in state]
+        if missing:
+            raise CheckpointError(f"`state` must be of a MergeScheduler, but lacks {', '.join(missing)}")
+        if state["sites"] != names:
             raise CheckpointError(f"`state` must be of the sites {names}, got {state.get('sites')}")
         shapes = {name: [value.shape for value in values] for name, values in self._good.items()}
         came = {name: [value.shape for value in values] for name, values in state["good"].items()}
         if shapes != came:
             raise CheckpointError(f"`state['good']` must have the shapes {shapes}, got {came}")
+        self.reports = {name: _report(fields) for name, fields in state["reports"].items()}
         self.steps, self.merged, self.skipped = state["steps"], state["merged"], state["skipped"]
         self.seed = state["seed"]
-        self.reports = {name: _report(fields) for name, fields in state["reports"].items()}
         self._warming = dict(state["warming"])
         devices = {site.name: site.base.device for site in self.sites}
         for target, source in ((self._before, state["before"]), (self._good, state["good"])):
@@ -228,6 +238,19 @@ class MergeScheduler:
             target.update(
                 {name: [value.to(devices[name], copy=True) for value in values] for name, values in source.items()}
             )
+
+
+def _check_frozen(site: Site) -> None:
+    """What is tracked and the base must not train: `model.requires_grad_(True)` unfreezes them."""
+    tracked = dict(site.perturbation.named_parameters())
+    for name, _ in site.perturbation.own_parameters():
+        del tracked[name]
+    thawed = [name for name, value in {"base": site.base, **tracked}.items() if value.requires_grad]
+    if thawed:
+        raise OptimizerError(
+            f"`{site.name}` must be frozen, but requires a gradient in {', '.join(thawed)}: "
+            "undo `requires_grad_(True)` for it"
+        )
 
 
 def _report(fields: dict[str, Any]) -> MergeReport:

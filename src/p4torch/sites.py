@@ -62,7 +62,11 @@ def perturb(module: nn.Module, tensor_name: str, property: Callable[..., Perturb
         ArgumentError: no such parameter, it is perturbed already, or the property refuses it; nothing has changed then.
     """
     tensor = _plain_parameter(module, tensor_name)
+    if not callable(property) or isinstance(property, nn.Module):
+        raise ArgumentError.of("property", "a class such as p4.Invertible", type(property).__name__)
     perturbation = property(tensor.detach(), **options)
+    if not isinstance(perturbation, Perturbation):
+        raise ArgumentError.of("property", "a Perturbation class", f"one that makes {type(perturbation).__name__}")
     plain = type(module)
     if tensor_name == "weight":
         module.__class__ = factored_class(plain)
@@ -86,7 +90,7 @@ def original(module: nn.Module, tensor_name: str) -> nn.Parameter:
 
 def perturbations(module: nn.Module) -> Iterator[tuple[str, Perturbation]]:
     """The perturbed tensors of one module, without its children."""
-    if parametrize.is_parametrized(module):
+    if "parametrizations" in module._modules:  # not by attribute: a compiled module shows those of the one inside
         for tensor_name, chain in cast(nn.ModuleDict, module.parametrizations).items():
             if isinstance(chain[0], Perturbation):  # type: ignore[index]
                 yield tensor_name, chain[0]  # type: ignore[index]
@@ -105,8 +109,16 @@ _UNPERTURBED = Unperturbed(torch.zeros(1, 1))
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
-    """All sites of a model, in the order of `named_modules`; a module that is shared counts once."""
-    for path, module in model.named_modules():
+    """All sites of a model, in the order of `named_modules`; a module that is shared counts once.
+
+    Names are those of the plain model: what compiling or a distributed wrapper puts before them is left out.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError.of("model", "an nn.Module", type(model).__name__)
+    wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    plain = cast(nn.Module, model.module) if wrapped else model
+    for path, module in plain.named_modules():
+        path = ".".join(part for part in path.split(".") if part != "_orig_mod")
         for tensor_name, perturbation in perturbations(module):
             name = f"{path}.{tensor_name}" if path else tensor_name
             yield Site(name, module, tensor_name, original(module, tensor_name), perturbation)
@@ -118,7 +130,9 @@ def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[Merge
     Not between a forward and its backward pass: autograd would (rightly) refuse the backward pass. An optimizer's
     state is not touched; in training use `MergeScheduler`.
     """
-    return [site.merge(seed=seed, force=force) for site in sites(model)]
+    found = list(sites(model))
+    guard_checkpoints(model)
+    return [site.merge(seed=seed, force=force) for site in found]
 
 
 def penalty(model: nn.Module) -> Tensor:
@@ -135,6 +149,7 @@ def parameter_groups(model: nn.Module, **perturbation_options: Any) -> list[dict
     Decay of B would pull towards the base, not towards zero. Further options hold for the group of B only:
     `p4.parameter_groups(model, lr=3e-3)`.
     """
+    guard_checkpoints(model)
     b = [value for site in sites(model) for _, value in site.perturbation.own_parameters() if value.requires_grad]
     known = {id(value) for value in b}
     others = [value for value in model.parameters() if value.requires_grad and id(value) not in known]
@@ -177,7 +192,8 @@ def _plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
 
 def guard_checkpoints(module: nn.Module) -> None:
     """Make `module.load_state_dict` check every site in the module before it writes anything, and accept plain tensors
-    for them. `perturb` does it for the module it is given, a `MergeScheduler` for its model."""
+    for them. `perturb` does it for the module it is given; `parameter_groups`, `merge` and a `MergeScheduler` for their
+    model."""
     if not any(_is_admission(hook) for hook in module._load_state_dict_pre_hooks.values()):
         module.register_load_state_dict_pre_hook(_admit_checkpoint)
 
@@ -203,7 +219,10 @@ def _admit(module: nn.Module, tensor_name: str, perturbation: Perturbation, stat
         if plain.shape != base.shape:
             raise _misfit(prefix + tensor_name, base.shape, plain.shape)
         admitted = copy.deepcopy(perturbation)
-        state[inner + "original"] = admitted.right_inverse(plain.detach().to(base))
+        try:
+            state[inner + "original"] = admitted.right_inverse(plain.detach().to(base))
+        except ArgumentError as error:
+            raise CheckpointError(f"`{prefix}{tensor_name}` in the checkpoint cannot be a base: {error}") from error
         state.update({f"{inner}0.{key}": value for key, value in admitted.state_dict().items()})
         del state[prefix + tensor_name]
     for key, value in module.parametrizations[tensor_name].state_dict().items():  # type: ignore[index, union-attr]

@@ -209,7 +209,7 @@ def test_what_is_asked_for_comes_before_presets_and_stored_values(tmp_path: Path
         (Asked(steps=0), "`steps` must be an integer >= 1, got 0"),
         (Asked(batch=-1), "`batch`"),
         (Asked(every=0), "`every`"),
-        (Asked(seeds=(-1,)), "`seeds` must be different integers >= 0, got -1"),
+        (Asked(seeds=(-1,)), "`seeds` must be different integers from 0 to 2³¹ - 1, got -1"),
         (Asked(lr=math.nan), "`lr` must be a positive number, got nan"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -74,14 +74,15 @@ def test_samples_are_differentiable_through_the_inverse() -> None:
 
 def test_deep_flow_inverts_its_own_samples_before_and_after_training() -> None:
     torch.manual_seed(0)
-    flow = Flow(InvertibleMLP(2, depth=200, init="orthogonal"), StandardNormal(2))
+    flow = Flow(InvertibleMLP(2, depth=200, init="scattered"), StandardNormal(2))
     for steps in (0, 400):
         schedule = _train(flow, steps)
-        with torch.no_grad():
-            x = flow.sample(5000, torch.Generator().manual_seed(2))
-            z, _ = flow.bijection(x)
-            again, _ = flow.bijection.inverse(z)
-        assert float((again - x).abs().max()) <= ROUND_TRIP, f"after {steps} steps"
+        for with_gradients in (False, True):
+            with torch.set_grad_enabled(with_gradients):
+                x = flow.sample(5000, torch.Generator().manual_seed(2)).detach()
+                z, _ = flow.bijection(x)
+                again, _ = flow.bijection.inverse(z)
+            assert float((again - x).detach().abs().max()) <= ROUND_TRIP, f"after {steps} steps"
     assert schedule.merged == 20 * 200 - schedule.skipped
 
 
@@ -138,3 +139,32 @@ def test_bad_count() -> None:
     flow = Flow(Swap(2), StandardNormal(2))
     with pytest.raises(ArgumentError, match="`count`"):
         flow.sample(0)
+
+
+def test_a_torch_distribution_as_latent() -> None:
+    normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    flow = Flow(InvertibleMLP(2, depth=4, init="scattered"), normal)
+    x, log_prob = flow.sample_with_log_prob(7)
+    torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=1e-4, atol=1e-4)  # float32, four layers
+    with pytest.raises(ArgumentError, match="`generator`"):
+        flow.sample(3, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("bijection", "base", "argument"), [(None, StandardNormal(2), "bijection"), (Swap(2), None, "base")]
+)
+def test_what_is_no_flow(bijection: Any, base: Any, argument: str) -> None:
+    with pytest.raises(ArgumentError, match=f"`{argument}` must be"):
+        Flow(bijection, base)
+
+
+def test_no_points_at_all() -> None:
+    for bijection in (AffineCoupling(4, hidden=(3,)), InvertibleLinear(4), InvertibleMLP(4, depth=3), Swap(4)):
+        z, logabsdet = bijection(torch.zeros(0, 4))
+        assert z.shape == (0, 4)
+        assert logabsdet.shape in ((), (0,))
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="`x` must be of a floating-point dtype"):
+        InvertibleMLP(2, depth=2)(torch.ones(3, 2, dtype=torch.int64))

@@ -95,6 +95,8 @@ def check_features(features: int, least: int = 1) -> int:
 
 
 def check_event(x: Tensor, features: int) -> None:
-    """Refuse points of another size."""
+    """Refuse points of another size, or of integers."""
+    if not x.is_floating_point():
+        raise ArgumentError.of("x", "of a floating-point dtype", x.dtype)
     if x.dim() < 1 or x.shape[-1] != features:
         raise ArgumentError.of("x", f"of shape (..., {features})", tuple(x.shape))

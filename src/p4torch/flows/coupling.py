@@ -72,10 +72,10 @@ class _TwinMLP(nn.Module):
             nn.init.uniform_(bias, -bound, bound)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = x.reshape(1, -1, x.shape[-1]).expand(2, -1, -1)
+        y = x.reshape(1, x.shape[:-1].numel(), x.shape[-1]).expand(2, -1, -1)
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             y = torch.baddbmm(bias, y, weight.mT)
             if index < len(self.activations):
                 y = self.activations[index](y)
-        first, second = y.reshape(2, *x.shape[:-1], -1).unbind(0)
+        first, second = y.reshape(2, *x.shape[:-1], y.shape[-1]).unbind(0)
         return first, second

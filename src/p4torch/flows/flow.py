@@ -48,6 +48,9 @@ class StandardNormal(nn.Module):
 class Flow(nn.Module):
     """log p(x) = log p_Z(f(x)) + log|det ∂f/∂x|, samples x = f⁻¹(z) with z ~ p_Z.
 
+    The latent distribution is a `StandardNormal`, another module with `log_prob(z)` and `sample(count, generator)`,
+    or a `torch.distributions` one over vectors.
+
     Example:
         >>> import torch
         >>> from p4torch.flows import Flow, InvertibleMLP, StandardNormal
@@ -56,10 +59,14 @@ class Flow(nn.Module):
         torch.Size([5])
     """
 
-    def __init__(self, bijection: Bijection, base: nn.Module) -> None:
+    def __init__(self, bijection: Bijection, base: Distribution | torch.distributions.Distribution) -> None:
         super().__init__()
         self.bijection = bijection
-        self.base: Distribution = base  # type: ignore[assignment]
+        if not isinstance(bijection, Bijection):
+            raise ArgumentError.of("bijection", "a Bijection", type(bijection).__name__)
+        if not (callable(getattr(base, "log_prob", None)) and callable(getattr(base, "sample", None))):
+            raise ArgumentError.of("base", "a distribution with log_prob and sample", type(base).__name__)
+        self.base = base
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, `(..., n)` -> `(...)`."""
@@ -74,9 +81,16 @@ class Flow(nn.Module):
         """Samples `(count, n)` and their log p `(count,)`, in one pass."""
         if not isinstance(count, int) or count < 1:
             raise ArgumentError.of("count", "an integer >= 1", repr(count))
-        z = self.base.sample(count, generator)
+        z = self._latent(count, generator)
         x, logabsdet = self.bijection.inverse(z)
         return x, self.base.log_prob(z) - logabsdet
+
+    def _latent(self, count: int, generator: torch.Generator | None) -> Tensor:
+        if not isinstance(self.base, torch.distributions.Distribution):
+            return self.base.sample(count, generator)
+        if generator is not None:
+            raise ArgumentError.of("generator", "None, since a torch distribution takes none", type(generator).__name__)
+        return self.base.sample(torch.Size((count,)))
 
     def forward(self, x: Tensor) -> Tensor:
         """The same as `log_prob`, so that wrappers which call modules (compile, distributed) work."""

@@ -39,7 +39,7 @@ def readable_inverse(z: Tensor, inverse: Tensor, bias: Tensor) -> tuple[Tensor, 
 
 def fused_chain(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The same, fast. Differentiable any number of times (higher derivatives go through the readable chain)."""
-    z, total = _FusedChain.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
+    z, total = _FusedChain.apply(x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
     return z.reshape(x.shape), total.reshape(x.shape[:-1])
 
 

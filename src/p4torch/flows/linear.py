@@ -20,6 +20,8 @@ def initial_matrix(features: int, init: Init) -> Tensor:
     if isinstance(init, Tensor):
         if init.shape[-2:] != (features, features):
             raise ArgumentError.of("init", f"of shape (..., {features}, {features})", tuple(init.shape))
+        if not init.is_floating_point():
+            raise ArgumentError.of("init", "of a floating-point dtype", init.dtype)
         return init.detach().clone()
     if init == "identity":
         return torch.eye(features)
@@ -53,7 +55,10 @@ class InvertibleLinear(Bijection):
     ) -> None:
         super().__init__()
         self.features = check_features(features)
-        self.weight = nn.Parameter(initial_matrix(features, init))
+        matrix = initial_matrix(features, init)
+        if matrix.dim() != 2:
+            raise ArgumentError.of("init", f"of shape ({features}, {features})", tuple(matrix.shape))
+        self.weight = nn.Parameter(matrix)
         self.bias = nn.Parameter(self.weight.new_zeros(features)) if bias else None
         perturb(self, "weight", Invertible, rank=rank, form=form, **options)
 

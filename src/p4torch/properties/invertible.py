@@ -21,6 +21,9 @@ Bounds = tuple[float, float] | None
 #: Bounds of log|det R_B(A)| for n <= 64. It is a sum over n singular values: beyond, the bounds grow with n.
 LOGABSDET_BOUNDS, LOGABSDET_SIZE = (-2.5, 15.5), 64
 
+#: An inverse X with max|A X - I| above it is of no use.
+RESIDUAL_BOUND = 0.1
+
 
 class Invertible(Perturbation):
     """S = GL(n), with A⁻¹, log|det A| and sign det A tracked; U, V `(..., n, k)`.
@@ -29,7 +32,7 @@ class Invertible(Perturbation):
         exponential:  R_B(A) = A exp(U Vᵀ) = A (I + U φ₁(VᵀU) Vᵀ)       (stays in its component of GL(n))
 
     B₀ is U = 0 and V ~ `scale` · N(0, 1). Near B₀ the matrix moves by dA = dU Vᵀ, so the length of V sets the
-    effective learning rate of the matrix: with Adam, a step of size η in U moves A by about η · `scale` · √n in norm
+    effective learning rate of the matrix: with Adam, a step of size η in U moves A by about η · `scale` · √(nk) in norm
     per row. The additive form may cross det = 0 between merges: it comes out right on the other side.
 
     Args:
@@ -65,7 +68,7 @@ class Invertible(Perturbation):
         change_bounds: Bounds = (-6.0, 15.5),
         logabsdet_bounds: Bounds | Literal["default"] = "default",
         force_every: int = 10,
-        residual_bound: float = 0.1,
+        residual_bound: float = RESIDUAL_BOUND,
         order: int = 7,
         penalty_weight: float = 0.1,
     ) -> None:
@@ -73,7 +76,12 @@ class Invertible(Perturbation):
         if logabsdet_bounds == "default":
             factor = max(1.0, base.shape[-1] / LOGABSDET_SIZE)
             logabsdet_bounds = (LOGABSDET_BOUNDS[0] * factor, LOGABSDET_BOUNDS[1] * factor)
-        _check_options(rank, form, scale, order, change_bounds, logabsdet_bounds)
+        _check_options(rank, form, order, change_bounds, logabsdet_bounds)
+        for name, value, least in (("scale", scale, 1e-30), ("residual_bound", residual_bound, 1e-30)):
+            _check_number(name, value, least)
+        _check_number("penalty_weight", penalty_weight, 0.0)
+        if not isinstance(force_every, int) or force_every < 0:
+            raise ArgumentError.of("force_every", "an integer >= 0", repr(force_every))
         _check_nonsingular(base)
         self.rank, self.form_name, self.scale = rank, form, scale
         self.change_bounds, self.logabsdet_bounds = change_bounds, logabsdet_bounds
@@ -128,9 +136,9 @@ class Invertible(Perturbation):
             self.v.copy_(self.scale * drawn)
 
     def defect(self, tensor: Tensor) -> Tensor:
-        """0 for a nonsingular matrix, 1 for a singular one (GL(n) is dense: no other distance means much)."""
-        sign, logabsdet = torch.linalg.slogdet(tensor.detach().double())
-        return 1.0 - (logabsdet.isfinite() & (sign != 0)).to(tensor.dtype)
+        """0 for a nonsingular matrix, 1 for one that is singular to working precision (GL(n) is dense: no other
+        distance means much)."""
+        return _singular(tensor).to(tensor.dtype)
 
     def project(self, tensor: Tensor) -> Tensor:
         """Raises ArgumentError: nobody should train on from a singular matrix unawares."""
@@ -204,20 +212,21 @@ class Invertible(Perturbation):
         return f"rank={self.rank}, form={self.form_name!r}, scale={self.scale:g}"
 
 
-def _check_options(
-    rank: int, form: str, scale: float, order: int, change_bounds: Bounds, logabsdet_bounds: Bounds
-) -> None:
+def _check_options(rank: int, form: str, order: int, change_bounds: Bounds, logabsdet_bounds: Bounds) -> None:
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ArgumentError.of("rank", "an integer >= 1", repr(rank))
     if form not in FORMS:
         raise ArgumentError.of("form", f"one of {', '.join(FORMS)}", repr(form))
-    if not (math.isfinite(scale) and scale > 0):
-        raise ArgumentError.of("scale", "a positive number", scale)
     if order not in (2, 3, 7):
         raise ArgumentError.of("order", "2, 3 or 7", order)
     for name, bounds in (("change_bounds", change_bounds), ("logabsdet_bounds", logabsdet_bounds)):
-        if bounds is not None and not bounds[0] < 0 < bounds[1]:
-            raise ArgumentError.of(name, "None or (below 0, above 0)", bounds)
+        if bounds is not None and not (isinstance(bounds, tuple) and len(bounds) == 2 and bounds[0] < 0 < bounds[1]):
+            raise ArgumentError.of(name, "None or (below 0, above 0)", repr(bounds))
+
+
+def _check_number(name: str, value: float, least: float) -> None:
+    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= least):
+        raise ArgumentError.of(name, "a positive number" if least else "a number >= 0", repr(value))
 
 
 def _check_nonsingular(base: Tensor, argument: str = "base") -> None:
@@ -227,8 +236,14 @@ def _check_nonsingular(base: Tensor, argument: str = "base") -> None:
         raise ArgumentError.of(argument, "square, (..., n, n)", tuple(base.shape))
     if base.shape[-1] == 0:
         raise ArgumentError.of(argument, "at least 1 x 1", tuple(base.shape))
-    singular = ~torch.linalg.slogdet(base.detach().double())[1].isfinite()
+    singular = _singular(base)
     if bool(singular.any()):
-        raise ArgumentError.of(
-            argument, "nonsingular", f"{int(singular.sum())} singular of {singular.numel()} matrices"
-        )
+        came = f"{int(singular.sum())} singular to working precision of {singular.numel()} matrices"
+        raise ArgumentError.of(argument, "nonsingular", came)
+
+
+def _singular(base: Tensor) -> Tensor:
+    """`(...)`: where A has no inverse X in its own dtype with max|A X - I| <= `RESIDUAL_BOUND`."""
+    exact = base.detach().double()
+    inverse = torch.linalg.inv_ex(exact)[0].to(base.dtype).double()
+    return ~(linalg.inversion_residual(exact, inverse).abs().amax((-2, -1)) <= RESIDUAL_BOUND)

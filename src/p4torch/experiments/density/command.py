@@ -43,6 +43,8 @@ def execute(request: Request, console: Console) -> None:
     out = request.out or Path("runs") / kind
     config = resolve(request.asked, preset, out / "config.json" if request.resume else None, tuning=request.tune)
     fields = {**config.fields(), "kind": kind}
+    if request.resume and not out.exists():
+        console.print(f"Nothing to resume in {out}: a new run.", highlight=False, soft_wrap=True)
     torch.set_num_threads(1)  # for the figure, as for the jobs: beside other work two threads wait for each other
     prepare(out, fields, resume=request.resume, overwrite=request.demo)
     if request.tune:

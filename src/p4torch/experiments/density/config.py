@@ -16,6 +16,8 @@ LEARNING_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
 #: The seed of tuning runs; full runs use others.
 TUNE_SEED = 1000
 
+_SEEDS = 2**31
+
 Rates = dict[str, dict[str, float]]
 Split = Literal["test", "validation"]
 
@@ -88,10 +90,12 @@ class Config:
     def __post_init__(self) -> None:
         check_names("targets", self.targets, TARGETS)
         check_names("models", self.models, MODELS)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ArgumentError.of("seeds", "different integers >= 0", ",".join(map(str, self.seeds)) or "none")
+        seeds = self.seeds if isinstance(self.seeds, tuple) else ()
+        usable = all(isinstance(seed, int) and 0 <= seed < _SEEDS for seed in seeds)
+        if not seeds or not usable or len(set(seeds)) < len(seeds):
+            raise ArgumentError.of("seeds", "different integers from 0 to 2³¹ - 1", ",".join(map(str, seeds)) or "none")
         for name in ("steps", "batch", "every"):
-            if getattr(self, name) < 1:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ArgumentError.of(name, "an integer >= 1", getattr(self, name))
         for target in self.targets if self.learning_rates else ():  # none: they are being tuned
             for model in self.models:
@@ -113,6 +117,8 @@ class Config:
 
 def check_names(argument: str, came: Sequence[str], known: Sequence[str] | dict[str, Any]) -> None:
     """Raises ArgumentError for a name that is not known, one that comes twice, or none at all."""
+    if not isinstance(came, tuple):
+        raise ArgumentError.of(argument, f"names out of {', '.join(known)}", repr(came))
     wrong = [name for name in came if name not in known]
     if wrong or not came or len(set(came)) < len(came):
         raise ArgumentError.of(

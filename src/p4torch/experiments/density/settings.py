@@ -54,6 +54,8 @@ def resolve(asked: Asked, preset: dict[str, Any], stored: Path | None = None, *,
             rates = found["learning_rates"]
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"`{stored}` must be the configuration of a density run, lacks {error}") from error
+        if not isinstance(rates, dict):
+            raise CheckpointError(f"`{stored}` must hold learning rates by target and model, got {rates!r}")
     values.update({name: value for name in FULL if (value := getattr(asked, name)) is not None})
     check_names("targets", values["targets"], TARGETS)
     check_names("models", values["models"], MODELS)
