@@ -48,13 +48,13 @@ def density(
     targets: Annotated[str | None, typer.Option(help="Names, with commas between them. Default: all.")] = None,
     models: Annotated[str | None, typer.Option(help="rnvp, p4inv or both. Default: both.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Integers, with commas between them. Default: 0,1,2.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each training. Default: 6000.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each training. Default: 8000.")] = None,
     batch: Annotated[int | None, typer.Option(help="Points of each step. Default: 256.")] = None,
     lr: Annotated[float | None, typer.Option(help="One learning rate for all, instead of the tuned ones.")] = None,
     rates: Annotated[
         Path | None, typer.Option(help="A tune.json with learning rates. Default: the one in the package.")
     ] = None,
-    every: Annotated[int | None, typer.Option(help="Steps between two merges of P4Inv. Default: 500.")] = None,
+    every: Annotated[int | None, typer.Option(help="Steps between two merges of P4Inv. Default: 200.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder. Default: runs/density, runs/tune or runs/demo.")
     ] = None,

@@ -18,9 +18,9 @@ FULL: dict[str, Any] = {
     "targets": tuple(TARGETS),
     "models": MODELS,
     "seeds": (0, 1, 2),
-    "steps": 6_000,
+    "steps": 8_000,
     "batch": 256,
-    "every": 500,
+    "every": 200,
 }
 #: What differs from it in tuning, in the demo (a few minutes on two cores), and in the demo of a check.
 TUNE: dict[str, Any] = {"seeds": (TUNE_SEED,), "steps": 3_000}
