@@ -31,7 +31,8 @@ class MergeScheduler:
         correct_every: undo rounding drift at every this many merges of a site; 0 for never.
         refresh_every: recompute tracked quantities exactly at every this many merges; 0 for never.
         optimizer_state: what a merge does to the optimizer's memory. "reset_directions" clears that of the redrawn
-            directions, whose history is stale, and keeps the rest. "keep" clears nothing. "reset" clears all of B: with
+            directions, whose history is stale, and keeps the rest (for a stack of matrices: if any of them was
+            merged). "keep" clears nothing. "reset" clears all of B: with
             Adam every merge is then followed by full-size first steps, which can stall training for good (re-warm at
             least). "transport" clears the directions and maps the rest onto the new ones; it stalled in trials, too.
         rewarm: after a merge, scale the updates of B from 1/(rewarm + 1) up to 1 in this many steps. It is a linear

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 import torch
@@ -13,16 +12,19 @@ from p4torch import linalg
 from p4torch.errors import ArgumentError
 from p4torch.merging import Proposal, Veto
 from p4torch.perturbation import Perturbation
+from p4torch.properties.checks import (
+    RESIDUAL_BOUND,
+    Bounds,
+    check_nonsingular,
+    check_number,
+    check_options,
+    singular,
+)
 from p4torch.properties.forms import FORMS, Form
 from p4torch.tracking import TrackedInverse
 
-Bounds = tuple[float, float] | None
-
 #: Bounds of log|det R_B(A)| for n <= 64. It is a sum over n singular values: beyond, the bounds grow with n.
 LOGABSDET_BOUNDS, LOGABSDET_SIZE = (-2.5, 15.5), 64
-
-#: An inverse X with max|A X - I| above it is of no use.
-RESIDUAL_BOUND = 0.1
 
 
 class Invertible(Perturbation):
@@ -76,13 +78,13 @@ class Invertible(Perturbation):
         if logabsdet_bounds == "default":
             factor = max(1.0, base.shape[-1] / LOGABSDET_SIZE)
             logabsdet_bounds = (LOGABSDET_BOUNDS[0] * factor, LOGABSDET_BOUNDS[1] * factor)
-        _check_options(rank, form, order, change_bounds, logabsdet_bounds)
+        check_options(rank, form, order, change_bounds, logabsdet_bounds)
         for name, value, least in (("scale", scale, 1e-30), ("residual_bound", residual_bound, 1e-30)):
-            _check_number(name, value, least)
-        _check_number("penalty_weight", penalty_weight, 0.0)
+            check_number(name, value, least)
+        check_number("penalty_weight", penalty_weight, 0.0)
         if not isinstance(force_every, int) or force_every < 0:
             raise ArgumentError.of("force_every", "an integer >= 0", repr(force_every))
-        _check_nonsingular(base)
+        check_nonsingular(base)
         self.rank, self.form_name, self.scale = rank, form, scale
         self.change_bounds, self.logabsdet_bounds = change_bounds, logabsdet_bounds
         self.force_every, self.residual_bound = force_every, residual_bound
@@ -138,11 +140,11 @@ class Invertible(Perturbation):
     def defect(self, tensor: Tensor) -> Tensor:
         """0 for a nonsingular matrix, 1 for one that is singular to working precision (GL(n) is dense: no other
         distance means much)."""
-        return _singular(tensor).to(tensor.dtype)
+        return singular(tensor).to(tensor.dtype)
 
     def project(self, tensor: Tensor) -> Tensor:
         """Raises ArgumentError: nobody should train on from a singular matrix unawares."""
-        _check_nonsingular(tensor, "tensor")
+        check_nonsingular(tensor, "tensor")
         return tensor
 
     def refresh(self, base: Tensor) -> None:
@@ -210,40 +212,3 @@ class Invertible(Perturbation):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, form={self.form_name!r}, scale={self.scale:g}"
-
-
-def _check_options(rank: int, form: str, order: int, change_bounds: Bounds, logabsdet_bounds: Bounds) -> None:
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ArgumentError.of("rank", "an integer >= 1", repr(rank))
-    if form not in FORMS:
-        raise ArgumentError.of("form", f"one of {', '.join(FORMS)}", repr(form))
-    if order not in (2, 3, 7):
-        raise ArgumentError.of("order", "2, 3 or 7", order)
-    for name, bounds in (("change_bounds", change_bounds), ("logabsdet_bounds", logabsdet_bounds)):
-        if bounds is not None and not (isinstance(bounds, tuple) and len(bounds) == 2 and bounds[0] < 0 < bounds[1]):
-            raise ArgumentError.of(name, "None or (below 0, above 0)", repr(bounds))
-
-
-def _check_number(name: str, value: float, least: float) -> None:
-    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= least):
-        raise ArgumentError.of(name, "a positive number" if least else "a number >= 0", repr(value))
-
-
-def _check_nonsingular(base: Tensor, argument: str = "base") -> None:
-    if base.is_complex():
-        raise ArgumentError.of(argument, "real", base.dtype)
-    if base.dim() < 2 or base.shape[-1] != base.shape[-2]:
-        raise ArgumentError.of(argument, "square, (..., n, n)", tuple(base.shape))
-    if base.shape[-1] == 0:
-        raise ArgumentError.of(argument, "at least 1 x 1", tuple(base.shape))
-    singular = _singular(base)
-    if bool(singular.any()):
-        came = f"{int(singular.sum())} singular to working precision of {singular.numel()} matrices"
-        raise ArgumentError.of(argument, "nonsingular", came)
-
-
-def _singular(base: Tensor) -> Tensor:
-    """`(...)`: where A has no inverse X in its own dtype with max|A X - I| <= `RESIDUAL_BOUND`."""
-    exact = base.detach().double()
-    inverse = torch.linalg.inv_ex(exact)[0].to(base.dtype).double()
-    return ~(linalg.inversion_residual(exact, inverse).abs().amax((-2, -1)) <= RESIDUAL_BOUND)

@@ -1,0 +1,57 @@
+"""Options and bases that an invertible perturbation refuses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from p4torch import linalg
+from p4torch.errors import ArgumentError
+from p4torch.properties.forms import FORMS
+
+Bounds = tuple[float, float] | None
+
+#: An inverse X with max|A X - I| above it is of no use.
+RESIDUAL_BOUND = 0.1
+
+
+def check_options(rank: int, form: str, order: int, change_bounds: Bounds, logabsdet_bounds: Bounds) -> None:
+    """Raise ArgumentError for options of `Invertible` that mean nothing."""
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise ArgumentError.of("rank", "an integer >= 1", repr(rank))
+    if form not in FORMS:
+        raise ArgumentError.of("form", f"one of {', '.join(FORMS)}", repr(form))
+    if order not in (2, 3, 7):
+        raise ArgumentError.of("order", "2, 3 or 7", order)
+    for name, bounds in (("change_bounds", change_bounds), ("logabsdet_bounds", logabsdet_bounds)):
+        if bounds is not None and not (isinstance(bounds, tuple) and len(bounds) == 2 and bounds[0] < 0 < bounds[1]):
+            raise ArgumentError.of(name, "None or (below 0, above 0)", repr(bounds))
+
+
+def check_number(name: str, value: float, least: float) -> None:
+    """Raise ArgumentError for anything but a finite number from `least` on."""
+    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= least):
+        raise ArgumentError.of(name, "a positive number" if least else "a number >= 0", repr(value))
+
+
+def check_nonsingular(base: Tensor, argument: str = "base") -> None:
+    """Raise ArgumentError for a tensor that is not real, square and nonsingular."""
+    if base.is_complex():
+        raise ArgumentError.of(argument, "real", base.dtype)
+    if base.dim() < 2 or base.shape[-1] != base.shape[-2]:
+        raise ArgumentError.of(argument, "square, (..., n, n)", tuple(base.shape))
+    if base.shape[-1] == 0:
+        raise ArgumentError.of(argument, "at least 1 x 1", tuple(base.shape))
+    bad = singular(base)
+    if bool(bad.any()):
+        came = f"{int(bad.sum())} singular to working precision of {bad.numel()} matrices"
+        raise ArgumentError.of(argument, "nonsingular", came)
+
+
+def singular(base: Tensor) -> Tensor:
+    """`(...)`: where A has no inverse X in its own dtype with max|A X - I| <= `RESIDUAL_BOUND`."""
+    exact = base.detach().double()
+    inverse = torch.linalg.inv_ex(exact)[0].to(base.dtype).double()
+    return ~(linalg.inversion_residual(exact, inverse).abs().amax((-2, -1)) <= RESIDUAL_BOUND)
