@@ -141,6 +141,15 @@ def test_bad_count() -> None:
         flow.sample(0)
 
 
+def test_torch_func_transforms() -> None:
+    flow = Flow(InvertibleMLP(2, depth=6, init="scattered"), StandardNormal(2)).double()
+    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(flow.log_prob(x).sum(), x)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(flow.log_prob))(x), expected)
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda point: flow.bijection(point)[0]))(x)
+    torch.testing.assert_close(torch.linalg.slogdet(jacobians)[1], flow.bijection(x)[1])
+
+
 def test_a_torch_distribution_as_latent() -> None:
     normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
     flow = Flow(InvertibleMLP(2, depth=4, init="scattered"), normal)

@@ -90,7 +90,7 @@ class InvertibleMLP(Bijection):
         with linalg.full_precision(x.device):
             weight, constant = perturbation(base), perturbation.logabsdet(base).sum()
             if torch.is_grad_enabled():
-                chain = readable_chain if torch.compiler.is_compiling() else fused_chain
+                chain = readable_chain if _transformed() else fused_chain
                 z, total = chain(x, weight, self.bias)
             else:
                 z, total = readable_chain(x.double(), weight.double(), self.bias.double())
@@ -107,3 +107,8 @@ class InvertibleMLP(Bijection):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, depth={self.depth}"
+
+
+def _transformed() -> bool:
+    """Whether something rewrites the operations (`torch.compile`, `torch.func`): it wants plain ones."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
