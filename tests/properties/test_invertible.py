@@ -231,9 +231,9 @@ def test_a_change_of_dtype_keeps_scalars_exact(move: Callable[[nn.Module], nn.Mo
     [
         (torch.ones(3, 4), {}, r"`base` must be square, \(..., n, n\), got \(3, 4\)"),
         (torch.ones(3), {}, r"`base` must be of at least 2 dimensions, got \(3,\)"),
-        (torch.ones(3, 3), {}, "`base` must be nonsingular, got 1 singular of 1 matrices"),
-        (torch.stack([torch.eye(2), torch.zeros(2, 2)]), {}, "got 1 singular of 2 matrices"),
-        (torch.ones(0, 0), {}, "`base` must be at least 1 x 1"),
+        (torch.ones(3, 3), {}, "`base` must be nonsingular, got 1 singular to working precision of 1 matrices"),
+        (torch.stack([torch.eye(2), torch.zeros(2, 2)]), {}, "got 1 singular to working precision of 2 matrices"),
+        (torch.ones(0, 0), {}, "`base` must be not empty"),
         (torch.full((2, 2), torch.nan), {}, "`base` must be finite, got 4 non-finite entries of 4"),
         (torch.eye(2, dtype=torch.int32), {}, "`base` must be of a floating-point dtype, got torch.int32"),
         (torch.eye(2, dtype=torch.complex64), {}, "`base` must be real, got torch.complex64"),

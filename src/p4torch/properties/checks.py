@@ -42,8 +42,6 @@ def check_nonsingular(base: Tensor, argument: str = "base") -> None:
         raise ArgumentError.of(argument, "real", base.dtype)
     if base.dim() < 2 or base.shape[-1] != base.shape[-2]:
         raise ArgumentError.of(argument, "square, (..., n, n)", tuple(base.shape))
-    if base.shape[-1] == 0:
-        raise ArgumentError.of(argument, "at least 1 x 1", tuple(base.shape))
     bad = singular(base)
     if bool(bad.any()):
         came = f"{int(bad.sum())} singular to working precision of {bad.numel()} matrices"
