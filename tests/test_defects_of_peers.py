@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests import layers
+from tests.layers import b_of
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,14 +17,7 @@ from p4torch import optimizer_state as memory
 
 
 def layer_of(width: int = 4, **options: Any) -> nn.Linear:
-    layer = nn.Linear(width, width)
-    nn.init.eye_(layer.weight)
-    p4.perturb(layer, "weight", p4.Invertible, **options)
-    return layer
-
-
-def b_of(layer: nn.Module) -> Any:
-    return next(p4.sites(layer)).perturbation
+    return layers.layer_of(width, nn.init.eye_, **options)
 
 
 @torch.no_grad()

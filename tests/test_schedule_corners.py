@@ -6,16 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.layers import layer_of
 from torch import Tensor, nn
 
 import p4torch as p4
-
-
-def layer_of(width: int = 3, **options: Any) -> nn.Linear:
-    layer = nn.Linear(width, width)
-    nn.init.orthogonal_(layer.weight)
-    p4.perturb(layer, "weight", p4.Invertible, **options)
-    return layer
 
 
 def train(layer: nn.Linear, optimizer: torch.optim.Optimizer, schedule: p4.MergeScheduler, steps: int) -> None:

@@ -7,21 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.layers import b_of, layer_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import p4torch as p4
-
-
-def layer_of(width: int = 3, **options: Any) -> nn.Linear:
-    layer = nn.Linear(width, width)
-    nn.init.orthogonal_(layer.weight)
-    p4.perturb(layer, "weight", p4.Invertible, **options)
-    return layer
-
-
-def b_of(module: nn.Module) -> Any:
-    return next(p4.sites(module)).perturbation
 
 
 @torch.no_grad()

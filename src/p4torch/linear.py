@@ -14,7 +14,7 @@ class FactoredLinear(nn.Linear):
     """An `nn.Linear` whose weight is perturbed. `perturb` swaps a layer's class for this one, `finalize` back."""
 
     def forward(self, input: Tensor) -> Tensor:
-        found = _only_perturbation(self)
+        found = sole_perturbation(self, "weight")
         if found is None:
             return super().forward(input)
         perturbation, base = found
@@ -22,10 +22,10 @@ class FactoredLinear(nn.Linear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
-def _only_perturbation(layer: nn.Module) -> tuple[Perturbation, Tensor] | None:
-    """(perturbation, base) of a weight that has this parametrization and no other."""
-    if parametrize.is_parametrized(layer, "weight"):
-        chain = cast(nn.ModuleDict, layer.parametrizations)["weight"]
+def sole_perturbation(module: nn.Module, tensor_name: str) -> tuple[Perturbation, Tensor] | None:
+    """(perturbation, base) of a tensor that has this parametrization and no other."""
+    if parametrize.is_parametrized(module, tensor_name):
+        chain = cast(nn.ModuleDict, module.parametrizations)[tensor_name]
         if len(cast(nn.ModuleList, chain)) == 1:
             return cast(Any, chain)[0], cast(Any, chain).original
     return None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.linear import factored_class, plain_class
+from p4torch.linear import factored_class, plain_class, sole_perturbation
 from p4torch.merging import Agreement, MergeReport
 from p4torch.perturbation import Perturbation, Unperturbed
 
@@ -99,10 +99,7 @@ def perturbations(module: nn.Module) -> Iterator[tuple[str, Perturbation]]:
 def lookup(module: nn.Module, tensor_name: str) -> tuple[Perturbation, Tensor]:
     """(perturbation, base) of a tensor; a plain one has the identity perturbation. For modules that use their tensor
     through `matmul`, `solve`, `logabsdet`, before and after `finalize`."""
-    if parametrize.is_parametrized(module, tensor_name):
-        chain = cast(nn.ModuleDict, module.parametrizations)[tensor_name]
-        return cast(parametrize.ParametrizationList, chain)[0], original(module, tensor_name)  # type: ignore[return-value]
-    return _UNPERTURBED, getattr(module, tensor_name)
+    return sole_perturbation(module, tensor_name) or (_UNPERTURBED, getattr(module, tensor_name))
 
 
 _UNPERTURBED = Unperturbed(torch.zeros(1, 1))

@@ -55,7 +55,7 @@ class InvertibleMLP(Bijection):
         init: of the W_i. "identity" or "reverse" for all, or a tensor `(n, n)` or `(depth, n, n)`. With "orthogonal"
             and "scattered" each inverse activation undoes the activation before it, so that the whole flow starts as a
             rotation, while its pairs of layers act in coordinates of their own: random rotations, for "scattered" also
-            stretched by up to 2 and shifted by up to 3, which scatters the bends over the data. These learn faster.
+            stretched by up to 2 and shifted by up to 3, which scatters the bends over the data.
     """
 
     def __init__(
