@@ -20,6 +20,9 @@ from p4torch.errors import ArgumentError
 #: at the largest residual at which log|det| relies on them (`tracking.LOOSE`).
 REFINEMENTS = 2
 
+#: Numbers in a thin factor from which on its order in memory matters more than a copy.
+SMALL = 512
+
 
 def full_precision(device: torch.device) -> torch.autocast:
     """A context in which autocast is off: small algebra decides about merges and densities, and stays exact."""
@@ -39,6 +42,11 @@ def in_double(tensor: Tensor) -> Tensor:
 def at_least_single(tensor: Tensor) -> Tensor:
     """The tensor, in float32 if its dtype is shorter: LAPACK knows no half precision."""
     return tensor.float() if torch.finfo(tensor.dtype).bits < 32 else tensor
+
+
+def transformed() -> bool:
+    """Whether something rewrites the operations (`torch.compile`, `torch.func`): it wants plain ones."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 # --- small k x k matrices -----------------------------------------------------------------------------------
@@ -84,12 +92,29 @@ def phi1(matrix: Tensor) -> Tensor:
     return torch.linalg.matrix_exp(block)[..., :k, k:].to(matrix.dtype)
 
 
+# --- thin factors -------------------------------------------------------------------------------------------
+
+
+def columns(factor: Tensor) -> Tensor:
+    """The same factor `(..., n, k)`, its columns contiguous in memory: the order in which thin products are fast. Small
+    ones stay as they are, since a copy costs more."""
+    return factor.mT.contiguous().mT if factor.numel() > SMALL else factor
+
+
+def thin(matrix: Tensor, factor: Tensor) -> Tensor:
+    """M F for a thin F `(..., n, k)`."""
+    return matrix @ columns(factor)
+
+
 # --- A + U Vᵀ ------------------------------------------------------------------------------------------------
 
 
-def rows_times(x: Tensor, matrix: Tensor) -> Tensor:
-    """x Mᵀ for rows x `(..., m, n)`; any leading shape of x where M is a single matrix."""
-    return F.linear(x, matrix) if matrix.dim() == 2 else torch.matmul(x, matrix.mT)
+def rows_times(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Mᵀ + b for rows x `(..., m, n)`; any leading shape of x where M is a single matrix."""
+    if matrix.dim() == 2:
+        return F.linear(x, matrix, bias)
+    y = torch.matmul(x, matrix.mT)
+    return y if bias is None else y + bias
 
 
 def low_rank(u: Tensor, v: Tensor) -> Tensor:
@@ -97,8 +122,17 @@ def low_rank(u: Tensor, v: Tensor) -> Tensor:
     return u * v.mT if u.shape[-1] == 1 else u @ v.mT
 
 
+def add_low_rank(matrix: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """M + P Qᵀ; never in the short dtype of autocast."""
+    if matrix.dim() == 2 and not torch.is_autocast_enabled(matrix.device.type):
+        return torch.addmm(matrix, p, q.mT)
+    return matrix + low_rank(p, q)
+
+
 def capacitance(x_u: Tensor, v: Tensor) -> Tensor:
     """K = I + Vᵀ (A⁻¹U)."""
+    if v.dim() == 2 and x_u.dim() == 2:
+        return torch.addmm(torch.eye(v.shape[-1], dtype=v.dtype, device=v.device), v.mT, x_u)
     product = v.mT @ x_u
     return product + eye_like(product)
 

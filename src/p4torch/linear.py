@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from p4torch.perturbation import Perturbation
 
@@ -18,17 +17,17 @@ class FactoredLinear(nn.Linear):
         if found is None:
             return super().forward(input)
         perturbation, base = found
-        y = perturbation.matmul(base, input)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return perturbation.affine(base, input, self.bias)
 
 
 def sole_perturbation(module: nn.Module, tensor_name: str) -> tuple[Perturbation, Tensor] | None:
-    """(perturbation, base) of a tensor that has this parametrization and no other."""
-    if parametrize.is_parametrized(module, tensor_name):
-        chain = cast(nn.ModuleDict, module.parametrizations)[tensor_name]
-        if len(cast(nn.ModuleList, chain)) == 1:
-            return cast(Any, chain)[0], cast(Any, chain).original
-    return None
+    """(perturbation, base) of a tensor that has this parametrization and no other. Runs at every forward pass, so it
+    looks into the tables of `parametrize` itself, which is many times faster than its attributes."""
+    chains = module._modules.get("parametrizations")
+    chain = chains._modules.get(tensor_name) if isinstance(chains, nn.ModuleDict) else None
+    if chain is None or len(chain._modules) != 1:
+        return None
+    return cast(Perturbation, chain._modules["0"]), cast(Tensor, chain._parameters["original"])
 
 
 def factored_class(plain: type[nn.Module]) -> type[nn.Module]:

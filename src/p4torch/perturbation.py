@@ -90,6 +90,19 @@ class Perturbation(nn.Module):
         """x R_B(A)ᵀ for rows x `(..., m, n)`."""
         return linalg.rows_times(x, self(base))
 
+    def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x R_B(A)ᵀ + b, what a linear layer computes."""
+        y = self.matmul(base, x)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def affine_logabsdet(self, base: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x R_B(A)ᵀ + b and log|det R_B(A)|, where both are wanted."""
+        return self.affine(base, x, bias), self.logabsdet(base)
+
+    def solve_logabsdet(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """y R_B(A)⁻ᵀ and log|det R_B(A)|, where both are wanted."""
+        return self.solve(base, y), self.logabsdet(base)
+
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         """y R_B(A)⁻ᵀ, the rows x with x R_B(A)ᵀ = y. `(..., m, n)`."""
         return linalg.solve_rows(self(base), y)

@@ -9,18 +9,17 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.errors import ArgumentError
-from p4torch.properties.forms import FORMS
 
 Bounds = tuple[float, float] | None
+
+FORMS = ("additive", "exponential")
 
 #: An inverse X with max|A X - I| above it is of no use.
 RESIDUAL_BOUND = 0.1
 
 
-def check_options(rank: int, form: str, order: int, change_bounds: Bounds, logabsdet_bounds: Bounds) -> None:
+def check_options(form: str, order: int, change_bounds: Bounds, logabsdet_bounds: Bounds) -> None:
     """Raise ArgumentError for options of `Invertible` that mean nothing."""
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ArgumentError.of("rank", "an integer >= 1", repr(rank))
     if form not in FORMS:
         raise ArgumentError.of("form", f"one of {', '.join(FORMS)}", repr(form))
     if order not in (2, 3, 7):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from p4torch import linalg
+from p4torch import linalg, rows
 from p4torch.errors import ArgumentError
+from p4torch.low_rank import LowRank
 from p4torch.merging import Proposal, Veto
-from p4torch.perturbation import Perturbation
 from p4torch.properties.checks import (
     RESIDUAL_BOUND,
     Bounds,
@@ -20,14 +20,13 @@ from p4torch.properties.checks import (
     check_options,
     singular,
 )
-from p4torch.properties.forms import FORMS, Form
 from p4torch.tracking import TrackedInverse
 
 #: Bounds of log|det R_B(A)| for n <= 64. It is a sum over n singular values: beyond, the bounds grow with n.
 LOGABSDET_BOUNDS, LOGABSDET_SIZE = (-2.5, 15.5), 64
 
 
-class Invertible(Perturbation):
+class Invertible(LowRank):
     """S = GL(n), with A⁻¹, log|det A| and sign det A tracked; U, V `(..., n, k)`.
 
         additive:     R_B(A) = A + U Vᵀ                                 (k = 1: equations 3 and 4 of the paper)
@@ -58,8 +57,6 @@ class Invertible(Perturbation):
     same authors (arXiv 2010.07033), whose layers start at |det A| = 1, where "relative" changes nothing.
     """
 
-    directions: ClassVar[tuple[str, ...]] = ("v",)
-
     def __init__(
         self,
         base: Tensor,
@@ -74,68 +71,71 @@ class Invertible(Perturbation):
         order: int = 7,
         penalty_weight: float = 0.1,
     ) -> None:
-        super().__init__(base)
+        super().__init__(base, rank, scale=scale, side="add" if form == "additive" else "right")
         if logabsdet_bounds == "default":
             factor = max(1.0, base.shape[-1] / LOGABSDET_SIZE)
             logabsdet_bounds = (LOGABSDET_BOUNDS[0] * factor, LOGABSDET_BOUNDS[1] * factor)
-        check_options(rank, form, order, change_bounds, logabsdet_bounds)
-        for name, value, least in (("scale", scale, 1e-30), ("residual_bound", residual_bound, 1e-30)):
-            check_number(name, value, least)
+        check_options(form, order, change_bounds, logabsdet_bounds)
+        check_number("residual_bound", residual_bound, 1e-30)
         check_number("penalty_weight", penalty_weight, 0.0)
         if not isinstance(force_every, int) or force_every < 0:
             raise ArgumentError.of("force_every", "an integer >= 0", repr(force_every))
         check_nonsingular(base)
-        self.rank, self.form_name, self.scale = rank, form, scale
+        self.form = form
         self.change_bounds, self.logabsdet_bounds = change_bounds, logabsdet_bounds
         self.force_every, self.residual_bound = force_every, residual_bound
         self.order, self.penalty_weight = order, penalty_weight
-        shape = (*base.shape[:-1], rank)
-        self.u = nn.Parameter(base.new_zeros(shape))
-        self.v = nn.Parameter(base.new_zeros(shape))
         self.tracked = TrackedInverse(base)
-        self.reset(torch.default_generator)
-
-    @property
-    def form(self) -> Form:
-        """The functions of the chosen form."""
-        return FORMS[self.form_name]
 
     # --- R_B and what follows from it, O(n²k) -----------------------------------------------------------------------
 
-    def forward(self, base: Tensor) -> Tensor:
-        return base + linalg.low_rank(self.form.factor(base, self.u, self.v), self.v)
-
-    def matmul(self, base: Tensor, x: Tensor) -> Tensor:
-        return self.form.matmul(base, self.u, self.v, x)
+    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return (u, v) if self.form == "additive" else (u @ linalg.phi1(v.mT @ u), v)
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
+        return self._solve(base, y)[0]
+
+    def solve_logabsdet(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        rows, change = self._solve(base, y)
+        return rows, (self.tracked.logabsdet + change).to(base.dtype)
+
+    def _solve(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows, and log|det R_B(A) / det A|, which comes along."""
         with linalg.full_precision(base.device):
-            return self.form.solve(self.tracked.current(base).inverse, self.u, self.v, y.to(base.dtype))
+            inverse, y = self.tracked.current(base).inverse, y.to(base.dtype)
+            if self.form == "additive":
+                return rows.solve(y, inverse, self.u, self.v)
+            return rows.shift(linalg.rows_times(y, inverse), *self.factors(-self.u, self.v)), self._change()
 
     def inverse(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
-            return self.form.inverse(self.tracked.current(base).inverse, self.u, self.v)
+            inverse = self.tracked.current(base).inverse
+            if self.form == "additive":
+                x_u = linalg.thin(inverse, self.u)
+                z = linalg.solve(linalg.capacitance(x_u, self.v), linalg.thin(inverse.mT, self.v).mT)
+                return linalg.add_low_rank(inverse, -x_u, z.mT)
+            p, q = self.factors(-self.u, self.v)
+            return linalg.add_low_rank(inverse, p, linalg.thin(inverse.mT, q))
 
     def logabsdet(self, base: Tensor) -> Tensor:
-        return (self.tracked.current(base).logabsdet + self._change()[1]).to(base.dtype)
+        return (self.tracked.current(base).logabsdet + self._change()).to(base.dtype)
 
     def sign(self, base: Tensor) -> Tensor:
-        return (self.tracked.current(base).sign * self._change()[0]).to(base.dtype)
+        sign = self.tracked.current(base).sign.to(base.dtype)
+        if self.form == "exponential":
+            return sign
+        with linalg.full_precision(base.device):
+            x_u = linalg.thin(self.tracked.inverse, self.u)
+            return sign * linalg.slogdet(linalg.capacitance(x_u, self.v))[0]
 
-    def _change(self) -> tuple[Tensor, Tensor]:
-        """Sign and logarithm of |det R_B(A) / det A|."""
-        inverse = self.tracked.inverse
-        with linalg.full_precision(inverse.device):
-            return self.form.change(inverse, self.u, self.v)
+    def _change(self) -> Tensor:
+        """log|det R_B(A) / det A|, `(...)`."""
+        with linalg.full_precision(self.u.device):
+            if self.form == "exponential":
+                return (self.u * self.v).sum((-2, -1))
+            return rows.change(self.tracked.inverse, self.u, self.v)
 
     # --- the set ------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def reset(self, generator: torch.Generator | None) -> None:
-        self.u.zero_()
-        if generator is not None:
-            drawn = torch.randn(self.v.shape, generator=generator, dtype=torch.float64)
-            self.v.copy_(self.scale * drawn)
 
     def defect(self, tensor: Tensor) -> Tensor:
         """0 for a nonsingular matrix, 1 for one that is singular to working precision (GL(n) is dense: no other
@@ -158,9 +158,8 @@ class Invertible(Perturbation):
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
-        u, v = self.u.double(), self.v.double()
         tracked = self.tracked.current(base)
-        update = tracked.propose(base, self.form.factor(base.double(), u, v), v, self.order)
+        update = tracked.propose(base, *self.additive_factors(base), self.order)
         total = update.logabsdet - tracked.admitted
         forced = self.skips + 1 >= self.force_every if self.force_every else torch.zeros_like(self.skips).bool()
         vetoes = [
@@ -194,7 +193,7 @@ class Invertible(Perturbation):
     def penalty(self, base: Tensor) -> Tensor:
         """w · Σ (hinge of log|det R_B(A) / det A|)² + (hinge of log|det R_B(A)|)², each beyond its bounds."""
         tracked = self.tracked.current(base)
-        change = self._change()[1]
+        change = self._change()
         total = tracked.logabsdet - tracked.admitted + change
         terms = [
             (F.relu(bounds[0] - value).square() + F.relu(value - bounds[1]).square()).sum()
@@ -206,9 +205,5 @@ class Invertible(Perturbation):
         ]
         return self.penalty_weight * sum(terms, base.new_zeros(()))
 
-    def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
-        """∂L/∂U = G V, so its history moves onto new directions V' by the least-squares V⁺ V'."""
-        return {"u": torch.linalg.pinv(previous["v"].double()) @ self.v.double()}
-
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, form={self.form_name!r}, scale={self.scale:g}"
+        return f"rank={self.rank}, form={self.form!r}, scale={self.scale:g}"

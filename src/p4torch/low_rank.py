@@ -1,0 +1,115 @@
+"""Low-rank perturbations: what all of them share. A property says which factors it allows, and where they act."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from p4torch import linalg, rows
+from p4torch.errors import ArgumentError
+from p4torch.merging import Proposal
+from p4torch.perturbation import Perturbation
+
+Side = Literal["add", "left", "right"]
+
+
+class LowRank(Perturbation):
+    """R_B(A) from thin factors P, Q `(..., n, r)`, which are functions of B = (U, V) alone:
+
+        add:    A + P Qᵀ
+        left:   (I + P Qᵀ) A
+        right:  A (I + P Qᵀ)
+
+    B₀ is U = 0 and V ~ `scale` · N(0, 1), `(..., n, k)`. The factored path forms neither R_B(A) nor its gradient; small
+    matrices, for which that is cheaper, do without it.
+
+    A property sets `side` and may define `factors`, besides `defect` and `project`. A base may be rectangular.
+
+    Args:
+        base: `(..., n, m)`.
+        rank: k, 1 <= k.
+        scale: length of the redrawn directions. With an optimizer that normalizes steps (Adam), a step of size η in U
+            moves A by about η · `scale` · √k in each entry.
+        side: where the factors act.
+    """
+
+    directions: ClassVar[tuple[str, ...]] = ("v",)
+
+    def __init__(self, base: Tensor, rank: int, *, scale: float = 1.0, side: Side = "add") -> None:
+        super().__init__(base)
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise ArgumentError.of("rank", "an integer >= 1", repr(rank))
+        if not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+            raise ArgumentError.of("scale", "a positive number", repr(scale))
+        self.rank, self.scale, self.side = rank, scale, side
+        batch, (outputs, inputs) = base.shape[:-2], base.shape[-2:]
+        self.u = nn.Parameter(base.new_zeros(*batch, inputs if side == "right" else outputs, rank))
+        self.v = nn.Parameter(base.new_zeros(*batch, outputs if side == "left" else inputs, rank))
+        self.reset(torch.default_generator)
+
+    # --- what a property defines ------------------------------------------------------------------------------------
+
+    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """P and Q, pure functions of U and V in any dtype. U and V themselves by default."""
+        return u, v
+
+    # --- R_B --------------------------------------------------------------------------------------------------------
+
+    def forward(self, base: Tensor) -> Tensor:
+        return self.moved(base, *self.factors(self.u, self.v))
+
+    @torch.no_grad()
+    def additive_factors(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """U', V' in float64 with R_B(A) = A + U' V'ᵀ, for merges."""
+        p, q = self.factors(linalg.in_double(self.u), linalg.in_double(self.v))
+        if self.side == "left":
+            q = linalg.in_double(base).mT @ q
+        elif self.side == "right":
+            p = linalg.in_double(base) @ p
+        return p, q
+
+    def moved(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        """R_B(A) from its factors."""
+        if self.side == "left":
+            q = base.mT @ q
+        elif self.side == "right":
+            p = base @ p
+        return linalg.add_low_rank(base, p, q)
+
+    def matmul(self, base: Tensor, x: Tensor) -> Tensor:
+        return self.affine(base, x, None)
+
+    def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        p, q = self.factors(self.u, self.v)
+        if self.side == "add":
+            return rows.affine(x, base, p, q, bias)
+        if rows.dense_is_cheaper(x, base, q.shape[-1]):
+            return linalg.rows_times(x, self.moved(base, p, q), bias)
+        if self.side == "right":
+            return linalg.rows_times(rows.shift(x, p, q), base, bias)
+        y = rows.shift(linalg.rows_times(x, base), p, q)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    # --- B ----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None) -> None:
+        self.u.zero_()
+        if generator is not None:
+            drawn = torch.randn(self.v.shape, generator=generator, dtype=torch.float64)
+            self.v.copy_(self.scale * drawn)
+
+    def propose(self, base: Tensor) -> Proposal:
+        """The candidate R_B(A), in the base's own dtype: the factors are small numbers beside A."""
+        exact = linalg.at_least_single(base)
+        p, q = (factor.to(exact.dtype) for factor in self.factors(linalg.in_double(self.u), linalg.in_double(self.v)))
+        return Proposal(self.moved(exact, p, q).to(base.dtype))
+
+    def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
+        """∂L/∂U = G V near B₀, so its history moves onto new directions V' by the least-squares V⁺ V'."""
+        return {"u": torch.linalg.pinv(previous["v"].double()) @ self.v.double()}
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scale={self.scale:g}"
