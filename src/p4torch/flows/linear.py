@@ -65,14 +65,14 @@ class InvertibleLinear(Bijection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_event(x, self.features)
         perturbation, base = lookup(self, "weight")
-        z = perturbation.matmul(base, x)
-        return z if self.bias is None else z + self.bias, perturbation.logabsdet(base)
+        return perturbation.affine_logabsdet(base, x, self.bias)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         check_event(z, self.features)
         perturbation, base = lookup(self, "weight")
         y = z if self.bias is None else z - self.bias
-        return perturbation.solve(base, y), -perturbation.logabsdet(base)
+        x, logabsdet = perturbation.solve_logabsdet(base, y)
+        return x, -logabsdet
 
     def extra_repr(self) -> str:
         return f"features={self.features}, bias={self.bias is not None}"

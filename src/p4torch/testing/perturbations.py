@@ -85,6 +85,7 @@ def check_perturbation(
             _run("non-finite B", _check_nonfinite, case)
             _run("walk", _check_walk, case, steps)
             _run("tracked", _check_tracked, case)
+            _run("together", _check_together, case)
             _run("deepcopy", _check_copy, case)
             _run("save and load", _check_resume, case)
             if batch:
@@ -181,6 +182,23 @@ def _compare_with_lapack(check: str, case: Case, site: Site) -> None:
         got = getattr(site.perturbation, name)(site.base, *arguments)
         expected = getattr(Perturbation, name)(exact, base, *(x.to(base.dtype) for x in arguments))
         require_close(f"{check}: {name}", got.to(expected.dtype), expected, ROUNDING * case.eps * condition)
+
+
+def _check_together(case: Case) -> None:
+    """What is computed together equals what is computed apart."""
+    site = case.moved()
+    known = dict(overridden(site))
+    if "matmul" in known:
+        (x,) = known["matmul"]
+        bias = torch.linspace(-1, 1, site.base.shape[-2], dtype=torch.float64).to(site.base)
+        expected = site.perturbation.matmul(site.base, x) + bias
+        got = site.perturbation.affine(site.base, x, bias)
+        require_close("together: affine", got, expected, ROUNDING * case.eps)
+    if "solve" in known and "logabsdet" in known:
+        (y,) = known["solve"]
+        parts = site.perturbation.solve(site.base, y), site.perturbation.logabsdet(site.base)
+        for got, expected in zip(site.perturbation.solve_logabsdet(site.base, y), parts, strict=True):
+            require_close("together: solve_logabsdet", got, expected, ROUNDING * case.eps)
 
 
 def _check_copy(case: Case) -> None:
