@@ -194,7 +194,8 @@ def test_saved_state_is_a_copy() -> None:
         ({"every": 1.5}, "`every` must be an integer >= 1, got 1.5"),
         ({"correct_every": -1}, "`correct_every` must be an integer >= 0, got -1"),
         ({"rewarm": -1}, "`rewarm` must be an integer >= 0, got -1"),
-        ({"optimizer_state": "wipe"}, "`optimizer_state` must be one of reset_directions, keep, reset, transport"),
+        ({"optimizer_state": "wipe"}, "`optimizer_state` must be one of reset_directions, restart, transport, keep"),
+        ({"directions": "best"}, "`directions` must be random, informed or None, got 'best'"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

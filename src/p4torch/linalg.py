@@ -187,3 +187,12 @@ def probe_residual(base: Tensor, inverse: Tensor, probes: Tensor) -> tuple[Tenso
     residual = (base @ (inverse @ probes) - probes).abs().amax(dim=(-2, -1))
     unit = (base.abs() @ inverse.abs().sum(-1, keepdim=True)).amax(dim=(-2, -1))
     return residual, unit
+
+
+def orthonormal(factor: Tensor) -> Tensor:
+    """An orthonormal basis of the span of a thin factor `(..., n, k)`, column by column, signs as they were. Not finite
+    where the factor is not, or is zero."""
+    exact = at_least_single(factor)
+    q, r = torch.linalg.qr(exact / exact.abs().amax((-2, -1), keepdim=True))
+    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q.dtype)
+    return (q * sign.unsqueeze(-2)).to(factor.dtype)

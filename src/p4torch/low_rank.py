@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg, rows
+from p4torch.directions import Apply, GradientSketch, Maps, of_matrix, of_rows
 from p4torch.errors import ArgumentError
-from p4torch.merging import Proposal
+from p4torch.merging import Agreement, MergeReport, Proposal
 from p4torch.perturbation import Perturbation
 
 Side = Literal["add", "left", "right"]
+Directions = Literal["random", "informed"]
 
 
 class LowRank(Perturbation):
@@ -31,22 +33,42 @@ class LowRank(Perturbation):
         base: `(..., n, m)`.
         rank: k, 1 <= k.
         scale: length of the redrawn directions. With an optimizer that normalizes steps (Adam), a step of size η in U
-            moves A by about η · `scale` · √k in each entry.
+            moves A by about η · `scale` · √k in each entry: `scale` = k^(-1/2) makes learning rates comparable over k.
+        directions: "random", or "informed" by the gradient of the step before the merge: V = `scale` · √n · S, see
+            `p4torch.directions`. A `MergeScheduler` sees to it; without one, and for the first directions, it is
+            random. Random, too, where `torch.compile` hides the gradient.
+        train_directions: whether V trains, or only U (then V does not pass its gradient, and costs less).
         side: where the factors act.
     """
 
     directions: ClassVar[tuple[str, ...]] = ("v",)
+    #: Whether only the skew part of the gradient moves R_B(A).
+    skew: ClassVar[bool] = False
 
-    def __init__(self, base: Tensor, rank: int, *, scale: float = 1.0, side: Side = "add") -> None:
+    def __init__(
+        self,
+        base: Tensor,
+        rank: int,
+        *,
+        scale: float = 1.0,
+        directions: Directions = "random",
+        train_directions: bool = True,
+        side: Side = "add",
+    ) -> None:
         super().__init__(base)
+        if directions not in ("random", "informed"):
+            raise ArgumentError.of("directions", "random or informed", repr(directions))
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
             raise ArgumentError.of("rank", "an integer >= 1", repr(rank))
         if not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
             raise ArgumentError.of("scale", "a positive number", repr(scale))
         self.rank, self.scale, self.side = rank, scale, side
+        self.informed = directions == "informed"
+        self.sketch: GradientSketch | None = None
         batch, (outputs, inputs) = base.shape[:-2], base.shape[-2:]
         self.u = nn.Parameter(base.new_zeros(*batch, inputs if side == "right" else outputs, rank))
         self.v = nn.Parameter(base.new_zeros(*batch, outputs if side == "left" else inputs, rank))
+        self.v.requires_grad_(train_directions)
         self.reset(torch.default_generator)
 
     # --- what a property defines ------------------------------------------------------------------------------------
@@ -58,7 +80,10 @@ class LowRank(Perturbation):
     # --- R_B --------------------------------------------------------------------------------------------------------
 
     def forward(self, base: Tensor) -> Tensor:
-        return self.moved(base, *self.factors(self.u, self.v))
+        matrix = self.moved(base, *self.factors(self.u, self.v))
+        if self.sketch is not None:
+            self.sketch.see(matrix, lambda g: self.acting(base, of_matrix(g)))
+        return matrix
 
     @torch.no_grad()
     def additive_factors(self, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,6 +107,12 @@ class LowRank(Perturbation):
         return self.affine(base, x, None)
 
     def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        y = self._affine(base, x, bias)
+        if self.sketch is not None:
+            self.sketch.see(y, lambda g: self.acting(base, of_rows(g, x.detach().to(g.dtype), base.dim() > 2)))
+        return y
+
+    def _affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         p, q = self.factors(self.u, self.v)
         if self.side == "add":
             return rows.affine(x, base, p, q, bias)
@@ -94,12 +125,47 @@ class LowRank(Perturbation):
 
     # --- B ----------------------------------------------------------------------------------------------------------
 
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        """From the gradient G of the whole matrix to that of what the factors make: G, G Aᵀ on the left, Aᵀ G on the
+        right."""
+        if self.side == "left":
+            gradient = gradient @ of_matrix(base.detach().mT)
+        elif self.side == "right":
+            gradient = of_matrix(base.detach().mT) @ gradient
+        return gradient.skew() if self.skew else gradient
+
+    def watch(self, generator: torch.Generator, average: Apply | None = None) -> None:
+        """From here to the next merge, look at gradients, if directions are to be informed. `generator` draws Ω."""
+        if self.informed:
+            self.sketch = GradientSketch(self._normal(generator).to(self.v), self.u.detach(), average)
+
+    def forget(self) -> None:
+        self.sketch = None
+
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None) -> None:
         self.u.zero_()
         if generator is not None:
-            drawn = torch.randn(self.v.shape, generator=generator, dtype=torch.float64)
+            drawn = self._normal(generator).to(self.v)
+            if self.sketch is not None:
+                seen = self.sketch.directions() * drawn.shape[-2] ** 0.5
+                drawn = torch.where(seen.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), seen, drawn)
             self.v.copy_(self.scale * drawn)
+
+    def _normal(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(self.v.shape, generator=generator, dtype=torch.float64)
+
+    def merge(
+        self,
+        base: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        force: bool = False,
+        agree: Agreement | None = None,
+    ) -> MergeReport:
+        report = super().merge(base, generator, force=force, agree=agree)
+        self.sketch = None
+        return report
 
     def propose(self, base: Tensor) -> Proposal:
         """The candidate R_B(A), in the base's own dtype: the factors are small numbers beside A."""

@@ -22,8 +22,9 @@ _INITIAL: dict[str, str | float] = {
     "mu": 1.0,  # ASGD
 }
 
-#: Entries that are squares of the gradient's: a linear map C of the gradient acts on them by C∘C.
-_SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_inf")
+#: Entries that are running means of the gradient itself: they point somewhere, and a linear map of the gradient acts
+#: on them. All others (squares, counters, step sizes) say how large gradients are.
+_FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg")
 
 
 def check_holds(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> None:
@@ -89,14 +90,18 @@ def poisoned(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
 
 
 @torch.no_grad()
-def transport(optimizer: Optimizer, parameter: nn.Parameter, matrix: Tensor) -> bool:
-    """Map a parameter's history `(..., n, k)` by a matrix `(..., k, k)` from the right: first moments by C, second
-    ones by C∘C. False if there is none yet."""
-    state = optimizer.state.get(parameter)
-    if not state:
-        return False
-    for key, entry in state.items():
-        if isinstance(entry, Tensor) and entry.shape == parameter.shape:
-            factor = matrix.square() if key in _SECOND_MOMENTS else matrix
-            entry.copy_(entry.double() @ factor)
-    return True
+def transport(optimizer: Optimizer, parameter: nn.Parameter, matrix: Tensor | None) -> bool:
+    """Map a parameter's momentum `(..., n, k)` by a matrix `(..., k, k)` from the right, or clear it (None); what the
+    optimizer knows of the gradient's size stays. False if there is no momentum yet.
+
+    Squares of the gradient are not mapped: by C∘C those of new directions, orthogonal to the old ones, would become
+    zero, and the next steps without bound.
+    """
+    state = optimizer.state.get(parameter, {})
+    moments = [state[key] for key in _FIRST_MOMENTS if isinstance(state.get(key), Tensor)]
+    for moment in moments:
+        if matrix is None:
+            moment.zero_()
+        else:
+            moment.copy_(moment.double() @ matrix)
+    return bool(moments)

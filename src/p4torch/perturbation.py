@@ -10,7 +10,7 @@ Source: Krämer, Köhler and Noé (2020), section 3.1, equations 1 and 2.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -81,8 +81,15 @@ class Perturbation(nn.Module):
 
     def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
         """For the optimizer-state option "transport": given the directions before the merge, the `(..., k, k)`
-        matrices that map the gradient's history of the other parameters (by name) onto the new directions."""
+        matrices that map the momentum of the other parameters (by name) onto the new directions."""
         return {}
+
+    def watch(self, generator: torch.Generator, average: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Called before the last step that precedes a merge, for directions that depend on the gradient. Nothing by
+        default. `average` is over the ranks of a distributed run."""
+
+    def forget(self) -> None:
+        """Called when the schedule jumps (a resume): what `watch` began is void. Nothing by default."""
 
     # --- matrices: dense and exact; fast perturbations override these --------------------------------------------
 

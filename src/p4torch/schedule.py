@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from p4torch import optimizer_state as memory
 from p4torch.errors import ArgumentError, CheckpointError, OptimizerError, RecoveryWarning
+from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import MergeReport
-from p4torch.sites import Site, guard_checkpoints, sites
+from p4torch.ranks import agreement, average
+from p4torch.sites import Site, direction_generator, guard_checkpoints, sites
 
-OptimizerState = Literal["reset_directions", "keep", "reset", "transport"]
+OptimizerState = Literal["reset_directions", "restart", "transport", "keep", "reset"]
 
 
 class MergeScheduler:
@@ -32,9 +32,11 @@ class MergeScheduler:
         refresh_every: recompute tracked quantities exactly at every this many merges; 0 for never.
         optimizer_state: what a merge does to the optimizer's memory. "reset_directions" clears that of the redrawn
             directions, whose history is stale, and keeps the rest (for a stack of matrices: if any of them was
-            merged). "keep" clears nothing. "reset" clears all of B: with
-            Adam every merge is then followed by full-size first steps, which can stall training for good (re-warm at
-            least). "transport" clears the directions and maps the rest onto the new ones; it stalled in trials, too.
+            merged). "restart" also clears the momentum of the rest, which points along the old directions, but keeps
+            what the optimizer knows of the gradient's size. "transport" maps that momentum onto the new directions
+            instead. "keep" clears nothing. "reset" clears all of B: with Adam every merge is then followed by
+            full-size first steps, which can stall training for good (re-warm at least).
+        directions: "random" or "informed" for every low-rank perturbation, or None: as each was made.
         rewarm: after a merge, scale the updates of B from 1/(rewarm + 1) up to 1 in this many steps. It is a linear
             learning-rate warm-up of B alone that leaves the optimizer's groups and any learning-rate schedule in peace.
         stagger: spread the sites' merges over the interval, so that no single step is slow.
@@ -56,6 +58,7 @@ class MergeScheduler:
         correct_every: int = 50,
         refresh_every: int = 0,
         optimizer_state: OptimizerState = "reset_directions",
+        directions: Directions | None = None,
         rewarm: int = 0,
         stagger: bool = False,
         seed: int = 0,
@@ -79,9 +82,14 @@ class MergeScheduler:
             raise ArgumentError.of("model", "a module with at least one perturbed tensor", type(model).__name__)
         for site in self.sites:
             _check_frozen(site)
+        if directions not in (None, *get_args(Directions)):
+            raise ArgumentError.of("directions", "random, informed or None", repr(directions))
         memory.check_optimizer(optimizer, optimizer_state)
         memory.check_holds(optimizer, {name: value for site in self.sites for name, value in _b(site).items()})
         guard_checkpoints(model)
+        for site in self.sites:
+            if directions is not None and isinstance(site.perturbation, LowRank):
+                site.perturbation.informed = directions == "informed"
         self.optimizer = optimizer
         self.every, self.correct_every, self.refresh_every = every, correct_every, refresh_every
         self.optimizer_state, self.rewarm, self.stagger, self.seed = optimizer_state, rewarm, stagger, seed
@@ -92,6 +100,7 @@ class MergeScheduler:
         self._warming: dict[str, int] = {}
         self._before: dict[str, list[Tensor]] = {}
         self._good = {site.name: _snapshot(_companions(site)) for site in self.sites}
+        self._watch()
 
     # --- the schedule -----------------------------------------------------------------------------------------------
 
@@ -100,8 +109,18 @@ class MergeScheduler:
         self.steps += 1
         if self._warming:
             self._rewarm()
-        due = [site for index, site in enumerate(self.sites) if (self.steps + self._offset(index)) % self.every == 0]
-        return [self._merge(site) for site in due]
+        reports = [self._merge(site) for site in self._due(self.steps)]
+        self._watch()
+        return reports
+
+    def _due(self, step: int) -> list[Site]:
+        return [site for index, site in enumerate(self.sites) if (step + self._offset(index)) % self.every == 0]
+
+    def _watch(self) -> None:
+        """Before the step after which sites merge: let them see its gradient."""
+        for site in self._due(self.steps + 1):
+            generator = direction_generator(self.seed, f"{site.name}/sketch", int(site.perturbation.attempts))
+            site.perturbation.watch(generator, average())
 
     def attach(self) -> RemovableHandle:
         """Call `step()` by itself after each `optimizer.step()`, for loops that nobody wants to edit."""
@@ -118,7 +137,7 @@ class MergeScheduler:
     def _merge(self, site: Site) -> MergeReport:
         _check_frozen(site)
         previous = {name: getattr(site.perturbation, name).clone() for name in site.perturbation.directions}
-        report = site.merge(seed=self.seed, agree=_agreement())
+        report = site.merge(seed=self.seed, agree=agreement())
         self._remember(site, report, previous)
         index = report.index
         if self.refresh_every and index % self.refresh_every == 0:
@@ -149,9 +168,13 @@ class MergeScheduler:
             stale = list(site.perturbation.directions)
         stale = [name for name in stale if b[name].requires_grad]
         found = [memory.reset(self.optimizer, b[name], f"{prefix}.{name}") for name in stale]
-        if self.optimizer_state == "transport" and report.merged and not report.nonfinite:
-            for name, matrix in site.perturbation.transport(previous).items():
-                memory.transport(self.optimizer, b[name], matrix)
+        if report.merged and not report.nonfinite:
+            if self.optimizer_state == "restart":
+                for name in b.keys() - set(site.perturbation.directions):
+                    memory.transport(self.optimizer, b[name], None)
+            elif self.optimizer_state == "transport":
+                for name, matrix in site.perturbation.transport(previous).items():
+                    memory.transport(self.optimizer, b[name], matrix)
         forgotten = stale and not any(found) and any(b[name].grad is not None for name in stale)
         if forgotten and memory.has_state(self.optimizer, b[stale[0]]):
             raise OptimizerError(
@@ -239,6 +262,9 @@ class MergeScheduler:
             target.update(
                 {name: [value.to(devices[name], copy=True) for value in values] for name, values in source.items()}
             )
+        for site in self.sites:
+            site.perturbation.forget()
+        self._watch()
 
 
 def _check_frozen(site: Site) -> None:
@@ -271,16 +297,3 @@ def _companions(site: Site) -> dict[str, nn.Parameter]:
 
 def _snapshot(named: dict[str, nn.Parameter]) -> list[Tensor]:
     return [value.detach().clone() for value in named.values()]
-
-
-def _agreement() -> Callable[[Tensor], Tensor] | None:
-    """All ranks' minimum of a mask, or None outside a distributed run."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return None
-
-    def agree(mask: Tensor) -> Tensor:
-        votes = mask.to(torch.int32)
-        dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-        return votes.bool()
-
-    return agree

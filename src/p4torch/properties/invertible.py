@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p4torch import linalg, rows
+from p4torch.directions import of_matrix, of_rows
 from p4torch.errors import ArgumentError
-from p4torch.low_rank import LowRank
+from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import Proposal, Veto
 from p4torch.properties.checks import (
     RESIDUAL_BOUND,
@@ -40,7 +41,7 @@ class Invertible(LowRank):
         base: `(..., n, n)`, nonsingular.
         rank: k >= 1. 2nk numbers train instead of n².
         form: "additive" or "exponential".
-        scale: length of the redrawn directions; the paper's is 1.
+        scale, directions, train_directions: see `p4torch.low_rank.LowRank`; the paper's are 1, "random" and True.
         change_bounds: a merge is skipped (softly) if log|det R_B(A) / det A| leaves them, or None.
         logabsdet_bounds: the same for log|det R_B(A)|, relative to the matrix that was admitted, or None. By default
             (-2.5, 15.5), times n/64 for n > 64.
@@ -64,6 +65,8 @@ class Invertible(LowRank):
         form: Literal["additive", "exponential"] = "additive",
         *,
         scale: float = 1.0,
+        directions: Directions = "random",
+        train_directions: bool = True,
         change_bounds: Bounds = (-6.0, 15.5),
         logabsdet_bounds: Bounds | Literal["default"] = "default",
         force_every: int = 10,
@@ -71,7 +74,14 @@ class Invertible(LowRank):
         order: int = 7,
         penalty_weight: float = 0.1,
     ) -> None:
-        super().__init__(base, rank, scale=scale, side="add" if form == "additive" else "right")
+        super().__init__(
+            base,
+            rank,
+            scale=scale,
+            directions=directions,
+            train_directions=train_directions,
+            side="add" if form == "additive" else "right",
+        )
         if logabsdet_bounds == "default":
             factor = max(1.0, base.shape[-1] / LOGABSDET_SIZE)
             logabsdet_bounds = (LOGABSDET_BOUNDS[0] * factor, LOGABSDET_BOUNDS[1] * factor)
@@ -96,29 +106,50 @@ class Invertible(LowRank):
         return self._solve(base, y)[0]
 
     def solve_logabsdet(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        rows, change = self._solve(base, y)
-        return rows, (self.tracked.logabsdet + change).to(base.dtype)
+        x, change = self._solve(base, y)
+        return x, (self.tracked.logabsdet + change).to(base.dtype)
 
     def _solve(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The rows, and log|det R_B(A) / det A|, which comes along."""
         with linalg.full_precision(base.device):
             inverse, y = self.tracked.current(base).inverse, y.to(base.dtype)
             if self.form == "additive":
-                return rows.solve(y, inverse, self.u, self.v)
-            return rows.shift(linalg.rows_times(y, inverse), *self.factors(-self.u, self.v)), self._change()
+                x, change = rows.solve(y, inverse, self.u, self.v)
+            else:
+                x, change = rows.shift(linalg.rows_times(y, inverse), *self.factors(-self.u, self.v)), self._change()
+        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to X at the end of an interval, too
+            back = of_matrix(inverse.mT)
+            self.sketch.see(x, lambda g: self.acting(base, back @ of_rows(-g, x.detach(), base.dim() > 2)))
+            self._see_change(base, change)
+        return x, change
 
     def inverse(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
             inverse = self.tracked.current(base).inverse
-            if self.form == "additive":
-                x_u = linalg.thin(inverse, self.u)
-                z = linalg.solve(linalg.capacitance(x_u, self.v), linalg.thin(inverse.mT, self.v).mT)
-                return linalg.add_low_rank(inverse, -x_u, z.mT)
-            p, q = self.factors(-self.u, self.v)
-            return linalg.add_low_rank(inverse, p, linalg.thin(inverse.mT, q))
+            found = self._inverse(inverse)
+        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
+            back = of_matrix(inverse.mT)
+            self.sketch.see(found, lambda g: self.acting(base, back @ of_matrix(-g) @ back))
+        return found
+
+    def _inverse(self, inverse: Tensor) -> Tensor:
+        if self.form == "additive":
+            x_u = linalg.thin(inverse, self.u)
+            z = linalg.solve(linalg.capacitance(x_u, self.v), linalg.thin(inverse.mT, self.v).mT)
+            return linalg.add_low_rank(inverse, -x_u, z.mT)
+        p, q = self.factors(-self.u, self.v)
+        return linalg.add_low_rank(inverse, p, linalg.thin(inverse.mT, q))
 
     def logabsdet(self, base: Tensor) -> Tensor:
-        return (self.tracked.current(base).logabsdet + self._change()).to(base.dtype)
+        total = self.tracked.current(base).logabsdet + self._change()
+        self._see_change(base, total)
+        return total.to(base.dtype)
+
+    def _see_change(self, base: Tensor, change: Tensor) -> None:
+        """The share of log|det| in informed directions: ∂ log|det R| / ∂R = R⁻ᵀ."""
+        if self.sketch is not None:
+            inverse = self.tracked.inverse
+            self.sketch.see(change, lambda g: self.acting(base, of_matrix(g[..., None, None] * inverse.mT)))
 
     def sign(self, base: Tensor) -> Tensor:
         sign = self.tracked.current(base).sign.to(base.dtype)
