@@ -35,11 +35,11 @@ OPTIMIZERS: dict[str, Factory] = {
 State = dict[str, dict[str, Any]]
 
 
-def model_of(rank: int = 1) -> nn.Module:
+def model_of(rank: int = 1, **options: Any) -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     for layer in (model[0], model[2]):
         nn.init.eye_(layer.weight)
-    p4.perturb(model[0], "weight", p4.Invertible, rank=rank)
+    p4.perturb(model[0], "weight", p4.Invertible, rank=rank, **options)
     return model
 
 
