@@ -10,6 +10,9 @@ Soleymani (2014) for the iterative inversion.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,9 +27,11 @@ REFINEMENTS = 2
 SMALL = 512
 
 
-def full_precision(device: torch.device) -> torch.autocast:
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which autocast is off: small algebra decides about merges and densities, and stays exact."""
-    return torch.autocast(device.type, enabled=False)
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def eye_like(matrix: Tensor) -> Tensor:
@@ -59,6 +64,11 @@ def slogdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return scalar.detach().sign(), scalar.abs().log()
     sign, logabsdet = torch.linalg.slogdet(at_least_single(matrix))
     return sign.detach(), logabsdet
+
+
+def logabsdet(matrix: Tensor) -> Tensor:
+    """log|det| of `(..., k, k)` alone."""
+    return matrix.abs().log().squeeze((-2, -1)) if matrix.shape[-1] == 1 else slogdet(matrix)[1]
 
 
 def solve(matrix: Tensor, right: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def readable_affine(x: Tensor, base: Tensor, p: Tensor, q: Tensor, bias: Tensor 
 
 def readable_change(inverse: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """log|det K| with K = I + Vᵀ X U, `(...)`: log|det (A + U Vᵀ)| - log|det A|."""
-    return linalg.slogdet(linalg.capacitance(linalg.thin(inverse, u), v))[1]
+    return linalg.logabsdet(linalg.capacitance(linalg.thin(inverse, u), v))
 
 
 def readable_solve(y: Tensor, inverse: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ def readable_solve(y: Tensor, inverse: Tensor, u: Tensor, v: Tensor) -> tuple[Te
     capacitance = linalg.capacitance(x_u, v)
     inverted = linalg.solve(capacitance, linalg.eye_like(capacitance))
     rows = plain - linalg.rows_times(plain @ v, inverted) @ x_u.mT
-    return rows, linalg.slogdet(capacitance)[1]
+    return rows, linalg.logabsdet(capacitance)
 
 
 # --- the fast ones --------------------------------------------------------------------------------------------

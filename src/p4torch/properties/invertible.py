@@ -107,7 +107,7 @@ class Invertible(LowRank):
 
     def solve_logabsdet(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x, change = self._solve(base, y)
-        return x, (self.tracked.logabsdet + change).to(base.dtype)
+        return x, self.tracked.logabsdet.to(base.dtype) + change
 
     def _solve(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The rows, and log|det R_B(A) / det A|, which comes along."""
@@ -141,9 +141,10 @@ class Invertible(LowRank):
         return linalg.add_low_rank(inverse, p, linalg.thin(inverse.mT, q))
 
     def logabsdet(self, base: Tensor) -> Tensor:
-        total = self.tracked.current(base).logabsdet + self._change()
-        self._see_change(base, total)
-        return total.to(base.dtype)
+        known = self.tracked.current(base).logabsdet.to(base.dtype)
+        change = self._change()
+        self._see_change(base, change)
+        return known + change
 
     def _see_change(self, base: Tensor, change: Tensor) -> None:
         """The share of log|det| in informed directions: ∂ log|det R| / ∂R = R⁻ᵀ."""
