@@ -225,3 +225,38 @@ def test_directions_that_do_not_train() -> None:
     scheduler = p4.MergeScheduler(layer, optimizer, every=4)
     train(layer, optimizer, scheduler, range(9))
     assert scheduler.merged == 2
+
+
+@pytest.mark.parametrize("form", ["additive", "exponential"])
+def test_directions_for_the_inverse(form: Any) -> None:
+    """With `through="inverse"` U moves W⁻¹ by -U Vᵀ, and informed directions are those of ∂L/∂W⁻¹."""
+    torch.manual_seed(3)
+    layer = nn.Linear(N, N, bias=False, dtype=torch.float64)
+    p4.perturb(layer, "weight", p4.Invertible, rank=RANK, form=form, through="inverse", directions="informed")
+    y = torch.randn(20, N, dtype=torch.float64)
+    site, probe = watched(layer)
+    perturbation: Any = site.perturbation
+    x, logabsdet = perturbation.solve_logabsdet(site.base, y)
+    (x.pow(4).sum() + 3 * logabsdet).backward()
+    inverse = torch.linalg.inv(site.base.detach()).requires_grad_()
+    ((y @ inverse.mT).pow(4).sum() - 3 * torch.linalg.slogdet(inverse)[1]).backward()
+    scaled = redrawn(site) * N**0.5
+    expected = site.base.detach().mT @ subspace(inverse.grad, probe) * N**0.5  # type: ignore[arg-type]
+    torch.testing.assert_close(scaled, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_growth_is_limited_after_each_step() -> None:
+    layer = nn.Linear(N, N, dtype=torch.float64)
+    p4.perturb(layer, "weight", p4.Invertible, rank=RANK, growth=0.01)
+    optimizer = torch.optim.Adam(p4.parameter_groups(layer), lr=0.1)
+    train(layer, optimizer, p4.MergeScheduler(layer, optimizer, every=100), range(3))
+    perturbation: Any = next(p4.sites(layer)).perturbation
+    size = float(torch.linalg.matrix_norm(perturbation.v.mT @ perturbation.u))
+    assert size == pytest.approx(0.01)
+
+
+def test_an_output_that_the_loss_ignores() -> None:
+    layer = p4.flows.InvertibleLinear(N, directions="informed")
+    site, _ = watched(layer)
+    layer.inverse(torch.randn(4, N))[0].sum().backward()
+    assert redrawn(site).isfinite().all()

@@ -40,6 +40,9 @@ class Maps:
             lambda t: self.transposed(t) + other.transposed(t),
         )
 
+    def __neg__(self) -> Maps:
+        return Maps(lambda s: -self.times(s), lambda t: -self.transposed(t))
+
     def skew(self) -> Maps:
         """G - Gᵀ."""
         return Maps(
@@ -72,8 +75,13 @@ class GradientSketch:
 
     def see(self, out: Tensor, gradient: Callable[[Tensor], Maps]) -> None:
         """At the backward pass through `out`, remember `gradient(∂L/∂out)`."""
+
+        def hook(g: Tensor | None) -> None:
+            if g is not None:  # an output that the loss does not look at
+                self.parts.append(gradient(g.detach().to(self.probe.dtype)))
+
         if out.requires_grad and not linalg.transformed():
-            out.register_hook(lambda g: self.parts.append(gradient(g.detach().to(self.probe.dtype))))
+            out.register_hook(hook)
 
     @torch.no_grad()
     def directions(self) -> Tensor:

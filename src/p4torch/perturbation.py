@@ -84,6 +84,12 @@ class Perturbation(nn.Module):
         matrices that map the momentum of the other parameters (by name) onto the new directions."""
         return {}
 
+    def adapt(self, base: Tensor) -> None:
+        """After directions were redrawn: fit them to the base, in place, if they depend on it. Nothing by default."""
+
+    def limit(self) -> None:
+        """Called after each optimizer step: pull B back, in place, where a step has led too far. Nothing by default."""
+
     def watch(self, generator: torch.Generator, average: Callable[[Tensor], Tensor] | None = None) -> None:
         """Called before the last step that precedes a merge, for directions that depend on the gradient. Nothing by
         default. `average` is over the ranks of a distributed run."""
@@ -180,7 +186,7 @@ class Perturbation(nn.Module):
         nonfinite = tuple(name for name, value in self.own_parameters() if not bool(value.isfinite().all()))
         if not nonfinite and not bool(finite_b.all()):  # on another rank
             nonfinite = tuple(name for name, _ in self.own_parameters())
-        self._reset_where(~finite_b, generator)
+        self._reset_where(~finite_b, base, generator)
         with linalg.full_precision(base.device):
             proposal = self.propose(base)
         vetoes = [
@@ -193,7 +199,7 @@ class Perturbation(nn.Module):
         assign(base, proposal.base, accepted)
         for tensor, value in proposal.tracked:
             assign(tensor, value, accepted)
-        self._reset_where(accepted, generator)
+        self._reset_where(accepted, base, generator)
         self.skips.copy_(torch.where(accepted, 0, self.skips + 1))
         self.attempts += 1
         merged = int(accepted.sum())
@@ -218,12 +224,13 @@ class Perturbation(nn.Module):
             finite = finite & (self._every(value.isfinite()) if stacked else value.isfinite().all())
         return finite
 
-    def _reset_where(self, where: Tensor, generator: torch.Generator) -> None:
+    def _reset_where(self, where: Tensor, base: Tensor, generator: torch.Generator) -> None:
         """Reset B for the elements given; for the rest of the stack it stays as it was."""
         if not bool(where.any()):
             return
         before = [(value, value.clone()) for _, value in self.own_parameters()]
         self.reset(generator)
+        self.adapt(base)
         for value, old in before:
             if value.shape[: where.dim()] == where.shape:
                 assign(value, old, ~where)

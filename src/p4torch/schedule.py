@@ -109,6 +109,8 @@ class MergeScheduler:
         self.steps += 1
         if self._warming:
             self._rewarm()
+        for site in self.sites:
+            site.perturbation.limit()
         reports = [self._merge(site) for site in self._due(self.steps)]
         self._watch()
         return reports

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p4torch import linalg, rows
-from p4torch.directions import of_matrix, of_rows
+from p4torch.directions import Maps, of_matrix, of_rows
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import Proposal, Veto
@@ -42,6 +42,10 @@ class Invertible(LowRank):
         rank: k >= 1. 2nk numbers train instead of n².
         form: "additive" or "exponential".
         scale, directions, train_directions: see `p4torch.low_rank.LowRank`; the paper's are 1, "random" and True.
+        through: which of the two maps the loss looks at. "inverse" fits directions to W⁻¹ = R_B(A)⁻¹: V <- AᵀV after
+            each redraw, so that U moves W⁻¹ by -U Vᵀ to first order, with the V before, as it otherwise moves W.
+        growth: c, or None. After each optimizer step U <- U · min(1, c / |VᵀU|_F), by a `MergeScheduler`: no interval
+            multiplies the determinant by more than e^(c√k).
         change_bounds: a merge is skipped (softly) if log|det R_B(A) / det A| leaves them, or None.
         logabsdet_bounds: the same for log|det R_B(A)|, relative to the matrix that was admitted, or None. By default
             (-2.5, 15.5), times n/64 for n > 64.
@@ -67,6 +71,8 @@ class Invertible(LowRank):
         scale: float = 1.0,
         directions: Directions = "random",
         train_directions: bool = True,
+        through: Literal["forward", "inverse"] = "forward",
+        growth: float | None = None,
         change_bounds: Bounds = (-6.0, 15.5),
         logabsdet_bounds: Bounds | Literal["default"] = "default",
         force_every: int = 10,
@@ -87,15 +93,20 @@ class Invertible(LowRank):
             logabsdet_bounds = (LOGABSDET_BOUNDS[0] * factor, LOGABSDET_BOUNDS[1] * factor)
         check_options(form, order, change_bounds, logabsdet_bounds)
         check_number("residual_bound", residual_bound, 1e-30)
+        if through not in ("forward", "inverse"):
+            raise ArgumentError.of("through", "forward or inverse", repr(through))
+        if growth is not None:
+            check_number("growth", growth, 1e-30)
         check_number("penalty_weight", penalty_weight, 0.0)
         if not isinstance(force_every, int) or force_every < 0:
             raise ArgumentError.of("force_every", "an integer >= 0", repr(force_every))
         check_nonsingular(base)
-        self.form = form
+        self.form, self.through, self.growth = form, through, growth
         self.change_bounds, self.logabsdet_bounds = change_bounds, logabsdet_bounds
         self.force_every, self.residual_bound = force_every, residual_bound
         self.order, self.penalty_weight = order, penalty_weight
         self.tracked = TrackedInverse(base)
+        self.adapt(base)
 
     # --- R_B and what follows from it, O(n²k) -----------------------------------------------------------------------
 
@@ -166,6 +177,25 @@ class Invertible(LowRank):
             if self.form == "exponential":
                 return (self.u * self.v).sum((-2, -1))
             return rows.change(self.tracked.inverse, self.u, self.v)
+
+    # --- directions and steps -----------------------------------------------------------------------------------------
+
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        if self.through == "forward":
+            return super().acting(base, gradient)
+        back = of_matrix(base.detach().mT)
+        return back @ -gradient @ back  # ∂L/∂W⁻¹ = -Wᵀ G Wᵀ
+
+    @torch.no_grad()
+    def adapt(self, base: Tensor) -> None:
+        if self.through == "inverse":
+            self.v.copy_(base.mT @ self.v)
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        if self.growth is not None:
+            size = torch.linalg.matrix_norm(self.v.mT @ self.u)[..., None, None]
+            self.u.mul_((self.growth / size).clamp(max=1.0))
 
     # --- the set ------------------------------------------------------------------------------------------------------
 
