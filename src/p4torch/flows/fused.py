@@ -79,7 +79,7 @@ class _FusedChain(torch.autograd.Function):
     def backward(ctx: Any, grad_z: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: the gradient itself must be differentiable
-            return twin_gradients(readable_chain, ctx, (x, weight, bias), (grad_z, grad_total))
+            return twin_gradients(readable_chain, ctx.needs_input_grad, (x, weight, bias), (grad_z, grad_total))
         depth, n = bias.shape
         space = ctx.lease.workspace
         space.matrices.copy_(space.blocks[..., :n].mT)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
+from p4torch.flows.fused_linear import additive
+from p4torch.flows.fused_run import Step
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
 
@@ -73,6 +75,14 @@ class InvertibleLinear(Bijection):
         perturbation, base = lookup(self, "weight")
         y = z if self.bias is None else z - self.bias
         return perturbation.solve(base, y), -perturbation.logabsdet(base)
+
+    def step(self) -> Step | None:
+        perturbation, base = lookup(self, "weight")
+        if not additive(perturbation, base):
+            return None
+        bias = () if self.bias is None else (self.bias,)
+        u, v = cast(Invertible, perturbation).u, cast(Invertible, perturbation).v
+        return Step("linear", self.features, (base, u, v, *bias), (perturbation, base))
 
     def extra_repr(self) -> str:
         return f"features={self.features}, bias={self.bias is not None}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +14,13 @@ def transformed() -> bool:
 
 
 def twin_gradients(
-    twin: Callable[..., tuple[Tensor, ...]], ctx: Any, inputs: Sequence[Tensor], directions: Sequence[Tensor]
+    twin: Callable[..., tuple[Tensor, ...]],
+    needed: Sequence[bool],
+    inputs: Sequence[Tensor],
+    directions: Sequence[Tensor],
 ) -> tuple[Tensor | None, ...]:
-    """Σ directionsᵀ ∂twin/∂input for each input that the node `ctx` needs, as a differentiable function: what the
+    """Σ directionsᵀ ∂twin/∂input for each input whose gradient is `needed`, as a differentiable function: what the
     backward pass of a fast function returns where the gradient itself will be differentiated (`create_graph`)."""
-    needed = ctx.needs_input_grad[: len(inputs)]
     asked = [value for value, wanted in zip(inputs, needed, strict=True) if wanted]
     found = iter(torch.autograd.grad(twin(*inputs), asked, directions, create_graph=True))
     return tuple(next(found) if wanted else None for wanted in needed)
