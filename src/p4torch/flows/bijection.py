@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
-from p4torch.flows.fused_linear import total_logabsdet
 from p4torch.flows.fused_run import Step, fusable, fused_run
 from p4torch.flows.twins import transformed
 
@@ -49,8 +48,7 @@ class Chain(Bijection):
         for steps, members in self._runs():
             if steps and fusable(steps, x):
                 x, logabsdet = fused_run(x, steps)
-                sites = [step.site for step in steps if step.site is not None]
-                total = total + (logabsdet + total_logabsdet(sites) if sites else logabsdet)
+                total = total + logabsdet
                 continue
             for bijection in members:
                 x, logabsdet = bijection(x)

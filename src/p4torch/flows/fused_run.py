@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from p4torch.flows.fused_coupling import Coupling, Scratch, readable_coupling
-from p4torch.flows.fused_linear import Linear, Site, readable_linear
+from p4torch.flows.fused_linear import Changes, Linear, readable_linear
 from p4torch.flows.twins import twin_gradients
 from p4torch.flows.workspace import Lease, Pool
 
@@ -29,14 +29,14 @@ KEPT = 2**25
 
 
 class Step(NamedTuple):
-    """What a bijection does, for a fused run. The tensors of a "coupling" are log α and its layers (see
-    `readable_coupling`), those of a "linear" layer base, U, V and bias; its log|det| is that of the `site`. A "swap"
-    is one of two parts of equal size."""
+    """What a bijection does, for a fused run. The tensors of a "coupling" are log α and its layers, those of a "linear"
+    layer A, A⁻¹, U, V and b, see `readable_coupling` and `readable_linear`. A "swap" is one of two parts of equal size.
+    `logabsdet` is a constant part of log|det| `()` that the tensors do not tell."""
 
     kind: Kind
     features: int
     tensors: tuple[Tensor, ...] = ()
-    site: Site | None = None
+    logabsdet: Tensor | None = None
 
 
 def fusable(steps: Sequence[Step], x: Tensor) -> bool:
@@ -45,6 +45,8 @@ def fusable(steps: Sequence[Step], x: Tensor) -> bool:
         any(step.kind == "coupling" for step in steps)
         and x.device.type == "cpu"
         and x.numel() > 0
+        and x.dtype in (torch.float32, torch.float64)
+        and len({step.tensors[2].shape for step in steps if step.kind == "linear"}) < 2
         and all(step.features == x.shape[-1] for step in steps)
         and not torch.is_autocast_enabled("cpu")
         and all(value.dtype == x.dtype and value.device == x.device for step in steps for value in step.tensors)
@@ -52,23 +54,26 @@ def fusable(steps: Sequence[Step], x: Tensor) -> bool:
 
 
 def fused_run(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
-    """z `(..., n)` and the log|det| of the couplings `(...)`. Differentiable any number of times (higher derivatives go
-    through the readable form)."""
+    """z `(..., n)` and log|det| `(...)`. Differentiable any number of times (higher derivatives go through the readable
+    form)."""
     plan = tuple((step.kind, len(step.tensors)) for step in steps)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     z, total = _FusedRun.apply(plan, rows, *(value for step in steps for value in step.tensors))  # type: ignore[no-untyped-call]
+    known = [step.logabsdet for step in steps if step.logabsdet is not None]
+    if known:
+        total = total + torch.stack(known).sum().to(total.dtype)
     return z.reshape(x.shape), total.reshape(x.shape[:-1])
 
 
 def readable_run(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in plain operations, of points `(P, n)`."""
-    total = x.new_zeros(())
+    """The same in plain operations, of points `(P, n)`, without the constants."""
+    total = x.new_zeros(len(x))
     for kind, own in _deal(plan, tensors):
-        if kind == "coupling":
-            x, logabsdet = readable_coupling(x, *own)
-            total = total + logabsdet
+        if kind == "swap":
+            x = x.roll(-(x.shape[-1] // 2), -1)
         else:
-            x = readable_linear(x, *own) if kind == "linear" else x.roll(-(x.shape[-1] // 2), -1)
+            x, logabsdet = (readable_coupling if kind == "coupling" else readable_linear)(x, *own)
+            total = total + logabsdet
     return x, total
 
 
@@ -88,9 +93,14 @@ class _FusedRun(torch.autograd.Function):
                 a, b = buffers.ascend(a, b, own)
             else:
                 a, b = b, a
+        total = space.bits.sum(0).mul_(math.log(2))
+        linears = [own for kind, own in _deal(plan, tensors) if kind == "linear"]
+        ctx.changes = Changes(linears) if linears else None
+        if ctx.changes is not None:
+            total += ctx.changes.total()
         ctx.save_for_backward(x, *tensors)
         ctx.lease, ctx.plan = lease, plan
-        return torch.cat([a, b]).mT, space.bits.sum(0).mul_(math.log(2))
+        return torch.cat([a, b]).mT, total
 
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
@@ -106,13 +116,14 @@ class _FusedRun(torch.autograd.Function):
         grad = grad_z.mT.clone(memory_format=torch.contiguous_format)
         a, b = grad[:kept], grad[kept:]
         alphas = iter(space.alphas(tensors)[::-1])
+        more = iter(ctx.changes.gradients(grad_total.sum())[::-1] if ctx.changes is not None else [])
         found: list[Tensor | None] = []
         for (_, own), buffers in zip(_deal(plan, tensors)[::-1], space.steps[::-1], strict=True):
             if isinstance(buffers, Coupling):
                 found += buffers.descend(a, b, grad_total, own, next(alphas), space.scratch)
             elif isinstance(buffers, Linear):
-                a, b, gradients = buffers.descend(a, b, own)
-                found += [*gradients, None]
+                a, b, gradients = buffers.descend(a, b, own, *next(more))
+                found += gradients
             else:
                 a, b = b, a
         grad_x = torch.cat([a, b]).mT if ctx.needs_input_grad[1] else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
-from p4torch.flows.fused_linear import additive
 from p4torch.flows.fused_run import Step
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
@@ -78,11 +77,12 @@ class InvertibleLinear(Bijection):
 
     def step(self) -> Step | None:
         perturbation, base = lookup(self, "weight")
-        if not additive(perturbation, base):
+        if type(perturbation) is not Invertible or perturbation.form_name != "additive" or base.requires_grad:
             return None
         bias = () if self.bias is None else (self.bias,)
-        u, v = cast(Invertible, perturbation).u, cast(Invertible, perturbation).v
-        return Step("linear", self.features, (base, u, v, *bias), (perturbation, base))
+        tracked = perturbation.tracked.current(base)
+        tensors = (base, tracked.inverse, perturbation.u, perturbation.v, *bias)
+        return Step("linear", self.features, tensors, tracked.logabsdet)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, bias={self.bias is not None}"
