@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
+from p4torch.flows.fused_run import Step, fusable, fused_run
+from p4torch.flows.twins import transformed
 
 
 class Bijection(nn.Module):
@@ -25,9 +27,17 @@ class Bijection(nn.Module):
         """Latent to data."""
         raise NotImplementedError
 
+    def step(self) -> Step | None:
+        """What `forward` does, if a `Chain` can do it together with its neighbours, faster."""
+        return None
+
 
 class Chain(Bijection):
-    """Several bijections in a row; log-determinants add up."""
+    """Several bijections in a row; log-determinants add up.
+
+    Couplings with SiLU networks, additively perturbed linear layers and swaps that follow each other are one node of
+    the autograd graph where gradients are asked for, on a CPU.
+    """
 
     def __init__(self, bijections: Iterable[Bijection]) -> None:
         super().__init__()
@@ -35,10 +45,29 @@ class Chain(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(())
-        for bijection in self.bijections:
-            x, logabsdet = bijection(x)
-            total = total + logabsdet
+        for steps, members in self._runs():
+            if steps and fusable(steps, x):
+                x, logabsdet = fused_run(x, steps)
+                total = total + logabsdet
+                continue
+            for bijection in members:
+                x, logabsdet = bijection(x)
+                total = total + logabsdet
         return x, total
+
+    def _runs(self) -> list[tuple[list[Step], list[nn.Module]]]:
+        """The bijections in groups: runs that may be fused, with their steps, and all others, without."""
+        members = list(self.bijections)
+        if transformed() or not torch.is_grad_enabled():
+            return [([], members)]
+        runs: list[tuple[list[Step], list[nn.Module]]] = []
+        for bijection in members:
+            step = None if _hooked(bijection) else bijection.step()  # type: ignore[operator]
+            if not runs or (step is None) == bool(runs[-1][0]):
+                runs.append(([], []))
+            runs[-1][0].extend([] if step is None else [step])
+            runs[-1][1].append(bijection)
+        return runs
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         total = z.new_zeros(())
@@ -78,6 +107,9 @@ class Swap(Bijection):
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._exchange(z, self.features // 2)
 
+    def step(self) -> Step | None:
+        return None if self.features % 2 else Step("swap", self.features)
+
     def _exchange(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
         check_event(x, self.features)
         a, b = x.split([first, self.features - first], dim=-1)
@@ -85,6 +117,13 @@ class Swap(Bijection):
 
     def extra_repr(self) -> str:
         return f"features={self.features}"
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its `forward`."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def check_features(features: int, least: int = 1) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
+from p4torch.flows.fused_run import Step
 
 
 class AffineCoupling(Bijection):
@@ -44,6 +46,11 @@ class AffineCoupling(Bijection):
         a, b, log_scale, shift = self._split(z)
         return torch.cat([a, (b - shift) * (-log_scale).exp()], dim=-1), -log_scale.sum(-1)
 
+    def step(self) -> Step | None:
+        if type(self) is not AffineCoupling or not self.nets.plain_silu:
+            return None
+        return Step("coupling", self.features, (self.log_alpha, *self.nets.layers()))
+
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         check_event(x, self.features)
         a, b = x.split([self.kept, self.features - self.kept], dim=-1)
@@ -66,10 +73,16 @@ class _TwinMLP(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(2, *shape)) for shape in shapes)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(2, 1, outputs)) for outputs, _ in shapes)
         self.activations = nn.ModuleList(activation() for _ in shapes[:-1])
+        self.plain_silu = all(type(module) is nn.SiLU and not module.inplace for module in self.activations)
         for weight, bias in list(zip(self.weights, self.biases, strict=True))[:-1]:
             bound = weight.shape[-1] ** -0.5
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
+
+    def layers(self) -> list[Tensor]:
+        """Weights and biases in turn."""
+        weights, biases = self.weights._parameters, self.biases._parameters  # by attribute it takes ten times as long
+        return [cast(Tensor, one[key]) for key in weights for one in (weights, biases)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = x.reshape(1, x.shape[:-1].numel(), x.shape[-1]).expand(2, -1, -1)

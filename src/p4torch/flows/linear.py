@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
+from p4torch.flows.fused_run import Step
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
 
@@ -73,6 +74,15 @@ class InvertibleLinear(Bijection):
         y = z if self.bias is None else z - self.bias
         x, logabsdet = perturbation.solve_logabsdet(base, y)
         return x, -logabsdet
+
+    def step(self) -> Step | None:
+        perturbation, base = lookup(self, "weight")
+        if type(perturbation) is not Invertible or perturbation.form_name != "additive" or base.requires_grad:
+            return None
+        bias = () if self.bias is None else (self.bias,)
+        tracked = perturbation.tracked.current(base)
+        tensors = (base, tracked.inverse, perturbation.u, perturbation.v, *bias)
+        return Step("linear", self.features, tensors, tracked.logabsdet)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, bias={self.bias is not None}"

@@ -12,6 +12,7 @@ from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.fused import fused_chain, readable_chain, readable_inverse
 from p4torch.flows.linear import Init, initial_matrix
+from p4torch.flows.twins import transformed
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
 
@@ -90,7 +91,7 @@ class InvertibleMLP(Bijection):
         with linalg.full_precision(x.device):
             weight, constant = perturbation(base), perturbation.logabsdet(base).sum()
             if torch.is_grad_enabled():
-                chain = readable_chain if _transformed() else fused_chain
+                chain = readable_chain if transformed() else fused_chain
                 z, total = chain(x, weight, self.bias)
             else:
                 z, total = readable_chain(x.double(), weight.double(), self.bias.double())
@@ -107,8 +108,3 @@ class InvertibleMLP(Bijection):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, depth={self.depth}"
-
-
-def _transformed() -> bool:
-    """Whether something rewrites the operations (`torch.compile`, `torch.func`): it wants plain ones."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -1,0 +1,191 @@
+"""A fused run of couplings, linear layers and swaps against its readable twin, and in a chain."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from p4torch.errors import ArgumentError
+from p4torch.flows import AffineCoupling, BentIdentity, Bijection, Chain, InvertibleLinear, Swap
+from p4torch.flows.fused_run import Plan, Step, fusable, readable_run
+
+#: float64 rounding through up to six layers, relative to the largest entry.
+TOLERANCE = 1e-11
+
+#: float32 rounding through six layers against float64.
+SINGLE = 1e-4
+
+
+def _bijections(features: int, hidden: tuple[int, ...], kinds: str, rank: int = 1) -> Chain:
+    """c: coupling, s: swap, l: linear, n: linear without bias; all parameters are moved from where they start."""
+    make = {
+        "c": lambda: AffineCoupling(features, hidden),
+        "s": lambda: Swap(features),
+        "l": lambda: InvertibleLinear(features, rank=rank, init="orthogonal"),
+        "n": lambda: InvertibleLinear(features, bias=False, rank=rank, init="reverse"),
+        "b": BentIdentity,
+    }
+    chain = Chain([make[kind]() for kind in kinds]).double()
+    with torch.no_grad():
+        for value in chain.parameters():
+            if value.requires_grad:
+                value.add_(0.3 * torch.randn_like(value))
+    return chain
+
+
+def _one_by_one(chain: Chain, x: Tensor) -> tuple[Tensor, Tensor]:
+    total = x.new_zeros(())
+    for bijection in chain.bijections:
+        x, logabsdet = bijection(x)
+        total = total + logabsdet
+    return x, total
+
+
+def _trainable(chain: nn.Module) -> list[Tensor]:
+    return [value for value in chain.parameters() if value.requires_grad]
+
+
+def _close(left: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> None:
+    scale = 1 + float(right.detach().abs().max())
+    torch.testing.assert_close(left, right, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("hidden", [(), (4,), (5, 4), (3, 3, 3)])
+@pytest.mark.parametrize(
+    ("features", "kinds"),
+    [(5, "c"), (5, "cc"), (6, "cs"), (6, "sccscs"), (6, "clcn"), (5, "lcl"), (6, "lsc"), (6, "cbcs"), (2, "csc")],
+)
+def test_values_and_gradients(features: int, kinds: str, hidden: tuple[int, ...]) -> None:
+    chain = _bijections(features, hidden, kinds, rank=2 if "n" in kinds else 1)
+    x = torch.randn(7, features, dtype=torch.float64, requires_grad=True)
+    fused, plain = chain(x), _one_by_one(chain, x)
+    directions = [torch.randn_like(value) for value in plain]
+    for left, right in zip(fused, plain, strict=True):
+        _close(left, right)
+    inputs = [x, *_trainable(chain)]
+    for _ in range(2):  # the graph is retained: the buffers still hold what they held
+        found = torch.autograd.grad(fused, inputs, directions, retain_graph=True)
+        for left, right in zip(found, torch.autograd.grad(plain, inputs, directions, retain_graph=True), strict=True):
+            _close(left, right)
+
+
+def test_the_twin_agrees_with_the_layers() -> None:
+    chain = _bijections(6, (4,), "clscn")
+    x = torch.randn(7, 6, dtype=torch.float64)
+    steps = [bijection.step() for bijection in chain.bijections]  # type: ignore[operator]
+    plan: Plan = tuple((step.kind, len(step.tensors)) for step in steps)
+    z, total = readable_run(plan, x, *(value for step in steps for value in step.tensors))
+    expected, logabsdet = _one_by_one(chain, x)
+    _close(z, expected)
+    _close(total + sum(step.logabsdet for step in steps if step.logabsdet is not None), logabsdet)
+
+
+def test_first_and_second_derivatives() -> None:
+    chain = _bijections(4, (3,), "csl")
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    tensors = _trainable(chain)
+
+    def run(x: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        return chain(x)
+
+    assert torch.autograd.gradcheck(run, (x, *tensors))
+    assert torch.autograd.gradgradcheck(run, (x, *tensors))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_some_tensors_are_frozen(create_graph: bool) -> None:
+    chain = _bijections(4, (3,), "csl")
+    chain.bijections[0].log_alpha.requires_grad_(False)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    inputs = _trainable(chain)
+    outputs = [sum(value.sum() for value in run(x)) for run in (chain, lambda x: _one_by_one(chain, x))]
+    found, expected = (torch.autograd.grad(value, inputs, create_graph=create_graph) for value in outputs)
+    for left, right in zip(found, expected, strict=True):
+        _close(left, right)
+
+
+def test_graphs_alive_at_once_share_nothing() -> None:
+    chain = _bijections(4, (3,), "cscl")
+    points = [torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    expected = [torch.autograd.grad(chain(x)[0].sum(), x)[0] for x in points]
+    outputs = [chain(x)[0] for x in points]
+    kept = [value.detach().clone() for value in outputs]
+    for x, output, gradient in zip(points, outputs, expected, strict=True):
+        assert torch.equal(torch.autograd.grad(output.sum(), x)[0], gradient)
+    del output
+    chain(points[0].detach() + 1)
+    for value, before in zip(outputs, kept, strict=True):
+        assert torch.equal(value, before)
+
+
+def test_float32_against_float64() -> None:
+    exact = _bijections(6, (8, 8), "cslcsl")
+    single = copy.deepcopy(exact).float()
+    x = torch.randn(20, 6, dtype=torch.float64)
+    for chain, points in ((exact, x), (single, x.float())):
+        z, total = chain(points)
+        (z.square().sum() + total.sum()).backward()
+    _close(single(x.float())[0].double(), exact(x)[0], SINGLE)
+    for left, right in zip(_trainable(single), _trainable(exact), strict=True):
+        assert left.grad is not None
+        assert right.grad is not None
+        _close(left.grad.double(), right.grad, SINGLE)
+
+
+def test_leading_shapes_and_layouts() -> None:
+    chain = _bijections(6, (4,), "csl")
+    x = torch.randn(8, 6, dtype=torch.float64)
+    z, total = chain(x)
+    stacked, stacked_total = chain(x.reshape(2, 4, 6))
+    assert torch.equal(stacked.reshape(8, 6), z)
+    assert torch.equal(stacked_total.reshape(8), total)
+    assert torch.equal(chain(x.mT.contiguous().mT)[0], z)
+    single, single_total = chain(x[0])
+    _close(single, z[0])
+    assert single_total.shape == ()
+
+
+def test_torch_func_takes_the_readable_layers() -> None:
+    chain = _bijections(4, (3,), "csl")
+    x = torch.randn(5, 4, dtype=torch.float64)
+    expected = chain(x)[1]
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda point: chain(point)[0]))(x)
+    _close(torch.linalg.slogdet(jacobians)[1], expected)
+
+
+def test_what_is_not_fused() -> None:
+    x = torch.randn(3, 4)
+    coupling, swap, linear = AffineCoupling(4, (3,)), Swap(4), InvertibleLinear(4)
+    steps = [one.step() for one in (coupling, swap, linear)]
+    assert all(isinstance(step, Step) for step in steps)
+    assert fusable(steps, x)  # type: ignore[arg-type]
+    assert not fusable(steps[1:], x)  # type: ignore[arg-type]
+    assert not fusable(steps, x.double())  # type: ignore[arg-type]
+    assert not fusable(steps, x[:0])  # type: ignore[arg-type]
+
+    class Mine(AffineCoupling):
+        pass
+
+    unknown: list[Bijection] = [
+        Mine(4),
+        Swap(5),
+        AffineCoupling(4, activation=nn.Tanh),
+        BentIdentity(),
+        InvertibleLinear(4, form="exponential"),
+    ]
+    assert [one.step() for one in unknown] == [None] * len(unknown)
+    with pytest.raises(ArgumentError, match="`x` must be of shape"):
+        Chain([coupling])(torch.randn(3, 6))
+
+
+def test_hooks_are_called() -> None:
+    chain, calls = Chain([AffineCoupling(4, (3,)), Swap(4)]), []
+    chain.bijections[0].register_forward_hook(lambda *_: calls.append(1))
+    chain(torch.randn(3, 4))
+    assert calls == [1]
+
+
+def test_a_run_is_one_node() -> None:
+    z, _ = Chain([AffineCoupling(4, (3,)), Swap(4), AffineCoupling(4, (3,))])(torch.randn(3, 4))
+    assert "FusedRun" in type(z.grad_fn).__name__ + type(z.grad_fn.next_functions[0][0]).__name__  # type: ignore[union-attr]
