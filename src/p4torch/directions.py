@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
+from p4torch.twins import transformed
 
 Apply = Callable[[Tensor], Tensor]
 
@@ -80,7 +81,7 @@ class GradientSketch:
             if g is not None:  # an output that the loss does not look at
                 self.parts.append(gradient(g.detach().to(self.probe.dtype)))
 
-        if out.requires_grad and not linalg.transformed():
+        if out.requires_grad and not transformed():
             out.register_hook(hook)
 
     @torch.no_grad()

@@ -49,11 +49,6 @@ def at_least_single(tensor: Tensor) -> Tensor:
     return tensor.float() if torch.finfo(tensor.dtype).bits < 32 else tensor
 
 
-def transformed() -> bool:
-    """Whether something rewrites the operations (`torch.compile`, `torch.func`): it wants plain ones."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
-
 # --- small k x k matrices -----------------------------------------------------------------------------------
 
 

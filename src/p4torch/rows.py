@@ -10,7 +10,6 @@ Each function has a readable twin, which also serves wherever the operations are
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p4torch import linalg
+from p4torch.twins import transformed, twin_gradients
 
 #: Multiply-adds that cost as much as the calls which the factored path makes beyond the dense one (about 40 µs at
 #: 30 to 60 billion a second): below, a whole product is cheaper than saving it.
@@ -115,7 +115,7 @@ class _Shift(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, p, q, t = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(ctx, readable_shift, (z, p, q), (g,))
+            return twin_gradients(readable_shift, ctx.needs_input_grad, (z, p, q), (g,))
         h = g @ linalg.columns(p)
         return (
             torch.addmm(g, h, q.mT) if ctx.needs_input_grad[0] else None,
@@ -135,7 +135,7 @@ class _Affine(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, base, p, q, bias, t = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(ctx, readable_affine, (x, base, p, q, bias), (g,))
+            return twin_gradients(readable_affine, ctx.needs_input_grad, (x, base, p, q, bias), (g,))
         h = g @ linalg.columns(p)
         return (
             (g @ base).addmm_(h, q.mT) if ctx.needs_input_grad[0] else None,
@@ -160,7 +160,7 @@ class _Change(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         inverse, u, v, x_u, inverted = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(ctx, readable_change, (inverse, u, v), (g,))
+            return twin_gradients(readable_change, ctx.needs_input_grad, (inverse, u, v), (g,))
         scaled = g * inverted
         return (
             None,
@@ -186,7 +186,7 @@ class _Solve(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor | None, g_logabsdet: Tensor | None) -> tuple[Tensor | None, ...]:
         y, inverse, u, v, x, x_u, inverted = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(ctx, readable_solve, (y, inverse, u, v), (g, g_logabsdet))
+            return twin_gradients(readable_solve, ctx.needs_input_grad, (y, inverse, u, v), (g, g_logabsdet))
         if g is None:
             g = torch.zeros_like(x)
         moved = torch.addmm(g, (g @ linalg.columns(x_u)) @ inverted, v.mT, alpha=-1)
@@ -207,7 +207,7 @@ def _fused(*tensors: Tensor) -> bool:
     for tensor in tensors[1:]:
         if tensor.dtype != dtype or tensor.dim() != 2:
             return False
-    return not (dtype.is_complex or linalg.transformed() or torch.is_autocast_enabled(tensors[0].device.type))
+    return not (dtype.is_complex or transformed() or torch.is_autocast_enabled(tensors[0].device.type))
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -235,20 +235,3 @@ def _invert(product: Tensor) -> tuple[Tensor, Tensor]:
     factored, pivots, _ = torch.linalg.lu_factor_ex(exact + identity)
     inverted = torch.linalg.lu_solve(factored, pivots, identity)
     return inverted.to(product.dtype), factored.diagonal().abs().log().sum().to(product.dtype)
-
-
-def _again(
-    ctx: Any, readable: Callable[..., Any], inputs: tuple[Tensor | None, ...], grads: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, ...]:
-    """The gradient itself must be differentiable (create_graph): go through the readable twin."""
-    outputs = readable(*inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    needs = ctx.needs_input_grad
-    pairs = [(output, g) for output, g in zip(outputs, grads, strict=False) if g is not None and output.requires_grad]
-    wanted = [value for value, needed in zip(inputs, needs, strict=False) if needed and value is not None]
-    found = iter(
-        torch.autograd.grad(
-            [output for output, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
-        )
-    )
-    return tuple(next(found) if needed else None for needed in needs)

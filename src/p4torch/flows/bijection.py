@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.flows.fused_run import Step, fusable, fused_run
-from p4torch.flows.twins import transformed
+from p4torch.twins import transformed
 
 
 class Bijection(nn.Module):

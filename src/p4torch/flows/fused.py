@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from p4torch.flows.activations import BentIdentity
-from p4torch.flows.twins import twin_gradients
 from p4torch.flows.workspace import Lease, Pool
+from p4torch.twins import twin_gradients
 
 _BENT = BentIdentity()
 

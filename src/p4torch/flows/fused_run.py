@@ -16,8 +16,8 @@ from torch import Tensor
 
 from p4torch.flows.fused_coupling import Coupling, Scratch, readable_coupling
 from p4torch.flows.fused_linear import Changes, Linear, readable_linear
-from p4torch.flows.twins import twin_gradients
 from p4torch.flows.workspace import Lease, Pool
+from p4torch.twins import twin_gradients
 
 Kind = Literal["coupling", "linear", "swap"]
 

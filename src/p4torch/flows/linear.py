@@ -77,7 +77,9 @@ class InvertibleLinear(Bijection):
 
     def step(self) -> Step | None:
         perturbation, base = lookup(self, "weight")
-        if type(perturbation) is not Invertible or perturbation.form_name != "additive" or base.requires_grad:
+        if type(perturbation) is not Invertible or perturbation.form != "additive" or base.requires_grad:
+            return None
+        if perturbation.sketch is not None:  # it looks at the gradient of this layer
             return None
         bias = () if self.bias is None else (self.bias,)
         tracked = perturbation.tracked.current(base)

@@ -12,9 +12,9 @@ from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.fused import fused_chain, readable_chain, readable_inverse
 from p4torch.flows.linear import Init, initial_matrix
-from p4torch.flows.twins import transformed
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
+from p4torch.twins import transformed
 
 #: Largest stretch and shift of the coordinates in which a pair of layers acts.
 _PAIRED = {"orthogonal": (1.0, 0.0), "scattered": (2.0, 3.0)}
