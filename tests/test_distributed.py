@@ -13,6 +13,8 @@ import p4torch as p4
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 RANKS, STEPS, EVERY = 2, 20, 5
+#: Two orders of the same sums, in float64.
+ORDER = 1e-9
 
 
 def _work(rank: int, folder: str) -> None:
@@ -20,18 +22,41 @@ def _work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)  # every rank has random numbers of its own
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
-    cases = {"agree": _train(rank, refuses=False), "refuse": _train(rank, refuses=rank == 1)}
+    cases = {
+        "agree": _train(rank, refuses=False),
+        "refuse": _train(rank, refuses=rank == 1),
+        "informed": _train(rank, refuses=False, directions="informed"),
+    }
+    cases["informed"]["state"] = {"v": _informed(rank)["v"], **cases["informed"]["state"]}
     torch.save(cases, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def _train(rank: int, refuses: bool) -> dict[str, Any]:
+def _informed(rank: int | None) -> dict[str, torch.Tensor]:
+    """Directions after one step on one half of the points each, or on all of them (None)."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(16, 6, generator=generator, dtype=torch.float64)
+    model = nn.Linear(6, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(6))
+        model.bias.zero_()
+    p4.perturb(model, "weight", p4.Invertible, rank=2, directions="informed")
+    optimizer = torch.optim.SGD(p4.parameter_groups(model), lr=1e-3)
+    scheduler = p4.MergeScheduler(model, optimizer, every=1)
+    part = x if rank is None else x.chunk(RANKS)[rank]
+    (model(part) - part.flip(-1)).pow(3).mean().backward()
+    optimizer.step()
+    scheduler.step()
+    return {"v": next(p4.sites(model)).perturbation.v.detach()}  # type: ignore[union-attr]
+
+
+def _train(rank: int, refuses: bool, directions: Any = None) -> dict[str, Any]:
     inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
     for index in (0, 2):
         p4.perturb(inner[index], "weight", p4.Invertible, rank=2)
     model = nn.parallel.DistributedDataParallel(inner)
     optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=1e-2)
-    scheduler = p4.MergeScheduler(model, optimizer, every=EVERY)
+    scheduler = p4.MergeScheduler(model, optimizer, every=EVERY, directions=directions)
     if refuses:
         _refuse(next(p4.sites(model)).perturbation)
     reports = []
@@ -84,3 +109,10 @@ def test_if_one_rank_refuses_all_skip(results: list[dict[str, Any]]) -> None:
         assert (report[2] == 1) == report[0].endswith("0.weight")
     assert one["reports"][0][3] == "another rank refused"
     assert other["reports"][0][3] == "refused here"
+
+
+def test_informed_directions_are_those_of_all_points(results: list[dict[str, Any]]) -> None:
+    """All ranks have the same directions, and they are what one process with all points would have drawn."""
+    one, other = (rank["informed"]["state"] for rank in results)
+    _assert_the_same(one, other)
+    torch.testing.assert_close(one["v"], _informed(None)["v"], rtol=ORDER, atol=ORDER)
