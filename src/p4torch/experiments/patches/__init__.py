@@ -1,0 +1,1 @@
+"""A density in 63 dimensions: patches of two photographs, one flow, and the ways to train its linear layers."""

@@ -1,0 +1,79 @@
+"""The models: one chain of linear layers and bent identities, and what its linear layers are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from p4torch.experiments.patches.data import FEATURES
+from p4torch.experiments.patches.layers import DenseLinear, FixedLinear, LULinear, RelativeLinear
+from p4torch.flows import BentIdentity, Bijection, Chain, Flow, Inverse, InvertibleLinear, StandardNormal
+from p4torch.low_rank import Directions
+
+#: The linear layers by model.
+BASELINES: dict[str, Callable[[Tensor], Bijection]] = {
+    "dense": DenseLinear,
+    "lu": LULinear,
+    "relative": RelativeLinear,
+    "fixed": FixedLinear,
+}
+TITLES = {
+    "p4inv": "P4Inv",
+    "dense": "dense, slogdet",
+    "lu": "LU",
+    "relative": "relative gradient",
+    "fixed": "biases alone",
+}
+MODELS = tuple(TITLES)
+
+#: Of P4Inv, see `p4torch.Invertible`.
+DIRECTIONS: tuple[str, ...] = get_args(Directions)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model; rank, merge interval and directions are of P4Inv alone."""
+
+    model: str
+    rank: int = 0
+    every: int = 0
+    directions: str = ""
+
+    @property
+    def name(self) -> str:
+        """Short, for files."""
+        if self.model != "p4inv":
+            return self.model
+        return f"p4inv-rank{self.rank}-every{self.every}-{self.directions}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        if self.model != "p4inv":
+            return TITLES[self.model]
+        return f"{TITLES[self.model]}, rank {self.rank}, N = {self.every}, {self.directions}"
+
+
+def build(variant: Variant, layers: int) -> Flow:
+    """W₁, a, W₂, a⁻¹, ..., W_L, with a the bent identity; all W start as random orthogonal matrices.
+
+    The matrices are drawn first, from torch's global generator: with the same seed they are the same for all models.
+    P4Inv trains without bounds of log|det W|: the flow's whole log-determinant grows by tens of nats here.
+    """
+    starts = [nn.init.orthogonal_(torch.empty(FEATURES, FEATURES)) for _ in range(layers)]
+    bijections: list[Bijection] = []
+    for index, start in enumerate(starts):
+        bijections += [_linear(variant, start), Inverse(BentIdentity()) if index % 2 else BentIdentity()]
+    return Flow(Chain(bijections[:-1]), StandardNormal(FEATURES))
+
+
+def _linear(variant: Variant, start: Tensor) -> Bijection:
+    if variant.model != "p4inv":
+        return BASELINES[variant.model](start)
+    return InvertibleLinear(
+        FEATURES, rank=variant.rank, init=start, directions=variant.directions, logabsdet_bounds=None
+    )
