@@ -83,7 +83,7 @@ class Config:
     layers: int = 6
     interval: int = 100
     clock_steps: int = 50
-    optimizer_state: str = "reset_directions"
+    optimizer_state: str = "transport"
 
     def __post_init__(self) -> None:
         check_names("models", self.models, MODELS)
