@@ -108,7 +108,7 @@ def patches(
         int | None, typer.Option(help="The same, while learning rates are tried. Default: 500.")
     ] = None,
     optimizer_state: Annotated[
-        str | None, typer.Option(help="What merges do to Adam's memory. Default: reset_directions.")
+        str | None, typer.Option(help="What merges do to Adam's memory. Default: transport.")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Patches of each step. Default: 256.")] = None,
     layers: Annotated[int | None, typer.Option(help="Linear layers of the flow. Default: 6.")] = None,
