@@ -15,8 +15,8 @@ from p4torch import linalg
 PROBES = 2
 
 #: An inverse that is off by more than this many times what rounding explains at most is corrected as a whole at once.
-#: A fresh float32 inverse stays between 0.2 and 0.8 for n = 2, near 0.02 for n = 64 and 0.002 for n = 512, where
-#: roundings cancel. With 0.5, random rank-one merges at n = 64 come to it about every 300th time.
+#: The more roundings cancel, the less a fresh float32 inverse has of it: at most 0.35 for n = 2, 0.02 for n = 64 and
+#: 0.003 for n = 512. With 0.5, random rank-one merges at n = 64 come to it about every 300th time.
 DRIFT = 0.5
 
 #: Where the inverse is off by more than this, refined solves and first-order corrections no longer give log|det| to
@@ -24,7 +24,7 @@ DRIFT = 0.5
 LOOSE = 3e-4
 
 #: The inverse of a matrix up to this size is corrected as a whole at every merge. Of a larger one, this many columns
-#: are: an O(n²) like the rest of a merge, of which it takes about a fifth. Products are fastest with multiples of 8.
+#: are: an O(n²) like the rest of a merge, of which it takes about a sixth. Products are fastest with multiples of 8.
 WHOLE, PART = 64, 16
 
 #: The golden ratio without its whole part.
