@@ -135,9 +135,9 @@ def test_blocks_of_rows_are_the_whole(dtype: torch.dtype, batch: tuple[int, ...]
         torch.testing.assert_close(left, matrix.double() @ p, rtol=0, atol=EXACT)
         torch.testing.assert_close(right, q.mT @ matrix.double(), rtol=0, atol=EXACT)
         out, covered = torch.empty_like(matrix), 0
-        for rows, stored, added in linalg.rounded_sum(matrix, p, q, out):
+        for rows, stored, before in linalg.rounded_sum(matrix, p, q, out):
             assert torch.equal(stored, out[..., rows, :].double())
-            torch.testing.assert_close(added, stored - exact[..., rows, :], rtol=0, atol=EXACT)
+            torch.testing.assert_close(before, exact[..., rows, :], rtol=0, atol=EXACT)
             covered += stored.shape[-2]
         assert covered == n and torch.equal(matrix, kept)
         torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(dtype).eps, atol=EXACT)

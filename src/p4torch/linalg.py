@@ -164,7 +164,7 @@ def both_sides(matrix: Tensor, right: Tensor, left: Tensor) -> tuple[Tensor, Ten
 
 def rounded_sum(matrix: Tensor, p: Tensor, q: Tensor, out: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """out <- M + P Qᵀ, computed in float64 and rounded to the dtype of `out`. By blocks: which rows, them as they are
-    stored, and how much rounding added to them (float64)."""
+    stored, and as they were before rounding (float64, the caller's to overwrite)."""
     q, buffer = q.mT, None
     for rows, exact in row_blocks(matrix):
         if exact.dim() == 2:
@@ -173,8 +173,7 @@ def rounded_sum(matrix: Tensor, p: Tensor, q: Tensor, out: Tensor) -> Iterator[t
             exact += p[..., rows, :] @ q
         out[..., rows, :] = exact
         buffer = torch.empty_like(exact) if buffer is None else buffer[..., : exact.shape[-2], :]
-        stored = buffer.copy_(out[..., rows, :])
-        yield rows, stored, exact.neg_().add_(stored)
+        yield rows, buffer.copy_(out[..., rows, :]), exact
 
 
 def refined_solves(
