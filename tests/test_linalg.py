@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -109,11 +110,37 @@ def test_rows_times_any_leading_shape() -> None:
 @given(sizes)
 def test_refinement_repairs_a_poor_inverse(size: tuple[int, int, int]) -> None:
     n, k, seed = size
-    base, u = regular(seed, n), draw(seed + 1, n, k)
+    base, u, v = regular(seed, n, 2), draw(seed + 1, 2, n, k), draw(seed + 3, 2, n, k)
     exact = torch.linalg.inv(base)
-    poor = exact + 1e-6 * draw(seed + 2, n, n)
-    torch.testing.assert_close(linalg.refined_left_solve(base, poor, u), exact @ u, rtol=0, atol=COMPOSED)
-    torch.testing.assert_close(linalg.refined_right_solve(base, poor, u), u.mT @ exact, rtol=0, atol=COMPOSED)
+    poor = exact + 1e-6 * draw(seed + 2, 2, n, n)
+    probes = draw(seed + 4, n, 3).sign()
+    y, z, capacitance, off = linalg.refined_solves(base, poor, u, v, probes)
+    torch.testing.assert_close(y, exact @ u, rtol=0, atol=COMPOSED)
+    torch.testing.assert_close(z, v.mT @ exact, rtol=0, atol=COMPOSED)
+    identity = torch.eye(k, dtype=torch.float64)
+    torch.testing.assert_close(capacitance, identity + v.mT @ exact @ u, rtol=0, atol=EXACT * n * k)
+    residual = linalg.inversion_residual(base, poor) @ probes
+    torch.testing.assert_close(off, residual.abs().amax((-2, -1)), rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+def test_blocks_of_rows_are_the_whole(dtype: torch.dtype, batch: tuple[int, ...], monkeypatch: Any) -> None:
+    n = 7
+    matrix, p, q = draw(0, *batch, n, n).to(dtype), draw(1, *batch, n, 2), draw(2, *batch, n, 2)
+    kept, exact = matrix.clone(), matrix.double() + p @ q.mT
+    for block in (1, 3 * matrix.numel() // n, 10 * matrix.numel()):
+        monkeypatch.setattr(linalg, "BLOCK", block)
+        left, right = linalg.both_sides(matrix, p, q.mT)
+        torch.testing.assert_close(left, matrix.double() @ p, rtol=0, atol=EXACT)
+        torch.testing.assert_close(right, q.mT @ matrix.double(), rtol=0, atol=EXACT)
+        out, covered = torch.empty_like(matrix), 0
+        for rows, stored, before in linalg.rounded_sum(matrix, p, q, out):
+            assert torch.equal(stored, out[..., rows, :].double())
+            torch.testing.assert_close(before, exact[..., rows, :], rtol=0, atol=EXACT)
+            covered += stored.shape[-2]
+        assert covered == n and torch.equal(matrix, kept)
+        torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(dtype).eps, atol=EXACT)
 
 
 @pytest.mark.parametrize("order", [2, 3, 7])

@@ -10,6 +10,7 @@ Soleymani (2014) for the iterative inversion.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,9 +20,8 @@ from torch.nn import functional as F
 
 from p4torch.errors import ArgumentError
 
-#: Each round of iterative refinement multiplies the error of A⁻¹U by the residual of X: two rounds leave 3e-11 of it
-#: at the largest residual at which log|det| relies on them (`tracking.LOOSE`).
-REFINEMENTS = 2
+#: Numbers of a matrix that are in float64 at a time (1 MB): few enough for a cache, enough to be worth a call.
+BLOCK = 2**17
 
 #: Numbers in a thin factor from which on its order in memory matters more than a copy.
 SMALL = 512
@@ -142,17 +142,63 @@ def capacitance(x_u: Tensor, v: Tensor) -> Tensor:
     return product + eye_like(product)
 
 
-def refined_left_solve(base: Tensor, inverse: Tensor, u: Tensor, rounds: int = REFINEMENTS) -> Tensor:
-    """A⁻¹U from an approximate inverse X, by Y <- Y + X (U - A Y). O(n²k) a round."""
-    y = inverse @ u
-    for _ in range(rounds):
-        y = y + inverse @ (u - base @ y)
-    return y
+# --- big matrices, in float64 by blocks of rows ----------------------------------------------------------------
 
 
-def refined_right_solve(base: Tensor, inverse: Tensor, v: Tensor, rounds: int = REFINEMENTS) -> Tensor:
-    """Vᵀ A⁻¹ from an approximate inverse X, by Z <- Z + (Vᵀ - Z A) X. O(n²k) a round."""
-    return refined_left_solve(base.mT, inverse.mT, v, rounds).mT
+def row_blocks(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a stack `(..., m, n)` in blocks of about `BLOCK` numbers: which rows, and them in float64. The blocks
+    share their memory: fresh memory costs more than what is computed in it."""
+    rows = matrix.shape[-2]
+    height = min(rows, max(1, BLOCK * rows // matrix.numel()))
+    buffer = matrix.new_empty(*matrix.shape[:-2], height, matrix.shape[-1], dtype=torch.float64)
+    for start in range(0, rows, height):
+        block = slice(start, min(start + height, rows))
+        yield block, buffer[..., : block.stop - start, :].copy_(matrix[..., block, :])
+
+
+def both_sides(matrix: Tensor, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """M F and G M for thin F `(..., n, k)` and G `(..., j, n)`, in one pass over M, in float64."""
+    right = columns(right)
+    after, before = torch.empty_like(right), torch.zeros_like(left)
+    for rows, block in row_blocks(matrix):
+        after[..., rows, :] = block @ right
+        before += left[..., rows] @ block
+    return after, before
+
+
+def rounded_sum(matrix: Tensor, p: Tensor, q: Tensor, out: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """out <- M + P Qᵀ, computed in float64 and rounded to the dtype of `out`. By blocks: which rows, them as they are
+    stored, and as they were before rounding (float64, the caller's to overwrite)."""
+    q, buffer = q.mT, None
+    for rows, exact in row_blocks(matrix):
+        if exact.dim() == 2:
+            exact.addmm_(p[rows], q)
+        else:
+            exact += p[..., rows, :] @ q
+        out[..., rows, :] = exact
+        buffer = torch.empty_like(exact) if buffer is None else buffer[..., : exact.shape[-2], :]
+        yield rows, buffer.copy_(out[..., rows, :]), exact
+
+
+def refined_solves(
+    base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, probes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A⁻¹U `(..., n, k)`, VᵀA⁻¹ `(..., k, n)` and K = I + VᵀA⁻¹U from an approximate inverse X, in float64, and the
+    largest entry of (I - A X) P over probes P `(n, j)`, `(...)`.
+
+    Y = X U and Z = VᵀX give the residuals r = U - A Y and w = Vᵀ - Z A; refined, they are Y + X r and Z + w X. Since
+    VᵀA⁻¹U = VᵀY + VᵀA⁻¹r, the capacitance is I + VᵀY + (Z + w X) r. With an X that is off by R = I - A X, the solves
+    are off by R² and K by R³. Only the residuals need float64; products with X are in its dtype.
+    """
+    k, x = u.shape[-1], at_least_single(inverse)
+    right, left = torch.cat([u, probes.expand(*u.shape[:-1], -1)], dim=-1), v.mT
+    y, z = thin(x, right.to(x.dtype)).double(), (left.to(x.dtype) @ x).double()
+    a_y, z_a = both_sides(base, y, z)
+    residual, w = right - a_y, left - z_a
+    y, r = y[..., :k], residual[..., :k]
+    z = z + (w.to(x.dtype) @ x).double()
+    k_matrix = capacitance(y, v) + z @ r
+    return y + thin(x, r.to(x.dtype)).double(), z, k_matrix, residual[..., k:].abs().amax((-2, -1))
 
 
 # --- iterative inversion -------------------------------------------------------------------------------------
@@ -184,14 +230,25 @@ def hyperpower(base: Tensor, inverse: Tensor, order: int) -> Tensor:
 
 
 def probe_residual(base: Tensor, inverse: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
-    """A look at I - A X in O(n²): (max |A (X p) - p| over probes p `(n, j)`, the unit of |A| |X| 1), `(...)` each.
+    """A look at I - A X in O(n²): (max |A (X p) - p| over probes p `(n, j)`, the unit of |A| |X| 1), `(...)` each, in
+    float64.
 
     Multiplied by the machine epsilon, the second number is the size that rounding alone gives the first: a freshly
     computed inverse stays below one epsilon of it.
     """
-    residual = (base @ (inverse @ probes) - probes).abs().amax(dim=(-2, -1))
-    unit = (base.abs() @ inverse.abs().sum(-1, keepdim=True)).amax(dim=(-2, -1))
-    return residual, unit
+    seen, sums = blockwise(inverse, lambda block: (thin(block, probes), block.abs().sum(-1, keepdim=True)))
+    seen = columns(seen)
+    image, units = blockwise(base, lambda block: (block @ seen, block.abs() @ sums))
+    return (image - probes).abs().amax((-2, -1)), units.amax((-2, -1))
+
+
+def blockwise(matrix: Tensor, look: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What a function makes of the rows of a matrix in float64, block by block: thin tensors `(..., rows, j)`."""
+    parts = zip(*(look(block) for _, block in row_blocks(matrix)), strict=True)
+    return tuple(torch.cat(part, dim=-2) for part in parts)
+
+
+# --- orthonormal bases ----------------------------------------------------------------------------------------
 
 
 def orthonormal(factor: Tensor) -> Tensor:

@@ -63,4 +63,19 @@ def _broad(mask: Tensor, tensor: Tensor) -> Tensor:
 
 def assign(tensor: Tensor, value: Tensor, where: Tensor) -> None:
     """tensor <- value in place, where the mask says so."""
-    tensor.copy_(torch.where(_broad(where, tensor), value.to(tensor.dtype), tensor))
+    if bool(where.all()):
+        tensor.copy_(value)
+    elif bool(where.any()):
+        tensor.copy_(torch.where(_broad(where, tensor), value.to(tensor.dtype), tensor))
+
+
+def finite(tensor: Tensor, batch: int) -> Tensor:
+    """Where all of an element of S is finite: a mask over the first `batch` dimensions.
+
+    Minimum and maximum propagate what is not finite, in a single pass; only then it matters where it is.
+    """
+    real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    if real.numel() == 0 or bool(torch.stack(torch.aminmax(real)).isfinite().all()):
+        return torch.ones(tensor.shape[:batch], dtype=torch.bool, device=tensor.device)
+    mask = tensor.isfinite()
+    return mask.flatten(batch).all(-1) if mask.dim() > batch else mask

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from p4torch import linalg
 from p4torch.admission import check_base, check_fits
 from p4torch.errors import ArgumentError, ProjectionWarning
-from p4torch.merging import Agreement, MergeReport, Proposal, Veto, assign
+from p4torch.merging import Agreement, MergeReport, Proposal, Veto, assign, finite
 
 
 class Perturbation(nn.Module):
@@ -183,7 +183,7 @@ class Perturbation(nn.Module):
         agree = agree or (lambda mask: mask)
         generator = generator or torch.default_generator
         finite_b = agree(self._finite())
-        nonfinite = tuple(name for name, value in self.own_parameters() if not bool(value.isfinite().all()))
+        nonfinite = tuple(name for name, value in self.own_parameters() if not bool(finite(value, 0)))
         if not nonfinite and not bool(finite_b.all()):  # on another rank
             nonfinite = tuple(name for name, _ in self.own_parameters())
         self._reset_where(~finite_b, base, generator)
@@ -191,7 +191,7 @@ class Perturbation(nn.Module):
             proposal = self.propose(base)
         vetoes = [
             Veto("B was not finite and has been reset", ~finite_b),
-            Veto("R_B(A) is not finite", ~self._every(proposal.base.isfinite())),
+            Veto("R_B(A) is not finite", ~finite(proposal.base, self.skips.dim())),
             *(veto for veto in proposal.vetoes if not (force and veto.soft)),
         ]
         accepted = agree(~torch.stack([veto.mask.expand_as(self.skips) for veto in vetoes]).any(0))
@@ -212,17 +212,12 @@ class Perturbation(nn.Module):
         """B: the parameters of this module itself. What is tracked lives in child modules."""
         return self.named_parameters(recurse=False)
 
-    def _every(self, mask: Tensor) -> Tensor:
-        """All over the dimensions of one element of S: `(..., event)` -> `(...)`."""
-        return mask.flatten(self.skips.dim()).all(-1) if mask.dim() > self.skips.dim() else mask
-
     def _finite(self) -> Tensor:
         """Where all of B is finite, `(...)`. Parameters that do not carry the stack's shape count for all of it."""
-        finite = torch.ones_like(self.skips, dtype=torch.bool)
+        mask, batch = torch.ones_like(self.skips, dtype=torch.bool), self.skips.dim()
         for _, value in self.own_parameters():
-            stacked = value.shape[: self.skips.dim()] == self.skips.shape
-            finite = finite & (self._every(value.isfinite()) if stacked else value.isfinite().all())
-        return finite
+            mask = mask & finite(value, batch if value.shape[:batch] == self.skips.shape else 0)
+        return mask
 
     def _reset_where(self, where: Tensor, base: Tensor, generator: torch.Generator) -> None:
         """Reset B for the elements given; for the rest of the stack it stays as it was."""

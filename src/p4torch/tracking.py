@@ -11,24 +11,35 @@ from torch import Tensor, nn
 
 from p4torch import linalg
 
-#: Probe vectors with entries ±1 that look for drift of the inverse at every merge.
-PROBES = 4
+#: Probe vectors with entries ±1 that look for drift of the inverse at every merge. Each sees all rows.
+PROBES = 2
 
-#: A merge whose inverse is off by more than this many times what rounding explains is corrected at once. A fresh
-#: float32 inverse stays between 0.2 and 0.8. With 0.5, random rank-one merges at n = 64 are corrected about every 20th
-#: time, and the residual stays within 3 times that of a fresh inverse (within 7 times with 1.0, at every 25th).
+#: An inverse that is off by more than this many times what rounding explains at most is corrected as a whole at once.
+#: The more roundings cancel, the less a fresh float32 inverse has of it: at most 0.35 for n = 2, 0.02 for n = 64 and
+#: 0.003 for n = 512. With 0.5, random rank-one merges at n = 64 come to it about every 300th time.
 DRIFT = 0.5
 
 #: Where the inverse is off by more than this, refined solves and first-order corrections no longer give log|det| to
 #: 1e-3 over thousands of merges: it is recomputed from an LU factorisation in float64.
 LOOSE = 3e-4
 
+#: The inverse of a matrix up to this size is corrected as a whole at every merge. Of a larger one, this many columns
+#: are: an O(n²) like the rest of a merge, of which it takes about a sixth. Products are fastest with multiples of 8.
+WHOLE, PART = 64, 16
+
+#: The golden ratio without its whole part.
+GOLDEN = 0.6180339887498949
+
+#: Columns are corrected where the probes' residual is below this: the step multiplies their error by R.
+CONVERGENT = 0.01
+
 _SCALARS = ("logabsdet", "sign", "admitted")
 
 
 @dataclass(frozen=True)
 class TrackedUpdate:
-    """What a merge would make of the base and of the tracked quantities, in float64. Shapes as in the fields of
+    """What a merge would make of the base and of the tracked quantities: matrices in the base's dtype, scalars
+    in float64. Shapes as in the fields of
     `TrackedInverse`; `logabsdet_change` is log|det K| `(...)` and `residual` the probe's `(...)`."""
 
     base: Tensor
@@ -83,56 +94,54 @@ class TrackedInverse(nn.Module):
 
     @torch.no_grad()
     def correct(self, base: Tensor, order: int) -> None:
-        """One step of the iterative inversion, in float64; the exact inverse where the step would diverge. log|det| and
-        sign are computed afresh."""
-        self.inverse.copy_(_corrected(base.double(), self.inverse.double(), order))
-        sign, logabsdet = torch.linalg.slogdet(base.double())
-        self.logabsdet.copy_(logabsdet)
-        self.sign.copy_(sign)
+        """Where a probe finds more drift than rounding explains: one step of the iterative inversion, or the exact
+        inverse where the step would diverge, and log|det| and sign afresh. Elsewhere nothing."""
+        inverse, probes = self.inverse.detach(), _probes(base)
+        with linalg.full_precision(base.device):
+            residual, unit = linalg.probe_residual(base, inverse, probes)
+            rounding = _rounding(base) * unit
+            drifted = ~(residual <= rounding)
+            if bool(drifted.any()):
+                self.inverse.copy_(_corrected(base, inverse, order, rounding, drifted))
+                sign, logabsdet = torch.linalg.slogdet(base.double())
+                self.logabsdet.copy_(torch.where(drifted, logabsdet, self.logabsdet))
+                self.sign.copy_(torch.where(drifted, sign, self.sign))
 
     @torch.no_grad()
-    def propose(self, base: Tensor, u: Tensor, v: Tensor, order: int) -> TrackedUpdate:
+    def propose(self, base: Tensor, u: Tensor, v: Tensor, order: int, turn: int = 0) -> TrackedUpdate:
         """The update for A <- A + U Vᵀ (equations 3 and 4 of the paper for k = 1).
 
         A⁻¹U and VᵀA⁻¹ are refined against A, so an error of the tracked inverse is not amplified and log|det K| is that
         of the A which is stored. Rounding A + U Vᵀ to the base's dtype moves log|det| by tr(A⁻¹ δ), which is added to
-        first order. If the probe finds more drift than rounding explains, the inverse is corrected here; where it is
-        off by more than `LOOSE`, before or after, log|det| and sign are computed afresh.
+        first order.
+
+        Every time, some columns of the inverse are corrected: `turn`, a counter, says which. If a probe finds more
+        drift than rounding explains, all of them are, at once. Where the inverse is off by more than `LOOSE`, before or
+        after, log|det| and sign are computed afresh.
         """
-        a, x = base.double(), self.inverse.double()
-        u, v = u.double(), v.double()
-        y = linalg.refined_left_solve(a, x, u)
-        z = linalg.refined_right_solve(a, x, v)
-        capacitance = linalg.capacitance(y, v)
+        probes, u, v = _probes(base), u.double(), v.double()
+        y, z, capacitance, before = linalg.refined_solves(base, self.inverse.detach(), u, v, probes[:, :1])
         change_sign, change = linalg.slogdet(capacitance)
-        nonsingular = change.isfinite()[..., None, None]
-        safe = torch.where(nonsingular, capacitance, linalg.eye_like(capacitance))
+        nonsingular = change.isfinite()
+        safe = torch.where(nonsingular[..., None, None], capacitance, linalg.eye_like(capacitance))
+        inverse, seen, sums = _inverse_after(self.inverse.detach(), y, linalg.solve(safe, z).mT, probes)
+        part = _part(base.shape[-1], turn)
+        seen = torch.cat([seen, inverse[..., part].double()], dim=-1)
+        rounded, image, unit, trace = _base_after(base, u, v, inverse, seen, sums)
+        sign, logabsdet = self.sign * change_sign, self.logabsdet + change + trace
 
-        exact = a + linalg.low_rank(u, v)
-        rounded = exact.to(base.dtype).double()
-        inverse = x - y @ linalg.solve(safe, z)
-        logabsdet = self.logabsdet + change + (inverse.mT * (rounded - exact)).sum((-2, -1))
-
-        stored = inverse.to(base.dtype).double()
-        residual, unit = self._probe(rounded, stored)
-        drifted = residual > DRIFT * torch.finfo(base.dtype).eps * unit
-        where = drifted & nonsingular[..., 0, 0] & rounded.isfinite().flatten(-2).all(-1)
-        if bool(where.any()):
-            corrected = _corrected(rounded, stored, order).to(base.dtype).double()
-            stored = torch.where(where[..., None, None], corrected, stored)
-            residual = self._probe(rounded, stored)[0]
-        sign = self.sign * change_sign
-        loose = ~(torch.maximum(residual, self._probe(a, x)[0]) <= LOOSE) & nonsingular[..., 0, 0]
+        residual = (image[..., :PROBES] - probes).abs().amax((-2, -1))
+        rounding = _rounding(base) * unit
+        drifted = ~(residual <= rounding) & nonsingular & unit.isfinite()
+        _improve(inverse, part, image[..., PROBES:], ~drifted & (residual <= CONVERGENT))
+        if bool(drifted.any()):
+            inverse = _corrected(rounded, inverse, order, rounding, drifted)
+            residual = linalg.probe_residual(rounded, inverse, probes)[0]
+        loose = ~(torch.maximum(residual, before) <= LOOSE) & nonsingular
         if bool(loose.any()):
-            exact_sign, exact_logabsdet = torch.linalg.slogdet(rounded)
+            exact_sign, exact_logabsdet = torch.linalg.slogdet(rounded.double())
             sign, logabsdet = torch.where(loose, exact_sign, sign), torch.where(loose, exact_logabsdet, logabsdet)
-        return TrackedUpdate(rounded, stored, logabsdet, sign, change, residual)
-
-    def _probe(self, base: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        n = base.shape[-1]
-        probes = torch.randint(0, 2, (n, PROBES), generator=generator).to(base) * 2 - 1
-        return linalg.probe_residual(base, inverse, probes)
+        return TrackedUpdate(rounded, inverse, logabsdet, sign, change, residual)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrackedInverse:
         """Move with the module, but keep the scalars in float64."""
@@ -152,13 +161,77 @@ class TrackedInverse(nn.Module):
         self.stale |= came is None or came.dtype != self.inverse.dtype
 
 
-def _corrected(base: Tensor, inverse: Tensor, order: int) -> Tensor:
-    """A step of the iterative inversion where its residual is below 1, the exact inverse elsewhere. `(..., n, n)`."""
-    norm = torch.linalg.matrix_norm(linalg.inversion_residual(base, inverse))
-    improved = linalg.hyperpower(base, inverse, order)
-    diverges = ~(norm < 1)
-    if not bool(diverges.any()):
-        return improved
-    exact, failed = torch.linalg.inv_ex(base)
-    usable = diverges & (failed == 0)
-    return torch.where(usable[..., None, None], exact, torch.where(diverges[..., None, None], inverse, improved))
+def _probes(base: Tensor) -> Tensor:
+    """The probe vectors `(n, PROBES)` in float64, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, 2, (base.shape[-1], PROBES), generator=generator)
+    return drawn.to(base.device, torch.float64) * 2 - 1
+
+
+def _rounding(base: Tensor) -> float:
+    """The residual that rounding explains, in units of |A| |X| 1."""
+    return DRIFT * torch.finfo(base.dtype).eps
+
+
+def _part(n: int, turn: int) -> slice:
+    """The columns whose turn it is. Multiples of the golden ratio visit all parts evenly, also where only every second
+    or tenth turn comes to a merge."""
+    width = n if n <= WHOLE else PART
+    parts = -(-n // width)
+    start = int(turn * GOLDEN % 1 * parts) * width
+    return slice(start, min(start + width, n))
+
+
+def _inverse_after(x: Tensor, y: Tensor, w: Tensor, probes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """X' = X - Y Wᵀ as it is stored, X' p and |X'| 1."""
+    inverse = torch.empty_like(x)
+    seen, sums = y.new_empty(*x.shape[:-1], PROBES), y.new_empty(*x.shape[:-1], 1)
+    probes = linalg.columns(probes)
+    for rows, stored, _ in linalg.rounded_sum(x, -y, w, inverse):
+        seen[..., rows, :] = stored @ probes
+        sums[..., rows, :] = linalg.at_least_single(inverse[..., rows, :]).abs().sum(-1, keepdim=True)
+    return inverse, seen, sums
+
+
+def _base_after(
+    base: Tensor, u: Tensor, v: Tensor, inverse: Tensor, seen: Tensor, sums: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A' = A + U Vᵀ + δ as it is stored, A' F for the thin F `seen`, the unit max |A'| |X'| 1, and tr(X' δ)."""
+    short, trace = linalg.at_least_single(inverse).dtype, torch.zeros_like(sums[..., 0, 0])
+    seen, sums = linalg.columns(seen), sums.to(short)
+    rounded, image, units = torch.empty_like(base), torch.empty_like(seen), torch.empty_like(sums)
+    for rows, stored, exact in linalg.rounded_sum(base, u, v, rounded):
+        image[..., rows, :] = (seen.mT @ stored.mT).mT  # a fifth faster than `stored @ seen`
+        units[..., rows, :] = rounded[..., rows, :].to(short).abs() @ sums
+        trace += stored.sub_(exact).to(short).mT.contiguous().mul_(inverse[..., rows]).sum((-2, -1))
+    return rounded, image, units.double().amax((-2, -1)), trace
+
+
+def _improve(inverse: Tensor, part: slice, image: Tensor, where: Tensor) -> None:
+    """X_J <- X_J + X R_J in place for the columns J, R_J = I_J - A X_J: a Newton-Schulz step, which leaves R R_J. The
+    `image` is A X_J in float64: in float32 its rounding would be worse than the drift."""
+    if not bool(where.any()):
+        return
+    x, residual = linalg.at_least_single(inverse), -image
+    residual[..., part, :].diagonal(dim1=-2, dim2=-1).add_(1)
+    step = linalg.thin(x, residual.to(x.dtype))
+    inverse[..., part] += torch.where(where[..., None, None], step, 0).to(inverse.dtype)
+
+
+def _corrected(base: Tensor, inverse: Tensor, order: int, rounding: Tensor, where: Tensor) -> Tensor:
+    """A step of the iterative inversion where its residual R is below 1, the exact inverse elsewhere; in the dtype of
+    the inverse, which is kept outside the mask. The step is of order 2 if that leaves less than `rounding`: |R|²."""
+    exact, x = base.double(), inverse.double()
+    residual = linalg.inversion_residual(exact, x)
+    norm = torch.linalg.matrix_norm(residual)
+    if bool((norm.square() <= rounding)[where].all()):
+        short = linalg.at_least_single(inverse)
+        improved = short + short @ residual.to(short.dtype)
+    else:
+        improved = linalg.hyperpower(exact, x, order)
+        diverges = ~(norm < 1)
+        if bool((diverges & where).any()):
+            inverted, failed = torch.linalg.inv_ex(exact)
+            improved = torch.where(diverges[..., None, None], inverted, improved)
+            where = where & ~(diverges & (failed != 0))
+    return torch.where(where[..., None, None], improved.to(inverse.dtype), inverse)

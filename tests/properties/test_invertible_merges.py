@@ -173,3 +173,17 @@ def test_a_thousand_merges_in_float32() -> None:
         perturbation.merge(base, force=True)
         if step % 100 == 0:
             assert_tracked(perturbation, base)
+
+
+@pytest.mark.slow
+def test_a_thousand_merges_of_rank_four_in_float32() -> None:
+    """At a size where only a few columns of the inverse are corrected each time."""
+    n, generator = 512, torch.Generator().manual_seed(1)
+    base = torch.linalg.qr(torch.randn(n, n, generator=generator))[0].contiguous()
+    perturbation = p4.Invertible(base, rank=4)
+    for step in range(1, 1001):
+        with torch.no_grad():
+            perturbation.u.copy_(1e-3 * torch.randn(n, 4, generator=generator))
+        assert perturbation.merge(base, generator, force=True).ok
+        if step % 100 == 0:
+            assert_tracked(perturbation, base)

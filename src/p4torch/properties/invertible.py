@@ -221,7 +221,7 @@ class Invertible(LowRank):
 
     def propose(self, base: Tensor) -> Proposal:
         tracked = self.tracked.current(base)
-        update = tracked.propose(base, *self.additive_factors(base), self.order)
+        update = tracked.propose(base, *self.additive_factors(base), self.order, int(self.attempts))
         total = update.logabsdet - tracked.admitted
         forced = self.skips + 1 >= self.force_every if self.force_every else torch.zeros_like(self.skips).bool()
         vetoes = [
@@ -249,7 +249,7 @@ class Invertible(LowRank):
         )
 
     def correct(self, base: Tensor) -> None:
-        """One step of the iterative inversion; an exact inversion where that would diverge."""
+        """Where the inverse has drifted: a step of the iterative inversion, the exact one where that would diverge."""
         self.tracked.correct(base, self.order)
 
     def penalty(self, base: Tensor) -> Tensor:
