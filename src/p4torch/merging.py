@@ -23,11 +23,13 @@ class Veto:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The candidate of a merge: the new base, new values for tracked tensors (old tensor, new value), and vetoes."""
+    """The candidate of a merge: the new base, new values for tracked tensors (old tensor, new value), and vetoes. One
+    that is decided without being built has no base but `write`, which makes it where the mask says so."""
 
-    base: Tensor
+    base: Tensor | None
     tracked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     vetoes: list[Veto] = field(default_factory=list)
+    write: Callable[[Tensor], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -191,12 +191,16 @@ class Perturbation(nn.Module):
             proposal = self.propose(base)
         vetoes = [
             Veto("B was not finite and has been reset", ~finite_b),
-            Veto("R_B(A) is not finite", ~finite(proposal.base, self.skips.dim())),
             *(veto for veto in proposal.vetoes if not (force and veto.soft)),
         ]
+        if proposal.base is not None:
+            vetoes.append(Veto("R_B(A) is not finite", ~finite(proposal.base, self.skips.dim())))
         accepted = agree(~torch.stack([veto.mask.expand_as(self.skips) for veto in vetoes]).any(0))
 
-        assign(base, proposal.base, accepted)
+        if proposal.base is not None:
+            assign(base, proposal.base, accepted)
+        if proposal.write is not None and bool(accepted.any()):
+            proposal.write(accepted)
         for tensor, value in proposal.tracked:
             assign(tensor, value, accepted)
         self._reset_where(accepted, base, generator)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from p4torch import linalg
+from p4torch import linalg, quick
 
 #: Probe vectors with entries ±1 that look for drift of the inverse at every merge. Each sees all rows.
 PROBES = 2
@@ -24,8 +24,8 @@ DRIFT = 0.5
 LOOSE = 3e-4
 
 #: The inverse of a matrix up to this size is corrected as a whole at every merge. Of a larger one, this many columns
-#: are: an O(n²) like the rest of a merge, of which it takes about a sixth. Products are fastest with multiples of 8.
-WHOLE, PART = 64, 16
+#: are, or one part of so many: about a sixth of the cost of a merge. Products are fastest with multiples of 8.
+WHOLE, PART, PARTS = 64, 16, 32
 
 #: The golden ratio without its whole part.
 GOLDEN = 0.6180339887498949
@@ -38,16 +38,17 @@ _SCALARS = ("logabsdet", "sign", "admitted")
 
 @dataclass(frozen=True)
 class TrackedUpdate:
-    """What a merge would make of the base and of the tracked quantities: matrices in the base's dtype, scalars
-    in float64. Shapes as in the fields of
-    `TrackedInverse`; `logabsdet_change` is log|det K| `(...)` and `residual` the probe's `(...)`."""
+    """What a merge would make of the base and of the tracked quantities: matrices in the base's dtype, scalars in
+    float64. Shapes as in the fields of `TrackedInverse`; `logabsdet_change` is log|det K| `(...)` and `residual` the
+    probe's `(...)`. Where there is a `step`, it makes the matrices in place, and there are none here."""
 
-    base: Tensor
-    inverse: Tensor
+    base: Tensor | None
+    inverse: Tensor | None
     logabsdet: Tensor
     sign: Tensor
     logabsdet_change: Tensor
     residual: Tensor
+    step: quick.Step | None = None
 
 
 class TrackedInverse(nn.Module):
@@ -108,7 +109,9 @@ class TrackedInverse(nn.Module):
                 self.sign.copy_(torch.where(drifted, sign, self.sign))
 
     @torch.no_grad()
-    def propose(self, base: Tensor, u: Tensor, v: Tensor, order: int, turn: int = 0) -> TrackedUpdate:
+    def propose(
+        self, base: Tensor, u: Tensor, v: Tensor, order: int, turn: int = 0, *, in_place: bool = False
+    ) -> TrackedUpdate:
         """The update for A <- A + U Vᵀ (equations 3 and 4 of the paper for k = 1).
 
         A⁻¹U and VᵀA⁻¹ are refined against A, so an error of the tracked inverse is not amplified and log|det K| is that
@@ -118,8 +121,15 @@ class TrackedInverse(nn.Module):
         Every time, some columns of the inverse are corrected: `turn`, a counter, says which. If a probe finds more
         drift than rounding explains, all of them are, at once. Where the inverse is off by more than `LOOSE`, before or
         after, log|det| and sign are computed afresh.
+
+        With `in_place`, large and well-conditioned matrices take a `quick.Step` instead.
         """
         probes, u, v = _probes(base), u.double(), v.double()
+        if in_place and base.shape[-1] > WHOLE and linalg.at_least_single(base) is base:
+            step = quick.step(base, self.inverse.detach(), u, v, probes, _part(base.shape[-1], turn))
+            if step is not None:
+                logabsdet = self.logabsdet + step.change
+                return TrackedUpdate(None, None, logabsdet, self.sign * step.sign, step.change, step.residual, step)
         y, z, capacitance, before = linalg.refined_solves(base, self.inverse.detach(), u, v, probes[:, :1])
         change_sign, change = linalg.slogdet(capacitance)
         nonsingular = change.isfinite()
@@ -176,7 +186,7 @@ def _rounding(base: Tensor) -> float:
 def _part(n: int, turn: int) -> slice:
     """The columns whose turn it is. Multiples of the golden ratio visit all parts evenly, also where only every second
     or tenth turn comes to a merge."""
-    width = n if n <= WHOLE else PART
+    width = n if n <= WHOLE else max(PART, n // PARTS)
     parts = -(-n // width)
     start = int(turn * GOLDEN % 1 * parts) * width
     return slice(start, min(start + width, n))

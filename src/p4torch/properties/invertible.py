@@ -221,7 +221,7 @@ class Invertible(LowRank):
 
     def propose(self, base: Tensor) -> Proposal:
         tracked = self.tracked.current(base)
-        update = tracked.propose(base, *self.additive_factors(base), self.order, int(self.attempts))
+        update = tracked.propose(base, *self.additive_factors(base), self.order, int(self.attempts), in_place=True)
         total = update.logabsdet - tracked.admitted
         forced = self.skips + 1 >= self.force_every if self.force_every else torch.zeros_like(self.skips).bool()
         vetoes = [
@@ -238,15 +238,12 @@ class Invertible(LowRank):
             if bounds is not None:
                 outside = ~((value >= bounds[0]) & (value <= bounds[1]))
                 vetoes.append(Veto(f"{name} is outside {bounds}", outside & ~forced, soft=True))
-        return Proposal(
-            update.base,
-            [
-                (tracked.inverse, update.inverse),
-                (tracked.logabsdet, update.logabsdet),
-                (tracked.sign, update.sign),
-            ],
-            vetoes,
-        )
+        scalars = [(tracked.logabsdet, update.logabsdet), (tracked.sign, update.sign)]
+        step = update.step
+        if step is not None:
+            return Proposal(None, scalars, vetoes, lambda where: step.write(base, tracked.inverse, where))
+        assert update.inverse is not None
+        return Proposal(update.base, [(tracked.inverse, update.inverse), *scalars], vetoes)
 
     def correct(self, base: Tensor) -> None:
         """Where the inverse has drifted: a step of the iterative inversion, the exact one where that would diverge."""

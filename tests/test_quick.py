@@ -1,0 +1,116 @@
+"""Merges in place: what they decide before they write is what they then have written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import p4torch as p4
+from p4torch import quick
+from p4torch.tracking import WHOLE, TrackedInverse
+
+#: Sums of some hundred products of numbers around 1, in float64.
+EXACT = 1e-9
+#: The residual of an inverse after many merges, in residuals of a fresh one: half of what the project promises.
+FRESH = 15
+N, RANK = 96, 3
+
+
+def case(dtype: torch.dtype, batch: tuple[int, ...] = (), condition: float = 0.3) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*batch, *shape, generator=generator, dtype=torch.float64)
+
+    base = (torch.eye(N, dtype=torch.float64) + condition / N**0.5 * normal(N, N)).to(dtype)
+    u, v = (0.05 * normal(N, RANK)).to(dtype).double(), normal(N, RANK).to(dtype).double()
+    probes = torch.randint(0, 2, (N, 2), generator=generator).double() * 2 - 1
+    exact = base.double()
+    inverse = torch.linalg.inv(exact)  # LAPACK's is off by more than rounding: a Newton step mends that
+    inverse = inverse + inverse @ (torch.eye(N, dtype=torch.float64) - exact @ inverse)
+    return base, inverse.to(dtype), u, v, probes
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_decides_what_it_writes(batch: tuple[int, ...]) -> None:
+    base, inverse, u, v, probes = case(torch.float64, batch)
+    part = slice(16, 32)
+    found = quick.step(base, inverse, u, v, probes, part)
+    assert found is not None
+    exact = base + u @ v.mT
+    sign, logabsdet = torch.linalg.slogdet(exact)
+    before = torch.linalg.slogdet(base)
+    torch.testing.assert_close(found.change, logabsdet - before[1], rtol=EXACT, atol=EXACT)
+    assert torch.equal(found.sign, sign * before[0])
+    found.write(base, inverse, torch.ones(batch, dtype=torch.bool))
+    torch.testing.assert_close(base, exact, rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(inverse, torch.linalg.inv(exact), rtol=EXACT, atol=EXACT)
+
+
+def test_columns_in_turn_are_corrected() -> None:
+    base, inverse, u, v, probes = case(torch.float32)
+    part = slice(16, 32)
+    exact = torch.linalg.inv(base.double() + u @ v.mT)
+    inverse[:, part] += 1e-7 * inverse[:, part].sign()
+    found = quick.step(base, inverse, u, v, probes, part)
+    assert found is not None
+    found.write(base, inverse, torch.tensor(True))
+    error = (exact - inverse).abs().mean(0)
+    assert error[part].mean() < 0.5e-7
+    inverse[:, part] += 1e-5
+    assert quick.step(base, inverse, u, v, probes, part) is None  # too far from an inverse to be trusted
+
+
+def test_refused_matrices_stay_as_they_are() -> None:
+    base, inverse, u, v, probes = case(torch.float32, (2,))
+    found = quick.step(base, inverse, u, v, probes, slice(0, 16))
+    assert found is not None
+    old = base.clone(), inverse.clone()
+    found.write(base, inverse, torch.tensor([True, False]))
+    assert torch.equal(base[1], old[0][1]) and torch.equal(inverse[1], old[1][1])
+    assert not torch.equal(base[0], old[0][0])
+
+
+@pytest.mark.parametrize("what", ["singular", "drifted", "ill-conditioned", "not finite"])
+def test_takes_a_closer_look(what: str) -> None:
+    base, inverse, u, v, probes = case(torch.float32)
+    if what == "singular":
+        base, inverse, u, v = torch.eye(N), torch.eye(N), torch.zeros_like(u), torch.zeros_like(v)
+        u[0, 0], v[0, 0] = -1.0, 1.0 - 1e-12
+    elif what == "drifted":
+        inverse = inverse * 1.001
+    elif what == "ill-conditioned":
+        base[0] *= 1e-5
+        inverse = torch.linalg.inv(base.double()).float()
+    else:
+        u[0, 0] = torch.inf
+    assert quick.step(base, inverse, u, v, probes, slice(0, 16)) is None
+
+
+def test_a_walk_keeps_inverse_and_determinant() -> None:
+    """200 merges of rank 3 in float32, all in place."""
+    torch.manual_seed(1)
+    base = torch.nn.init.orthogonal_(torch.empty(2 * N, 2 * N))
+    assert len(base) > WHOLE
+    perturbation = p4.Invertible(base, rank=RANK)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(200):
+        with torch.no_grad():
+            perturbation.u.copy_(2e-3 * torch.randn(perturbation.u.shape, generator=generator))
+        proposal = perturbation.propose(base)
+        assert proposal.base is None
+        assert perturbation.merge(base, generator).ok
+    exact, tracked = base.double(), perturbation.tracked
+    fresh = torch.linalg.inv(exact).float().double()
+    identity = torch.eye(len(base))
+    residual = (exact @ tracked.inverse.double() - identity).abs().max()
+    assert residual < FRESH * (exact @ fresh - identity).abs().max()
+    assert abs(float(tracked.logabsdet - torch.linalg.slogdet(exact)[1])) < 1e-5
+
+
+def test_small_matrices_are_never_in_place() -> None:
+    base = torch.eye(WHOLE)
+    update = TrackedInverse(base).propose(base, torch.zeros(WHOLE, 1), torch.zeros(WHOLE, 1), 7, in_place=True)
+    assert update.step is None and update.base is not None
