@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from p4torch.flows import Flow, InvertibleMLP, StandardNormal
 from p4torch.flows.fused import fused_chain, readable_chain
-from p4torch.flows.workspace import KINDS, Pool
 
 #: float64 rounding through up to twenty layers of slopes up to 2.
 TOLERANCE = 1e-11
@@ -61,19 +60,6 @@ def test_graphs_alive_at_once_share_nothing() -> None:
     for inputs, output, gradients in zip((first, second), outputs, expected, strict=True):
         for left, right in zip(torch.autograd.grad(output, inputs), gradients, strict=True):
             assert torch.equal(left, right)
-
-
-def test_a_workspace_comes_back_when_its_graph_is_gone() -> None:
-    pool: Pool[object] = Pool()
-    lease = pool.lease("a", object)
-    first, other = lease.workspace, pool.lease("a", object).workspace
-    assert other is not first
-    del lease
-    assert pool.lease("a", object).workspace is first
-    assert pool.lease("b", object, keep=False).workspace is not pool.lease("b", object).workspace
-    for key in range(KINDS):
-        pool.lease(key, object)
-    assert pool.lease("a", object).workspace is not first
 
 
 @pytest.mark.parametrize("create_graph", [False, True])

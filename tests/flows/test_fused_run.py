@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import p4torch as p4
 from p4torch.errors import ArgumentError
 from p4torch.flows import AffineCoupling, BentIdentity, Bijection, Chain, InvertibleLinear, Swap
 from p4torch.flows.fused_run import Plan, Step, fusable, readable_run
@@ -119,6 +120,18 @@ def test_graphs_alive_at_once_share_nothing() -> None:
         assert torch.equal(value, before)
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_singular_layer_is_no_error(rank: int) -> None:
+    chain = Chain([AffineCoupling(4, (3,)), InvertibleLinear(4, rank=rank)])
+    perturbation = chain.bijections[1].parametrizations.weight[0]  # type: ignore[union-attr, index]
+    with torch.no_grad():
+        for factor, value in ((perturbation.u, -1.0), (perturbation.v, 1.0)):
+            factor.zero_()[0, 0] = value
+    z, total = chain(torch.randn(3, 4))
+    assert bool((total == -torch.inf).all())
+    (z.sum() + total.sum()).backward()
+
+
 def test_float32_against_float64() -> None:
     exact = _bijections(6, (8, 8), "cslcsl")
     single = copy.deepcopy(exact).float()
@@ -189,3 +202,52 @@ def test_hooks_are_called() -> None:
 def test_a_run_is_one_node() -> None:
     z, _ = Chain([AffineCoupling(4, (3,)), Swap(4), AffineCoupling(4, (3,))])(torch.randn(3, 4))
     assert "FusedRun" in type(z.grad_fn).__name__ + type(z.grad_fn.next_functions[0][0]).__name__  # type: ignore[union-attr]
+
+
+def test_couplings_of_different_widths_are_not_one_run() -> None:
+    steps = [AffineCoupling(4, hidden).step() for hidden in ((3,), (5,))]
+    assert not fusable(steps, torch.randn(3, 4))  # type: ignore[arg-type]
+
+
+def _agrees(chain: Chain, x: Tensor) -> None:
+    """The run sees what the layers are now."""
+    inputs = _trainable(chain)
+    outputs = chain(x), _one_by_one(chain, x)
+    for left, right in zip(*outputs, strict=True):
+        _close(left, right)
+    found, expected = (torch.autograd.grad(z.sum() + total.sum(), inputs) for z, total in outputs)
+    for left, right in zip(found, expected, strict=True):
+        _close(left, right)
+
+
+def test_what_changes_between_steps() -> None:
+    chain = _bijections(6, (4,), "clscl", rank=2)
+    x = torch.randn(7, 6, dtype=torch.float64)
+    _agrees(chain, x)
+    twin, state = copy.deepcopy(chain), copy.deepcopy(chain.state_dict())
+    with torch.no_grad():
+        for value in _trainable(twin):
+            value.add_(0.1)
+    _agrees(twin, x)
+    _close(chain(x)[0], _one_by_one(chain, x)[0])
+    assert not torch.equal(twin(x)[0], chain(x)[0])
+
+    p4.merge(chain, force=True)
+    _agrees(chain, x)
+    chain.load_state_dict(state)
+    _agrees(chain, x)
+    coupling, linear = chain.bijections[0], chain.bijections[1]
+    coupling.log_alpha = nn.Parameter(coupling.log_alpha.detach() + 0.5)  # type: ignore[operator]
+    coupling.nets.weights[0] = nn.Parameter(torch.randn_like(coupling.nets.weights[0]))  # type: ignore[union-attr, index]
+    linear.bias.data = linear.bias.data + 1  # type: ignore[union-attr, operator]
+    _agrees(chain, x)
+    chain.bijections[2] = InvertibleLinear(6, rank=2, init="orthogonal").double()
+    _agrees(chain, x)
+    chain.float().double()
+    _agrees(chain, x)
+    p4.finalize(chain)
+    _agrees(chain, x)
+    for bijection in chain.bijections:
+        if isinstance(bijection, InvertibleLinear):
+            p4.perturb(bijection, "weight", p4.Invertible, rank=1)
+    _agrees(chain, x)

@@ -61,12 +61,16 @@ class Chain(Bijection):
         if transformed() or not torch.is_grad_enabled():
             return [([], members)]
         runs: list[tuple[list[Step], list[nn.Module]]] = []
+        fused: bool | None = None
         for bijection in members:
             step = None if _hooked(bijection) else bijection.step()  # type: ignore[operator]
-            if not runs or (step is None) == bool(runs[-1][0]):
+            if (step is not None) is not fused:
                 runs.append(([], []))
-            runs[-1][0].extend([] if step is None else [step])
-            runs[-1][1].append(bijection)
+                fused = step is not None
+            steps, group = runs[-1]
+            group.append(bijection)
+            if step is not None:
+                steps.append(step)
         return runs
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:

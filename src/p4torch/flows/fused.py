@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from p4torch.flows.activations import BentIdentity
-from p4torch.flows.workspace import Lease, Pool
+from p4torch.flows.workspace import Lease, Pool, bytes_of
 from p4torch.twins import twin_gradients
 
 _BENT = BentIdentity()
@@ -111,6 +111,7 @@ class _Workspace:
         self.grad_q, self.matrices = x.new_empty(depth, n, points), x.new_empty(depth, n, n)
         descent = zip(self.matrices.unbind(0), self.grad_q.unbind(0), self.slope.unbind(0), strict=True)
         self.descent = list(descent)[::-1]
+        self.bytes = bytes_of([self.columns, self.one, self.blocks, self.grouped_slope, self.grad_q, self.matrices])
 
 
 _POOL: Pool[_Workspace] = Pool()

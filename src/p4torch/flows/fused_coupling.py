@@ -22,12 +22,20 @@ def readable_coupling(x: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Te
 
 
 class Scratch:
-    """What the couplings of a run share: buffers as large as the layers of one, and constants."""
+    """What the couplings of a run share: buffers as large as the layers of one, and constants. What lies here need not
+    be fetched from afar."""
 
-    def __init__(self, like: Coupling) -> None:
-        self.layers = [torch.empty_like(p) for p in like.p]
+    def __init__(self, x: Tensor, widths: Sequence[int]) -> None:
+        self.layers = [x.new_empty(2, width, x.shape[0]) for width in widths]
         self.raw, self.shift = self.layers[-1].unbind(0)
-        self.one, self.log2 = self.raw.new_ones(()), self.raw.new_full((), math.log(2))
+        self.bits, self.product = torch.empty_like(self.raw), torch.empty_like(self.raw)
+        self.flat = self.layers[0].flatten(0, 1)
+        self.flat_t, self.log2 = self.flat.mT, x.new_full((), math.log(2))
+        self.one, self.minus_one = x.new_ones(()), -x.new_ones(())
+
+    def buffers(self) -> list[Tensor]:
+        """The large ones."""
+        return [*self.layers, self.bits, self.product]
 
 
 class Coupling:
@@ -35,41 +43,46 @@ class Coupling:
     product. With the layers y_i = p_i ς(p_i), p_i = W_i y_{i-1} + b_i, ς(p) = 1/(1 + e⁻ᵖ), y_0 = a, and (p, t) the last
     p_i:
 
-        s = α tanh p = α (2r - 1) with r = ς(2p),   b' = b e^s + t        (ς and 2ˣ are faster than tanh and eˣ)
+        s = α h with h = tanh p = 2 ς(2p) - 1,   b' = b e^s + t        (ς and 2ˣ are faster than tanh and eˣ)
 
     Backwards, with the gradients g of b' and l of log|det| = Σ s:
 
-        ∂b = g e^s,   ∂t = g,   ∂s = b ∂b + l,   ∂p = 4 α r (1 - r) ∂s,   ∂log α = Σ s ∂s
+        ∂b = g e^s,   ∂t = g,   ∂s = b ∂b + l,   ∂p = α (1 - h²) ∂s,   ∂log α = α Σ h ∂s
     """
 
     def __init__(self, x: Tensor, tensors: Sequence[Tensor]) -> None:
-        widths = [weight.shape[-2] for weight in tensors[1::2]]
-        self.p = [x.new_empty(2, width, x.shape[0]) for width in widths]  # of hidden layers later dy/dp, in place
-        self.y = [torch.empty_like(p) for p in self.p[:-1]]
-        self.flat = self.p[0].flatten(0, 1)
-        self.raw, self.shift = self.p[-1].unbind(0)  # p, later s / log 2; and t
-        self.r, self.scale, self.out = (torch.empty_like(self.raw) for _ in range(3))
+        widths = layer_widths(tensors)
+        self.slope = [x.new_empty(2, width, x.shape[0]) for width in widths[:-1]]  # dy/dp, and p before it
+        self.y = [torch.empty_like(p) for p in self.slope]
+        self.y_t = [y.mT for y in self.y]
+        self.flat = self.slope[0].flatten(0, 1) if self.slope else None  # the first layer of both networks
+        self.tanh, self.scale, self.out = (x.new_empty(widths[-1], x.shape[0]) for _ in range(3))
         self.a = self.b = self.out
 
+    def buffers(self) -> list[Tensor]:
+        """The large ones."""
+        return [*self.slope, *self.y, self.tanh, self.scale, self.out]
+
     def ascend(
-        self, a: Tensor, b: Tensor, tensors: Sequence[Tensor], alpha: Tensor, bits: Tensor, scratch: Scratch
+        self, a: Tensor, b: Tensor, tensors: Sequence[Tensor], most: Tensor, bits: Tensor, scratch: Scratch
     ) -> Tensor:
-        """b' `(m, P)`, kept for the way back, too. Adds s / log 2 to `bits`; `tensors` are log α and the layers."""
+        """b' `(m, P)`, kept for the way back, too. Adds s / log 2 to `bits`; `tensors` are log α and the layers, `most`
+        is α / log 2."""
         self.a, self.b = a, b
-        torch.addmm(tensors[2].view(-1, 1), tensors[1].flatten(0, 1), a, out=self.flat)
-        for index, y in enumerate(self.y):
-            p, sigmoid = self.p[index], scratch.layers[index]
+        flat = scratch.flat if self.flat is None else self.flat
+        torch.addmm(tensors[2].view(-1, 1), tensors[1].flatten(0, 1), a, out=flat)
+        after = [*self.slope[1:], scratch.layers[-1]]
+        for index, (p, y, sigmoid) in enumerate(zip(self.slope, self.y, scratch.layers, strict=False)):
             torch.sigmoid(p, out=sigmoid)
             torch.mul(p, sigmoid, out=y)
             torch.lerp(y, scratch.one, sigmoid, out=p)  # dy/dp = y + ς(p) (1 - y)
-            torch.baddbmm(tensors[2 * index + 4].mT, tensors[2 * index + 3], y, out=self.p[index + 1])
-        r = torch.add(self.raw, self.raw, out=self.r).sigmoid_()
-        most = alpha / scratch.log2
-        torch.lerp(-most, most, r, out=self.raw)
-        bits.add_(self.raw)
-        torch.exp2(self.raw, out=self.scale)
-        r.addcmul_(r, r, value=-1)
-        return torch.addcmul(self.shift, b, self.scale, out=self.out)
+            torch.baddbmm(tensors[2 * index + 4].mT, tensors[2 * index + 3], y, out=after[index])
+        raw = scratch.raw
+        torch.add(raw, raw, out=raw).sigmoid_()
+        torch.lerp(scratch.minus_one, scratch.one, raw, out=self.tanh)
+        bits.add_(torch.mul(self.tanh, most, out=scratch.bits))
+        torch.exp2(scratch.bits, out=self.scale)
+        return torch.addcmul(scratch.shift, b, self.scale, out=self.out)
 
     def descend(
         self,
@@ -79,18 +92,25 @@ class Coupling:
         tensors: Sequence[Tensor],
         alpha: Tensor,
         scratch: Scratch,
-    ) -> list[Tensor]:
-        """Gradients of the tensors, the last one first. Those of a and b are updated in place."""
+    ) -> list[Tensor | None]:
+        """Gradients of the tensors. Those of a and b are updated in place."""
         scratch.shift.copy_(grad_b)
         grad_b.mul_(self.scale)
         grad_s = torch.addcmul(grad_total, grad_b, self.b, out=scratch.raw)
-        grad_log_alpha = torch.dot(grad_s.view(-1), self.raw.view(-1)) * scratch.log2
-        grad_s.mul_(self.r).mul_(4 * alpha)
-        found, grad = [], scratch.layers[-1]
+        product = torch.mul(grad_s, self.tanh, out=scratch.product)
+        grad_log_alpha = product.sum() * alpha
+        grad_s.addcmul_(product, self.tanh, value=-1).mul_(alpha)
+        found: list[Tensor | None] = []  # the last one first
+        grad = scratch.layers[-1]
         for index in range(len(self.y) - 1, -1, -1):
-            found += [grad.sum(-1, keepdim=True).mT, torch.bmm(grad, self.y[index].mT)]
-            grad = torch.bmm(tensors[2 * index + 3].mT, grad, out=scratch.layers[index]).mul_(self.p[index])
-        flat = grad.flatten(0, 1)
-        found += [flat.sum(-1).view(2, 1, -1), (self.a @ flat.mT).mT.view_as(tensors[1]), grad_log_alpha]
-        grad_a.addmm_(tensors[1].flatten(0, 1).mT, flat)
-        return found
+            found += [grad.sum(-1, keepdim=True).mT, torch.bmm(grad, self.y_t[index])]
+            grad = torch.bmm(tensors[2 * index + 3].mT, grad, out=scratch.layers[index]).mul_(self.slope[index])
+        first = tensors[1]
+        found += [grad.sum(-1, keepdim=True).mT, (self.a @ scratch.flat_t).mT.view_as(first), grad_log_alpha]
+        grad_a.addmm_(first.flatten(0, 1).mT, scratch.flat)
+        return found[::-1]
+
+
+def layer_widths(tensors: Sequence[Tensor]) -> list[int]:
+    """Of the layers of a coupling, without the input."""
+    return [weight.shape[-2] for weight in tensors[1::2]]

@@ -20,65 +20,103 @@ def readable_linear(
     return z + bias[0] if bias else z, linalg.slogdet(linalg.capacitance(inverse @ u, v))[1]
 
 
-class Linear:
-    """The buffers of one layer and its two directions, on columns `(n, P)`: z = W x + b, W = A + U Vᵀ.
+class Linears:
+    """The L linear layers of a run and their two directions, on columns `(n, P)`: z_i = W_i x_i + b_i, W = A + U Vᵀ.
 
-    Backwards, with the gradient g of z: ∂x = Wᵀ g, ∂b = g 1, and from ∂W = g xᵀ, which is not formed,
-    ∂U = ∂W V = g (Vᵀ x)ᵀ and ∂V = ∂Wᵀ U = x (Uᵀ g)ᵀ.
+    The loop holds two products a layer and two thin ones; all else is done for all layers at once, before or after it.
+    With the gradient g of z, ∂x = Wᵀ g, ∂b = g 1, and from ∂W = g xᵀ, which is not formed, ∂U = g (Vᵀ x)ᵀ and
+    ∂V = x (Uᵀ g)ᵀ. The thin factors come along with the products by W: the blocks M = [[W, U], [Vᵀ, ·]] give
+
+        [W; Vᵀ] x + [b; 0] = [z; Vᵀ x],   [W, U]ᵀ g = [∂x; Uᵀ g],   g [Vᵀ x; 1]ᵀ = [∂U, ∂b].
     """
 
-    def __init__(self, x: Tensor, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, x: Tensor, layers: Sequence[Sequence[Tensor]]) -> None:
         points, n = x.shape
-        self.x, self.out = x.new_empty(n, points), x.new_empty(n, points)
-        self.weight = x.new_empty(n, n)
-        self.transposed = self.weight.mT
-        self.kept = n - n // 2
-        self.parts = self.out[: self.kept], self.out[self.kept :]
+        count, rank, self.n, kept = len(layers), layers[0][2].shape[-1], n, n - n // 2
+        self.stacks = [x.new_empty(count, *value.shape) for value in layers[0][:4]]  # A, A⁻¹, U, V
+        self.blocks, self.shifts = x.new_empty(count, n + rank, n + rank), x.new_zeros(count, n + rank, 1)
+        self.upward, self.downward = self.blocks[..., :n].unbind(0), self.blocks[:, :n].mT.unbind(0)
+        self.shift = self.shifts.unbind(0)
+        self.x = [x.new_empty(n, points) for _ in layers]
+        self.parts = [(value[:kept], value[kept:]) for value in self.x]
+        out = [x.new_ones(n + rank + 1, points) for _ in layers]  # [z; Vᵀ x; 1]
+        self.out, self.tail = [value[:-1] for value in out], [value[n:].mT for value in out]
+        self.out_parts = [(value[:kept], value[kept:n]) for value in out]
+        back = x.new_empty(2, n + rank, points).unbind(0)  # [∂x; Uᵀ g], of one layer and the next in turn
+        self.back = [(value, value[:n], value[n:].mT, (value[:kept], value[kept:n])) for value in back]
+        self.grad_u_bias, self.grad_v = x.new_empty(count, n, rank + 1), x.new_empty(count, n, rank)
+        self.grad_rows = list(zip(self.grad_u_bias.unbind(0), self.grad_v.unbind(0), strict=True))
 
-    def ascend(self, a: Tensor, b: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The two parts of z; `tensors` are A, A⁻¹, U, V and b."""
-        base, _, u, v, *bias = tensors
-        torch.cat([a, b], out=self.x)
-        torch.addmm(base, u, v.mT, out=self.weight)
-        if bias:
-            torch.addmm(bias[0].unsqueeze(-1), self.weight, self.x, out=self.out)
+    def buffers(self) -> list[Tensor]:
+        """The large ones."""
+        return [*self.stacks, self.blocks, *self.x, *self.out]
+
+    def prepare(self, layers: Sequence[Sequence[Tensor]]) -> Changes:
+        """The blocks of all layers, of tensors A, A⁻¹, U, V and b; and their log|det|."""
+        for index, stack in enumerate(self.stacks):
+            torch.stack([tensors[index] for tensors in layers], out=stack)
+        (base, inverse, u, v), n = self.stacks, self.n
+        if u.shape[-1] == 1:
+            torch.addcmul(base, u, v.mT, out=self.blocks[:, :n, :n])
         else:
-            torch.mm(self.weight, self.x, out=self.out)
-        return self.parts
+            torch.baddbmm(base, u, v.mT, out=self.blocks[:, :n, :n])
+        self.blocks[:, :n, n:] = u
+        self.blocks[:, n:, :n] = v.mT
+        zero = base.new_zeros(n)
+        torch.stack([tensors[4] if len(tensors) > 4 else zero for tensors in layers], out=self.shifts[:, :n, 0])
+        return Changes(inverse, u, v)
 
-    def descend(
-        self, grad_a: Tensor, grad_b: Tensor, tensors: Sequence[Tensor], more_u: Tensor, more_v: Tensor
-    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """The two parts of the gradient of x, and the gradients of the tensors, the last one first (none of A and A⁻¹,
-        and `more` added to those of U and V)."""
-        _, _, u, v, *bias = tensors
-        grad = torch.cat([grad_a, grad_b])
-        found: list[Tensor | None] = [grad.sum(-1)] if bias else []
-        found.append(torch.addmm(more_v, self.x, (u.mT @ grad).mT))
-        found.append(torch.addmm(more_u, grad, (v.mT @ self.x).mT))
-        grad_x = self.transposed @ grad
-        return grad_x[: self.kept], grad_x[self.kept :], [*found, None, None]
+    def ascend(self, index: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The two parts of z. A coupling may have written b into `parts` already."""
+        first, second = self.parts[index]
+        first.copy_(a)
+        if b is not second:
+            second.copy_(b)
+        torch.addmm(self.shift[index], self.upward[index], self.x[index], out=self.out[index])
+        return self.out_parts[index]
+
+    def descend(self, index: int, grad: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The gradient of x from that of z, and its two parts."""
+        grad_u_bias, grad_v = self.grad_rows[index]
+        both, grad_x, thin, parts = self.back[index % 2]
+        torch.mm(grad, self.tail[index], out=grad_u_bias)
+        torch.mm(self.downward[index], grad, out=both)
+        torch.mm(self.x[index], thin, out=grad_v)
+        return grad_x, parts
+
+    def gradients(self, changes: Changes, grad_total: Tensor, counts: Sequence[int]) -> list[list[Tensor | None]]:
+        """Of the tensors of each layer (`counts` says of how many), once all have descended; none of A and A⁻¹."""
+        more_u, more_v = changes.gradients(grad_total.sum())
+        rank = self.grad_v.shape[-1]
+        grad_u, grad_v = self.grad_u_bias[..., :rank] + more_u, self.grad_v + more_v
+        grad_bias = self.grad_u_bias[..., rank].clone(memory_format=torch.contiguous_format)
+        rows = zip(grad_u.unbind(0), grad_v.unbind(0), grad_bias.unbind(0), strict=True)
+        return [[None, None, *row][:count] for row, count in zip(rows, counts, strict=True)]
 
 
 class Changes:
     """Σ log|det K_i| over the layers of a run, K_i = I + V_iᵀ A_i⁻¹ U_i, and its gradients
 
     ∂U_i = A_i⁻ᵀ V_i K_i⁻ᵀ,   ∂V_i = A_i⁻¹ U_i K_i⁻¹.
+
+    A⁻¹ `(L, n, n)`, U and V `(L, n, k)`.
     """
 
-    def __init__(self, layers: Sequence[Sequence[Tensor]]) -> None:
-        self.inverses = [tensors[1] for tensors in layers]
-        self.x_u = torch.stack([tensors[1] @ tensors[2] for tensors in layers])
-        self.v = torch.stack([tensors[3] for tensors in layers])
-        self.capacitance = linalg.capacitance(self.x_u, self.v)
+    def __init__(self, inverse: Tensor, u: Tensor, v: Tensor) -> None:
+        self.inverse, self.v, self.x_u = inverse, v, _times(inverse, u)
+        self.capacitance = linalg.capacitance(self.x_u, v)
 
     def total(self) -> Tensor:
         """Σ log|det K_i| `()`."""
         return linalg.slogdet(self.capacitance)[1].sum()
 
-    def gradients(self, grad: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Those of U_i and V_i, layer by layer, times `grad` `()`."""
-        inverted = grad * torch.linalg.inv_ex(self.capacitance)[0]
-        grad_v, turned = self.x_u @ inverted, self.v @ inverted.mT
-        grad_u = [inverse.mT @ value for inverse, value in zip(self.inverses, turned.unbind(0), strict=True)]
-        return list(zip(grad_u, grad_v.unbind(0), strict=True))
+    def gradients(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of U and V, `(L, n, k)`, times `grad` `()`."""
+        single = self.capacitance.shape[-1] == 1  # LAPACK takes longer than all else; `inv_ex` refuses no singular one
+        inverted = grad * (1 / self.capacitance if single else torch.linalg.inv_ex(self.capacitance)[0])
+        return _times(self.inverse.mT, self.v @ inverted.mT), self.x_u @ inverted
+
+
+def _times(matrix: Tensor, factor: Tensor) -> Tensor:
+    """M F for stacks `(L, n, n)` and `(L, n, k)`: products by single columns take twice as long."""
+    return (matrix * factor.mT).sum(-1, keepdim=True) if factor.shape[-1] == 1 else matrix @ factor

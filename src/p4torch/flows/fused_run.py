@@ -8,15 +8,16 @@ in buffers that outlive the step.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from p4torch.flows.fused_coupling import Coupling, Scratch, readable_coupling
-from p4torch.flows.fused_linear import Changes, Linear, readable_linear
-from p4torch.flows.workspace import Lease, Pool
+from p4torch.flows.fused_coupling import Coupling, Scratch, layer_widths, readable_coupling
+from p4torch.flows.fused_linear import Linears, readable_linear
+from p4torch.flows.workspace import Lease, Pool, bytes_of
 from p4torch.twins import twin_gradients
 
 Kind = Literal["coupling", "linear", "swap"]
@@ -24,8 +25,7 @@ Kind = Literal["coupling", "linear", "swap"]
 #: Kind of each step, and how many tensors it has.
 Plan = tuple[tuple[Kind, int], ...]
 
-#: Workspaces of up to so many numbers are kept for the next step of training.
-KEPT = 2**25
+_SHAPE, _DTYPE, _IS_CPU = attrgetter("shape"), attrgetter("dtype"), attrgetter("is_cpu")
 
 
 class Step(NamedTuple):
@@ -40,16 +40,20 @@ class Step(NamedTuple):
 
 
 def fusable(steps: Sequence[Step], x: Tensor) -> bool:
-    """Whether a run is worth it (it has a coupling), and everything in it fits together, on the CPU."""
+    """Whether a run is worth it (it has a coupling), and everything in it fits together, on the CPU. Couplings share
+    buffers, so they are of one shape; linear layers are of one rank."""
+    couplings = {tuple(map(_SHAPE, step.tensors)) for step in steps if step.kind == "coupling"}
+    tensors = [value for step in steps for value in step.tensors]
     return (
-        any(step.kind == "coupling" for step in steps)
-        and x.device.type == "cpu"
+        len(couplings) == 1
+        and x.is_cpu
         and x.numel() > 0
         and x.dtype in (torch.float32, torch.float64)
         and len({step.tensors[2].shape for step in steps if step.kind == "linear"}) < 2
-        and all(step.features == x.shape[-1] for step in steps)
+        and {step.features for step in steps} == {x.shape[-1]}
         and not torch.is_autocast_enabled("cpu")
-        and all(value.dtype == x.dtype and value.device == x.device for step in steps for value in step.tensors)
+        and set(map(_DTYPE, tensors)) == {x.dtype}
+        and all(map(_IS_CPU, tensors))
     )
 
 
@@ -80,26 +84,28 @@ def readable_run(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tenso
 class _FusedRun(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        lease = _lease(plan, x, tensors)
-        space = lease.workspace
+        dealt = _deal(plan, tensors)
+        lease = _lease(plan, x, tensors, dealt)
+        space, linears = lease.workspace, lease.workspace.linears
         a, b = space.parts
         space.x.copy_(x.mT)
         space.bits.zero_()
-        alphas = iter(space.alphas(tensors))
-        for (_, own), buffers in zip(_deal(plan, tensors), space.steps, strict=True):
-            if isinstance(buffers, Coupling):
-                b = buffers.ascend(a, b, own, next(alphas), space.bits, space.scratch)
-            elif isinstance(buffers, Linear):
-                a, b = buffers.ascend(a, b, own)
+        alphas = torch.stack([tensors[index] for index in space.log_alphas]).exp()
+        most = iter((alphas / math.log(2)).unbind(0))
+        ctx.changes = linears.prepare([own for kind, own in dealt if kind == "linear"]) if linears else None
+        linear = iter(range(len(plan)))
+        for (kind, own), coupling in zip(dealt, space.couplings, strict=True):
+            if coupling is not None:
+                b = coupling.ascend(a, b, own, next(most), space.bits, space.scratch)
+            elif linears is not None and kind == "linear":
+                a, b = linears.ascend(next(linear), a, b)
             else:
                 a, b = b, a
         total = space.bits.sum(0).mul_(math.log(2))
-        linears = [own for kind, own in _deal(plan, tensors) if kind == "linear"]
-        ctx.changes = Changes(linears) if linears else None
         if ctx.changes is not None:
             total += ctx.changes.total()
         ctx.save_for_backward(x, *tensors)
-        ctx.lease, ctx.plan = lease, plan
+        ctx.lease, ctx.plan, ctx.alphas = lease, plan, alphas
         return torch.cat([a, b]).mT, total
 
     @staticmethod
@@ -111,54 +117,65 @@ class _FusedRun(torch.autograd.Function):
             return None, *twin_gradients(
                 lambda *values: readable_run(plan, *values), ctx.needs_input_grad[1:], inputs, (grad_z, grad_total)
             )
-        space = ctx.lease.workspace
-        kept = len(space.parts[0])
-        grad = grad_z.mT.clone(memory_format=torch.contiguous_format)
-        a, b = grad[:kept], grad[kept:]
-        alphas = iter(space.alphas(tensors)[::-1])
-        more = iter(ctx.changes.gradients(grad_total.sum())[::-1] if ctx.changes is not None else [])
-        found: list[Tensor | None] = []
-        for (_, own), buffers in zip(_deal(plan, tensors)[::-1], space.steps[::-1], strict=True):
-            if isinstance(buffers, Coupling):
-                found += buffers.descend(a, b, grad_total, own, next(alphas), space.scratch)
-            elif isinstance(buffers, Linear):
-                a, b, gradients = buffers.descend(a, b, own, *next(more))
-                found += gradients
+        space: _Workspace = ctx.lease.workspace
+        linears, kept = space.linears, len(space.parts[0])
+        whole: Tensor | None = grad_z.mT.clone(memory_format=torch.contiguous_format)
+        a, b = whole[:kept], whole[kept:]  # type: ignore[index]
+        alphas = iter(ctx.alphas.unbind(0)[::-1])
+        counts = [count for kind, count in plan if kind == "linear"]
+        linear = iter(range(len(counts) - 1, -1, -1))
+        found: list[list[Tensor | None]] = []
+        for (kind, own), coupling in zip(_deal(plan, tensors)[::-1], space.couplings[::-1], strict=True):
+            if coupling is not None:
+                found.append(coupling.descend(a, b, grad_total, own, next(alphas), space.scratch))
+            elif linears is not None and kind == "linear":
+                whole, (a, b) = linears.descend(next(linear), torch.cat([a, b]) if whole is None else whole)
             else:
-                a, b = b, a
+                a, b, whole = b, a, None
+        of_couplings = iter(found[::-1])
+        of_linears = iter(linears.gradients(ctx.changes, grad_total, counts) if linears is not None else [])
+        sources: dict[Kind, Iterator[list[Tensor | None]]] = {"coupling": of_couplings, "linear": of_linears}
+        gradients = [value for kind, _ in plan if kind in sources for value in next(sources[kind])]
         grad_x = torch.cat([a, b]).mT if ctx.needs_input_grad[1] else None
-        return None, grad_x, *found[::-1]
-
-
-_KINDS: dict[Kind, type[Coupling | Linear]] = {"coupling": Coupling, "linear": Linear}
+        return None, grad_x, *gradients
 
 
 class _Workspace:
     """The buffers of all steps of a run of the points `x` `(P, n)`."""
 
-    def __init__(self, plan: Plan, x: Tensor, tensors: Sequence[Tensor]) -> None:
-        dealt = _deal(plan, tensors)
-        self.steps = [_KINDS[kind](x, own) if kind in _KINDS else None for kind, own in dealt]
-        self.scratch = Scratch(next(step for step in self.steps if isinstance(step, Coupling)))
+    def __init__(self, plan: Plan, x: Tensor, dealt: Sequence[tuple[Kind, Sequence[Tensor]]]) -> None:
+        self.couplings = [Coupling(x, own) if kind == "coupling" else None for kind, own in dealt]
+        layers = [own for kind, own in dealt if kind == "linear"]
+        self.linears = Linears(x, layers) if layers else None
+        self.scratch = Scratch(x, next(layer_widths(own) for kind, own in dealt if kind == "coupling"))
         self.bits = torch.empty_like(self.scratch.raw)
         self.x = x.new_empty(x.shape[1], x.shape[0])
         kept = x.shape[1] - x.shape[1] // 2
         self.parts = self.x[:kept], self.x[kept:]
         starts = [sum(count for _, count in plan[:index]) for index in range(len(plan))]
         self.log_alphas = [start for start, (kind, _) in zip(starts, plan, strict=True) if kind == "coupling"]
+        self._join(plan)
+        owners = [self.scratch, *(one for one in (*self.couplings, self.linears) if one is not None)]
+        self.bytes = bytes_of([self.x, self.bits, *(buffer for owner in owners for buffer in owner.buffers())])
 
-    def alphas(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """α of each coupling."""
-        return list(torch.stack([tensors[index] for index in self.log_alphas]).exp().unbind(0))
+    def _join(self, plan: Plan) -> None:
+        """A coupling before a linear layer writes where that will read."""
+        linear = 0
+        for (kind, _), before in zip(plan, [None, *self.couplings], strict=False):
+            if self.linears is not None and kind == "linear":
+                if before is not None:
+                    before.out = self.linears.parts[linear][1]
+                linear += 1
 
 
 _POOL: Pool[_Workspace] = Pool()
 
 
-def _lease(plan: Plan, x: Tensor, tensors: Sequence[Tensor]) -> Lease[_Workspace]:
-    shapes = tuple(value.shape for value in tensors)
-    numbers = 4 * x.shape[0] * sum(shape[-2] for shape in shapes if len(shape) > 1)
-    return _POOL.lease((plan, x.shape, x.dtype, shapes), lambda: _Workspace(plan, x, tensors), numbers <= KEPT)
+def _lease(
+    plan: Plan, x: Tensor, tensors: Sequence[Tensor], dealt: Sequence[tuple[Kind, Sequence[Tensor]]]
+) -> Lease[_Workspace]:
+    key = (plan, x.shape, x.dtype, *map(_SHAPE, tensors))
+    return _POOL.lease(key, lambda: _Workspace(plan, x, dealt))
 
 
 def _deal(plan: Plan, tensors: Sequence[Tensor]) -> list[tuple[Kind, Sequence[Tensor]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.fused_run import Step
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
+from p4torch.tracking import TrackedInverse
 
 Init = Literal["identity", "reverse", "orthogonal", "scattered"] | Tensor
 
@@ -81,10 +82,10 @@ class InvertibleLinear(Bijection):
             return None
         if perturbation.sketch is not None:  # it looks at the gradient of this layer
             return None
-        bias = () if self.bias is None else (self.bias,)
-        tracked = perturbation.tracked.current(base)
-        tensors = (base, tracked.inverse, perturbation.u, perturbation.v, *bias)
-        return Step("linear", self.features, tensors, tracked.logabsdet)
+        tracked = cast(TrackedInverse, perturbation._modules["tracked"]).current(base)
+        own, bias = perturbation._parameters, self._parameters.get("bias")  # by attribute it takes ten times as long
+        tensors = (base, tracked._parameters["inverse"], own["u"], own["v"], *(() if bias is None else (bias,)))
+        return Step("linear", self.features, cast("tuple[Tensor, ...]", tensors), tracked._buffers["logabsdet"])
 
     def extra_repr(self) -> str:
         return f"features={self.features}, bias={self.bias is not None}"
