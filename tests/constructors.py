@@ -27,4 +27,6 @@ PERTURBATIONS: dict[str, Row] = {
     "invertible-batched": Row(p4.Invertible, {"shape": (3, 4, 4), "batch": False, "compile": False}),
     "invertible-exponential": Row(partial(p4.Invertible, form="exponential")),
     "invertible-exponential-rank2": Row(partial(p4.Invertible, form="exponential", rank=2), {"compile": False}),
+    "low-rank-update": Row(p4.LowRankUpdate, {"shape": (4, 7), "tangent": 4, "steps": 300}),
+    "low-rank-update-rank2": Row(partial(p4.LowRankUpdate, rank=2), {"compile": False, "steps": 300}),
 }
