@@ -27,6 +27,13 @@ PERTURBATIONS: dict[str, Row] = {
     "invertible-batched": Row(p4.Invertible, {"shape": (3, 4, 4), "batch": False, "compile": False}),
     "invertible-exponential": Row(partial(p4.Invertible, form="exponential")),
     "invertible-exponential-rank2": Row(partial(p4.Invertible, form="exponential", rank=2), {"compile": False}),
+    "orthogonal": Row(p4.Orthogonal, {"tangent": 5}),  # k = 1: V dUᵀ - dU Vᵀ vanishes for dU along V
+    "orthogonal-rank2": Row(partial(p4.Orthogonal, rank=2)),
+    "orthogonal-batched": Row(
+        partial(p4.Orthogonal, rank=2), {"shape": (3, 4, 4), "batch": False, "compile": False, "steps": 300}
+    ),
+    "stiefel-tall": Row(partial(p4.Orthogonal, rank=2), {"shape": (7, 3), "compile": False}),
+    "stiefel-wide": Row(p4.Orthogonal, {"shape": (3, 7), "tangent": 6, "compile": False}),
     "low-rank-update": Row(p4.LowRankUpdate, {"shape": (4, 7), "tangent": 4, "steps": 300}),
     "low-rank-update-rank2": Row(partial(p4.LowRankUpdate, rank=2), {"compile": False, "steps": 300}),
 }
