@@ -34,6 +34,9 @@ PERTURBATIONS: dict[str, Row] = {
     ),
     "stiefel-tall": Row(partial(p4.Orthogonal, rank=2), {"shape": (7, 3), "compile": False}),
     "stiefel-wide": Row(p4.Orthogonal, {"shape": (3, 7), "tangent": 6, "compile": False}),
+    "unit-determinant": Row(p4.UnitDeterminant, {"tangent": 5}),  # k(n - k)
+    "unit-determinant-rank2": Row(partial(p4.UnitDeterminant, rank=2), {"compile": False}),
+    "unit-determinant-2x2": Row(p4.UnitDeterminant, {"shape": (2, 2), "tangent": 1, "compile": False, "steps": 300}),
     "low-rank-update": Row(p4.LowRankUpdate, {"shape": (4, 7), "tangent": 4, "steps": 300}),
     "low-rank-update-rank2": Row(partial(p4.LowRankUpdate, rank=2), {"compile": False, "steps": 300}),
 }
