@@ -39,4 +39,11 @@ PERTURBATIONS: dict[str, Row] = {
     "unit-determinant-2x2": Row(p4.UnitDeterminant, {"shape": (2, 2), "tangent": 1, "compile": False, "steps": 300}),
     "low-rank-update": Row(p4.LowRankUpdate, {"shape": (4, 7), "tangent": 4, "steps": 300}),
     "low-rank-update-rank2": Row(partial(p4.LowRankUpdate, rank=2), {"compile": False, "steps": 300}),
+    "spectral-bound": Row(p4.SpectralBound),  # bound: the base's own norm, so that merges clip
+    "spectral-bound-scale": Row(
+        partial(p4.SpectralBound, bound=1.0, rank=2, method="scale"), {"shape": (7, 4), "compile": False}
+    ),
+    "spectral-bound-slack": Row(
+        partial(p4.SpectralBound, bound=100.0, rank=2), {"shape": (4, 7), "compile": False, "steps": 300}
+    ),
 }

@@ -16,7 +16,7 @@ from p4torch.errors import (
 )
 from p4torch.merging import MergeReport, Proposal, Veto
 from p4torch.perturbation import Perturbation
-from p4torch.properties import Invertible, LowRankUpdate, Orthogonal, UnitDeterminant
+from p4torch.properties import Invertible, LowRankUpdate, Orthogonal, SpectralBound, UnitDeterminant
 from p4torch.schedule import MergeScheduler
 from p4torch.sites import Site, finalize, merge, parameter_groups, penalty, perturb, sites
 
@@ -37,6 +37,7 @@ __all__ = [
     "Proposal",
     "RecoveryWarning",
     "Site",
+    "SpectralBound",
     "UnitDeterminant",
     "Veto",
     "finalize",
