@@ -27,4 +27,23 @@ PERTURBATIONS: dict[str, Row] = {
     "invertible-batched": Row(p4.Invertible, {"shape": (3, 4, 4), "batch": False, "compile": False}),
     "invertible-exponential": Row(partial(p4.Invertible, form="exponential")),
     "invertible-exponential-rank2": Row(partial(p4.Invertible, form="exponential", rank=2), {"compile": False}),
+    "orthogonal": Row(p4.Orthogonal, {"tangent": 5}),  # k = 1: V dUᵀ - dU Vᵀ vanishes for dU along V
+    "orthogonal-rank2": Row(partial(p4.Orthogonal, rank=2)),
+    "orthogonal-batched": Row(
+        partial(p4.Orthogonal, rank=2), {"shape": (3, 4, 4), "batch": False, "compile": False, "steps": 300}
+    ),
+    "stiefel-tall": Row(partial(p4.Orthogonal, rank=2), {"shape": (7, 3), "compile": False}),
+    "stiefel-wide": Row(p4.Orthogonal, {"shape": (3, 7), "tangent": 6, "compile": False}),
+    "unit-determinant": Row(p4.UnitDeterminant, {"tangent": 5}),  # k(n - k)
+    "unit-determinant-rank2": Row(partial(p4.UnitDeterminant, rank=2), {"compile": False}),
+    "unit-determinant-2x2": Row(p4.UnitDeterminant, {"shape": (2, 2), "tangent": 1, "compile": False, "steps": 300}),
+    "low-rank-update": Row(p4.LowRankUpdate, {"shape": (4, 7), "tangent": 4, "steps": 300}),
+    "low-rank-update-rank2": Row(partial(p4.LowRankUpdate, rank=2), {"compile": False, "steps": 300}),
+    "spectral-bound": Row(p4.SpectralBound),  # bound: the base's own norm, so that merges clip
+    "spectral-bound-scale": Row(
+        partial(p4.SpectralBound, bound=1.0, rank=2, method="scale"), {"shape": (7, 4), "compile": False}
+    ),
+    "spectral-bound-slack": Row(
+        partial(p4.SpectralBound, bound=100.0, rank=2), {"shape": (4, 7), "compile": False, "steps": 300}
+    ),
 }

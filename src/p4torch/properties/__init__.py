@@ -1,5 +1,9 @@
 """One property a file: the feasible set S, the factors that a perturbation may have, and what is tracked."""
 
+from p4torch.properties.determinant import UnitDeterminant
 from p4torch.properties.invertible import Invertible
+from p4torch.properties.orthogonal import Orthogonal
+from p4torch.properties.spectral import SpectralBound
+from p4torch.properties.update import LowRankUpdate
 
-__all__ = ["Invertible"]
+__all__ = ["Invertible", "LowRankUpdate", "Orthogonal", "SpectralBound", "UnitDeterminant"]

@@ -1,0 +1,23 @@
+"""Bases that properties of matrices refuse by their kind or shape."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from p4torch.admission import check_base
+from p4torch.errors import ArgumentError
+
+
+def check_real_matrix(base: Tensor) -> None:
+    """Raise ArgumentError for anything but a finite real tensor `(..., n, m)`."""
+    check_base(base)
+    if base.is_complex():
+        raise ArgumentError.of("base", "real", base.dtype)
+    if base.dim() < 2:
+        raise ArgumentError.of("base", "of at least 2 dimensions", tuple(base.shape))
+
+
+def check_square(base: Tensor, what: str) -> None:
+    """Raise ArgumentError where only square matrices have what was asked for."""
+    if base.shape[-1] != base.shape[-2]:
+        raise ArgumentError.of("base", f"square, (..., n, n), for {what}", tuple(base.shape))
