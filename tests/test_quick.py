@@ -11,60 +11,59 @@ import p4torch as p4
 from p4torch import quick
 from p4torch.tracking import WHOLE, TrackedInverse
 
-#: Sums of some hundred products of numbers around 1, in float64.
-EXACT = 1e-9
+#: log|det K| from an inverse in float32, refined once: the square of its residual.
+REFINED = 1e-9
+#: A float32 matrix after one rounded update, its entries around 1.
+ROUNDED = 1e-6
 #: The residual of an inverse after many merges, in residuals of a fresh one: half of what the project promises.
 FRESH = 15
 N, RANK = 96, 3
 
 
-def case(dtype: torch.dtype, batch: tuple[int, ...] = (), condition: float = 0.3) -> tuple[Any, ...]:
+def case(batch: tuple[int, ...] = ()) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*batch, *shape, generator=generator, dtype=torch.float64)
 
-    base = (torch.eye(N, dtype=torch.float64) + condition / N**0.5 * normal(N, N)).to(dtype)
-    u, v = (0.05 * normal(N, RANK)).to(dtype).double(), normal(N, RANK).to(dtype).double()
+    base = (torch.eye(N, dtype=torch.float64) + 0.3 / N**0.5 * normal(N, N)).float()
+    u, v = (0.005 * normal(N, RANK)).float().double(), normal(N, RANK).float().double()
     probes = torch.randint(0, 2, (N, 2), generator=generator).double() * 2 - 1
-    exact = base.double()
-    inverse = torch.linalg.inv(exact)  # LAPACK's is off by more than rounding: a Newton step mends that
-    inverse = inverse + inverse @ (torch.eye(N, dtype=torch.float64) - exact @ inverse)
-    return base, inverse.to(dtype), u, v, probes
+    return base, torch.linalg.inv(base.double()).float(), u, v, probes
 
 
 @pytest.mark.parametrize("batch", [(), (2,)])
 def test_decides_what_it_writes(batch: tuple[int, ...]) -> None:
-    base, inverse, u, v, probes = case(torch.float64, batch)
+    base, inverse, u, v, probes = case(batch)
     part = slice(16, 32)
     found = quick.step(base, inverse, u, v, probes, part)
     assert found is not None
-    exact = base + u @ v.mT
+    exact = base.double() + u @ v.mT
     sign, logabsdet = torch.linalg.slogdet(exact)
-    before = torch.linalg.slogdet(base)
-    torch.testing.assert_close(found.change, logabsdet - before[1], rtol=EXACT, atol=EXACT)
+    before = torch.linalg.slogdet(base.double())
+    torch.testing.assert_close(found.change, logabsdet - before[1], rtol=REFINED, atol=REFINED)
     assert torch.equal(found.sign, sign * before[0])
     found.write(base, inverse, torch.ones(batch, dtype=torch.bool))
-    torch.testing.assert_close(base, exact, rtol=EXACT, atol=EXACT)
-    torch.testing.assert_close(inverse, torch.linalg.inv(exact), rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(base, exact.float(), rtol=ROUNDED, atol=ROUNDED)
+    torch.testing.assert_close(inverse, torch.linalg.inv(exact).float(), rtol=ROUNDED, atol=ROUNDED)
 
 
 def test_columns_in_turn_are_corrected() -> None:
-    base, inverse, u, v, probes = case(torch.float32)
+    base, inverse, u, v, probes = case()
     part = slice(16, 32)
     exact = torch.linalg.inv(base.double() + u @ v.mT)
-    inverse[:, part] += 1e-7 * inverse[:, part].sign()
+    inverse[:, part] += 3e-8 * inverse[:, part].sign()
     found = quick.step(base, inverse, u, v, probes, part)
     assert found is not None
     found.write(base, inverse, torch.tensor(True))
     error = (exact - inverse).abs().mean(0)
-    assert error[part].mean() < 0.5e-7
+    assert error[part].mean() < 2e-8
     inverse[:, part] += 1e-5
     assert quick.step(base, inverse, u, v, probes, part) is None  # too far from an inverse to be trusted
 
 
 def test_refused_matrices_stay_as_they_are() -> None:
-    base, inverse, u, v, probes = case(torch.float32, (2,))
+    base, inverse, u, v, probes = case((2,))
     found = quick.step(base, inverse, u, v, probes, slice(0, 16))
     assert found is not None
     old = base.clone(), inverse.clone()
@@ -75,7 +74,7 @@ def test_refused_matrices_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("what", ["singular", "drifted", "ill-conditioned", "not finite"])
 def test_takes_a_closer_look(what: str) -> None:
-    base, inverse, u, v, probes = case(torch.float32)
+    base, inverse, u, v, probes = case()
     if what == "singular":
         base, inverse, u, v = torch.eye(N), torch.eye(N), torch.zeros_like(u), torch.zeros_like(v)
         u[0, 0], v[0, 0] = -1.0, 1.0 - 1e-12

@@ -168,10 +168,13 @@ class LowRank(Perturbation):
         return report
 
     def propose(self, base: Tensor) -> Proposal:
-        """The candidate R_B(A), in the base's own dtype: the factors are small numbers beside A."""
+        return Proposal(self.candidate(base))
+
+    def candidate(self, base: Tensor) -> Tensor:
+        """R_B(A) for a merge, in the base's own dtype: the factors are small numbers beside A."""
         exact = linalg.at_least_single(base)
         p, q = (factor.to(exact.dtype) for factor in self.factors(linalg.in_double(self.u), linalg.in_double(self.v)))
-        return Proposal(self.moved(exact, p, q).to(base.dtype))
+        return self.moved(exact, p, q).to(base.dtype)
 
     def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
         """∂L/∂U = G V near B₀, so its history moves onto new directions V' by the least-squares V⁺ V'."""

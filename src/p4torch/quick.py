@@ -1,5 +1,5 @@
-"""Merges that write in place: for large, well-conditioned matrices everything is decided from thin products, before a
-single entry of A or A⁻¹ is touched, and then two low-rank updates are added. No candidate is built or copied."""
+"""Merges that write in place: for large, well-conditioned matrices in float32 all is decided from thin products, before
+a single entry of A or A⁻¹ is touched, and then two low-rank updates are added. No candidate is built or copied."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from p4torch import linalg
 #: fresh inverse comes to 0.05, random merges at n = 512 to 0.5.
 DRIFT = 2.0
 
-#: Largest ε max|A p| max|X p|, before and after: up to here rounding A moves log|det A| by less than about 3e-7 a merge, at random, which
-#: need not be looked at.
+#: Largest ε max|A p| max|X p|, before and after: up to here rounding A moves log|det A| by less than some 3e-7 a merge,
+#: at random, which need not be looked at.
 WELL_CONDITIONED = 1e-5
 
 

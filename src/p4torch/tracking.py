@@ -122,10 +122,10 @@ class TrackedInverse(nn.Module):
         drift than rounding explains, all of them are, at once. Where the inverse is off by more than `LOOSE`, before or
         after, log|det| and sign are computed afresh.
 
-        With `in_place`, large and well-conditioned matrices take a `quick.Step` instead.
+        With `in_place`, large and well-conditioned matrices in float32 take a `quick.Step` instead.
         """
         probes, u, v = _probes(base), u.double(), v.double()
-        if in_place and base.shape[-1] > WHOLE and linalg.at_least_single(base) is base:
+        if in_place and base.shape[-1] > WHOLE and base.dtype == torch.float32:
             step = quick.step(base, self.inverse.detach(), u, v, probes, _part(base.shape[-1], turn))
             if step is not None:
                 logabsdet = self.logabsdet + step.change

@@ -118,7 +118,8 @@ class UnitDeterminant(LowRank):
 
     def propose(self, base: Tensor) -> Proposal:
         tracked = self.tracked.current(base)
-        update = tracked.propose(base, *self.additive_factors(base), ORDER)
+        update = tracked.propose(base, *self.additive_factors(base), ORDER, int(self.attempts))
+        assert update.base is not None and update.inverse is not None
         candidate, inverse, logabsdet = rescaled(update.base, update.inverse, update.logabsdet, base.dtype)
         vetoes = [
             Veto(

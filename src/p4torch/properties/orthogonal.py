@@ -128,8 +128,8 @@ class Orthogonal(LowRank):
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
-        moved = super().propose(base).base
-        return Proposal(polished(repaired(moved, int(self.attempts)), int(self.attempts)))
+        turn = int(self.attempts)
+        return Proposal(polished(repaired(self.candidate(base), turn), turn))
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
