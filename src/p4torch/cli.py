@@ -147,6 +147,41 @@ def patches(
         execute(Request(asked, out, workers, resume=resume, short=short), Console())
 
 
+@app.command()
+def linear(
+    suites: Annotated[
+        str | None,
+        typer.Option(help="companion, equal-rate, gap, inverse, cost, with commas between them. Default: all."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Integers, with commas between them. Default: 0,1,2.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/linear.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trainings at a time. Default: the number of cores.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    short: Annotated[
+        bool, typer.Option("--short", help="A few steps of everything: seconds, to see that it works.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--list", help="Show suites and targets, and stop.")] = False,
+) -> None:
+    """Linear problems: train a matrix from I to a target, plain, by P4Inv, and through P4Inv's inverse.
+
+    companion: the three targets of the longer paper. equal-rate: rank 8 against the matrix at one learning rate.
+    gap: each method at its own best rate, and which part of the proposed scheme does what. inverse: a rotation through
+    the inverse. cost: the time of a step. Ctrl-C keeps the rows that are done, and `--resume` goes on.
+
+    Example: `p4torch linear --suites gap,cost --seeds 0 --out runs/gap`
+    """
+    with _errors():
+        _require("matplotlib", "rich")
+        from rich.console import Console
+
+        from p4torch.experiments.linear.command import Request, execute, listing
+
+        if show:
+            typer.echo(listing())
+            return
+        execute(Request(_names(suites), _integers(seeds), out, workers, resume=resume, short=short), Console())
+
+
 def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
 
