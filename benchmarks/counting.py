@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Ledger(TorchDispatchMode):
-    """Follows every storage from the operation that made it to its death, forward, backward and optimizer alike.
+    """Follows every storage from the first operation that touches it to its death: forward, backward, optimizer.
 
     `kernels` counts dispatched operations (views included: on tiny tensors they cost as much as others), `live` the
     bytes of all storages alive, `peak` its maximum. Memory that an operation uses inside itself is not seen.
@@ -52,12 +52,12 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         self.kernels += 1
-        self.follow(tree_leaves(result))
+        self.follow(tree_leaves((args, kwargs, result)))
         return result
 
 
-def count(step: Callable[[], object], held: Iterable[object], warmup: int = 2) -> Ledger:
-    """The ledger of one step in the steady state. `held` is what lives before: parameters, buffers, inputs."""
+def count(step: Callable[[], object], held: Iterable[object], warmup: int = 1) -> Ledger:
+    """The ledger of one step in the steady state. `held` lives all the time, whether it is used or not."""
     ledger = Ledger()
     ledger.follow(held)
     with ledger:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import Any
 
 from benchmarks.peers import versions
@@ -10,7 +12,8 @@ from p4torch.training.provenance import provenance
 
 def description(**settings: Any) -> dict[str, Any]:
     """Machine, versions (of the peers, too) and settings."""
-    return {**provenance(settings=settings), "peers": versions()}
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    return {**provenance(settings=settings, command=command), "peers": versions()}
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -42,9 +42,8 @@ class Effort:
 def alternate(sides: dict[str, Side], effort: Effort) -> Seconds:
     """Seconds per call in each round, by side. Every second round goes through the sides backwards."""
     for side in sides.values():
-        for _ in range(2):
-            side.prepare()
-            side.call()
+        side.prepare()
+        side.call()
     times: Seconds = {name: [] for name in sides}
     start = time.perf_counter()
     with _no_garbage_collection():
