@@ -132,9 +132,9 @@ def _close(kept: report.Report, console: Console) -> None:
     if rows:
         console.print(report.table(report.DETAILS, map(report.details, rows), "rows"))
         console.print(report.table(report.SUMMARY, report.summary(rows), "bars"))
-    for sentence in exponents:
-        say(console, f"cost {sentence}")
-    written = [kept.write_table(f"cost of {sentence}" for sentence in exponents)]
+    if exponents:
+        console.print(report.table(report.EXPONENTS, exponents, "exponents of the cost against n"))
+    written = [kept.write_table(exponents)]
     drawn = figure.draw(kept.scaling(), kept.folder)
     if drawn is not None:
         written.append(drawn)

@@ -15,7 +15,9 @@ from p4torch.experiments.figures import save
 from p4torch.training.folder import write_json
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,13 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
     ]
 
 
-def exponents(found: Sequence[Curve]) -> list[str]:
-    """A sentence for each curve that is long enough."""
-    lines = []
-    for curve in found:
-        fit = curve.fit()
-        if fit is not None:
-            upper = curve.sizes[len(curve.sizes) // 2 :]
-            lines.append(f"{curve.panel}, {curve.side}: n^{fit[0]:.2f} ± {fit[1]:.2f} (n = {upper[0]} to {upper[-1]})")
-    return lines
+def exponents(found: Sequence[Curve]) -> list[tuple[str, ...]]:
+    """(panel, side, sizes, exponent) of each curve that is long enough."""
+    return [
+        (curve.panel, curve.side, f"{upper[0]} to {upper[-1]}", f"{fit[0]:.2f} ± {fit[1]:.2f}")
+        for curve in found
+        if (fit := curve.fit()) is not None and (upper := curve.sizes[len(curve.sizes) // 2 :])
+    ]
 
 
 def draw(rows: Sequence[Row], folder: Path) -> Path | None:
@@ -83,7 +83,8 @@ def draw(rows: Sequence[Row], folder: Path) -> Path | None:
             if fit is not None
         ],
     )
-    return save(_figure(found), folder / "scaling")
+    threads = sorted({row.facts["threads"] for row in rows if "threads" in row.facts})
+    return save(_figure(found, ", ".join(map(str, threads))), folder / "scaling")
 
 
 #: One look a side, in every panel: ours in colour and solid, peers in grey tones and dashed.
@@ -92,9 +93,9 @@ _LOOKS: dict[str, tuple[str, str, str]] = {
     "p4torch Invertible, rank 4": ("#58a6e0", "-", "s"),
     "p4torch Orthogonal, rank 1": ("#c4541a", "-", "D"),
     "nn.Linear": ("black", ":", "."),
-    "LU (nflows)": ("#666666", "--", "^"),
+    "LU (nflows)": ("#777777", "--", "^"),
     "dense slogdet, solve": ("#222222", "--", "v"),
-    "inverse and slogdet afresh": ("#222222", "--", "v"),
+    "inverse and slogdet afresh": ("#222222", "--", "P"),
     "torch Cayley": ("#999999", "-.", "<"),
     "torch matrix_exp": ("#b8860b", "-.", ">"),
 }
@@ -106,40 +107,84 @@ _TITLES = {
     "memory": f"memory of a training step, batch {BATCH}",
 }
 
+#: What the arrows in the panels compare: the dense way with ours.
+_CLAIM = ("p4torch Invertible, rank 1", "dense slogdet, solve")
 
-def _figure(found: Sequence[Curve]) -> Figure:
+
+def _figure(found: Sequence[Curve], threads: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3).ravel()
-    handles = {}
+    handles: dict[str, Line2D] = {}
     for axis, panel in zip(axes, PANELS, strict=False):
-        unit = 1e6 if panel == "memory" else 1e-3
-        for curve in (curve for curve in found if curve.panel == panel):
-            colour, line, marker = _LOOKS.get(curve.side, ("#aa3377", "--", "x"))
-            values = [value / unit for value in curve.values]
-            style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 3.5, "linewidth": 1.2}
-            (handles[curve.side],) = axis.loglog(curve.sizes, values, **style)
-            fit = curve.fit()
-            if fit is not None:
-                axis.annotate(
-                    f"{fit[0]:.1f}", (curve.sizes[-1], values[-1]), xytext=(5, 0), color=colour,
-                    textcoords="offset points", fontsize=6, va="center",
-                )  # fmt: skip
-        sizes = sorted({size for curve in found if curve.panel == panel for size in curve.sizes})
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(sizes, [str(size) for size in sizes])
-        axis.minorticks_off()
-        axis.set_title(_TITLES[panel], fontsize=9)
-        axis.set_ylabel("MB" if panel == "memory" else "ms", fontsize=8)
-        axis.set_xlabel("n", fontsize=8)
-        axis.tick_params(labelsize=7)
-        axis.grid(which="major", linewidth=0.3, alpha=0.5)
+        handles |= _panel(axis, panel, [curve for curve in found if curve.panel == panel])
+    note = "Numbers: exponents of n, fitted over the upper half of the sizes.\nArrows: dense / p4torch rank 1.\n"
+    note += f"float32, threads: {threads}. No gradients, but in the memory panel.\n"
+    note += "; ".join(f"{side} up to n = {cap}" for side, cap in CAPS.items()) + "."
     axes[-1].axis("off")
-    note = "Numbers: exponents of n, fitted over the upper half of the sizes.\nNo gradients, but in the memory panel. "
-    note += "\n" + "; ".join(f"{side} up to n = {cap}" for side, cap in CAPS.items()) + "."
     axes[-1].legend(handles.values(), handles.keys(), loc="upper left", fontsize=8, frameon=False)
     axes[-1].text(0, 0, note, fontsize=6.5, va="bottom", transform=axes[-1].transAxes)
     return figure
+
+
+def _panel(axis: Axes, panel: str, found: Sequence[Curve]) -> dict[str, Line2D]:
+    unit = 1e6 if panel == "memory" else 1e-3
+    handles, labels = {}, []
+    for curve in found:
+        colour, line, marker = _LOOKS.get(curve.side, ("#aa3377", "--", "x"))
+        values = [value / unit for value in curve.values]
+        (handles[curve.side],) = axis.loglog(
+            curve.sizes, values, color=colour, linestyle=line, marker=marker, markersize=3.5, linewidth=1.2
+        )
+        fit = curve.fit()
+        if fit is not None:
+            labels.append((curve.sizes[-1], values[-1], f"{fit[0]:.1f}", colour))
+    sizes = sorted({size for curve in found for size in curve.sizes})
+    if sizes:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set_xlim(sizes[0] / 1.3, sizes[-1] * 2)
+        axis.minorticks_off()
+    _write_exponents(axis, labels)
+    _write_claim(axis, {curve.side: curve for curve in found}, unit)
+    axis.set_title(_TITLES[panel], fontsize=9)
+    axis.set_ylabel("MB" if panel == "memory" else "ms", fontsize=8)
+    axis.set_xlabel("n", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.grid(which="major", linewidth=0.3, alpha=0.5)
+    return handles
+
+
+def _write_exponents(axis: Axes, labels: list[tuple[int, float, str, str]]) -> None:
+    """At the ends of the curves, each moved up as far as the one below it asks for."""
+    if not labels:
+        return
+    low, high = (math.log(limit) for limit in axis.get_ylim())
+    gap = (high - low) / 22
+    last: dict[int, float] = {}
+    for size, value, text, colour in sorted(labels, key=lambda label: label[1]):
+        height = max(math.log(value), last.get(size, -math.inf) + gap)
+        last[size] = height
+        axis.annotate(
+            text, (size, math.exp(height)), xytext=(5, 0), textcoords="offset points", color=colour, fontsize=6,
+            va="center",
+        )  # fmt: skip
+
+
+def _write_claim(axis: Axes, found: dict[str, Curve], unit: float) -> None:
+    """How many times cheaper than the dense way, at the largest n."""
+    if not all(side in found for side in _CLAIM) or "nn.Linear" in found:
+        return
+    ours, dense = (found[side] for side in _CLAIM)
+    if ours.sizes[-1] != dense.sizes[-1]:
+        return
+    size, low, high = ours.sizes[-1], ours.values[-1] / unit, dense.values[-1] / unit
+    arrow = {"arrowstyle": "<->", "linewidth": 0.7, "color": "#555555", "shrinkA": 3, "shrinkB": 3}
+    axis.annotate("", (size, low), xytext=(size, high), arrowprops=arrow)
+    axis.annotate(
+        f"{high / low:.0f} ×", (size, low**0.7 * high**0.3), xytext=(-4, 0), textcoords="offset points", fontsize=7,
+        ha="right", va="center",
+    )  # fmt: skip

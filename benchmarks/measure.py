@@ -57,7 +57,7 @@ def alternate(sides: dict[str, Side], effort: Effort) -> Seconds:
 
 def _block(side: Side, least: float) -> float:
     spent, calls = 0.0, 0
-    while spent < least:
+    while spent < least or not calls:
         side.prepare()
         start = time.perf_counter()
         side.call()

@@ -104,12 +104,20 @@ def _nudged(module: nn.Module) -> nn.Module:
 def torch_orthogonal(features: int, kind: str) -> nn.Module:
     """torch's parametrization; `kind` is matrix_exp, cayley or householder."""
     layer = plain(features)
-    return torch.nn.utils.parametrizations.orthogonal(layer, orthogonal_map=kind)
+    return _moved(torch.nn.utils.parametrizations.orthogonal(layer, orthogonal_map=kind))
 
 
 def geotorch_orthogonal(features: int) -> nn.Module:
     layer = plain(features)
     load("geotorch").orthogonal(layer, "weight")
+    return _moved(layer)
+
+
+@torch.no_grad()
+def _moved(layer: nn.Module) -> nn.Module:
+    """As after some training: the skew matrix has norm 1 or so. At the start it is 0, and its exponential cheap."""
+    original: Tensor = layer.parametrizations.weight.original  # type: ignore[union-attr, assignment]
+    original.add_(torch.randn_like(original) * 0.5 / original.shape[-1] ** 0.5)
     return layer
 
 

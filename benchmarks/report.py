@@ -16,6 +16,7 @@ from p4torch.training.checkpoint import write_whole
 from p4torch.training.folder import read_json, writable_folder, write_json
 
 SUMMARY = ("bar", "sides", "held to", "measured", "")
+EXPONENTS = ("cost of", "side", "n", "exponent")
 DETAILS = ("row", "sides", "ratio", "quartiles", "floor", "bar", "")
 
 
@@ -65,13 +66,14 @@ class Report:
         """The rows of the figure."""
         return [row for rows in self._rows.get("scaling", {}).values() for row in rows]
 
-    def write_table(self, notes: Iterable[str]) -> Path:
-        """`table.md`: the bars, every row, and notes."""
+    def write_table(self, exponents: Sequence[Sequence[str]]) -> Path:
+        """`table.md`: the bars, every row, and the fits."""
         rows, path = self.rows(), self.folder / "table.md"
         machine = self.machine["machine"]
         head = f"{machine['cpu']}, {machine['cores']} cores, torch {self.machine['versions'].get('torch')}, float32"
         parts = [head, _markdown(SUMMARY, summary(rows)), _markdown(DETAILS, [details(row) for row in rows])]
-        parts += [f"* {note}" for note in notes]
+        if exponents:
+            parts.append(_markdown(EXPONENTS, exponents))
         write_whole(path, lambda temporary: temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
         return path
 
