@@ -26,7 +26,7 @@ SITES, EVERY, CORRECT_EVERY, STEPS, REPETITIONS = 4, 12, 5, 120, 5
 def jobs() -> list[Job]:
     """Merges of every property, and schedules of the two that correct."""
     merges = [Job("merges", f"{property}-{FEATURES}", partial(_merges, property), cost=10) for property in PROPERTIES]
-    schedules = [Job("merges", f"stagger-{property}", partial(_schedules, property), cost=60) for property in BARRED]
+    schedules = [Job("merges", f"stagger-{property}", partial(_schedules, property), cost=90) for property in BARRED]
     return merges + schedules
 
 
@@ -93,7 +93,6 @@ def slowest_over_median(runs: list[list[float]], skip: int) -> tuple[float, list
 
 
 def _schedules(property: str, effort: Effort) -> list[Row]:
-    repetitions = max(3, min(REPETITIONS, effort.rounds))
     sides = {"with stagger": True, "without stagger": False}
     model, reason, failed = gathered("p4torch", lambda: _model(property))
     rows = []
@@ -102,6 +101,7 @@ def _schedules(property: str, effort: Effort) -> list[Row]:
         if model is None:
             rows.append(Row(name, "slowest / median step", bar=bar, reason=reason, failed=failed))
             continue
+        repetitions = max(3, min(REPETITIONS, effort.rounds)) if stagger else 2
         with threads(cores()):
             runs = [schedule_times(model, FEATURES, STEPS, every=EVERY, stagger=stagger) for _ in range(repetitions)]
         ratio, steps = slowest_over_median(runs, skip=EVERY)
