@@ -129,15 +129,11 @@ def geoopt_step(features: int) -> Side:
     bias = nn.Parameter(torch.zeros(features))
     module = nn.ParameterList([weight, bias])
     step = training_step(lambda x: nn.functional.linear(x, weight, bias), module, features)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        optimizer = geoopt.optim.RiemannianAdam([weight], lr=1e-4)
+    optimizer = geoopt.optim.RiemannianAdam([weight], lr=1e-4)
 
     def call() -> None:
         step()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations of theirs
-            optimizer.step()
+        optimizer.step()
 
     return Side(call)
 

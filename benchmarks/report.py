@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.bars import BARS
+from benchmarks.layers import BATCH
 from benchmarks.machine import same
 from benchmarks.rows import Job, Row
 from p4torch.errors import CheckpointError
@@ -70,7 +71,12 @@ class Report:
         """`table.md`: the bars, every row, and the fits."""
         rows, path = self.rows(), self.folder / "table.md"
         machine = self.machine["machine"]
-        head = f"{machine['cpu']}, {machine['cores']} cores, torch {self.machine['versions'].get('torch')}, float32"
+        head = (
+            f"{machine['cpu']}, {machine['cores']} cores, torch {self.machine['versions'].get('torch')}, float32, "
+            f"batch {BATCH}; one thread for n <= 64 and for whole flows, {machine['cores']} for the rest. Ratios of "
+            "medians, sides measured alternately; quartiles of the ratios of neighbours in time. The floor is the time "
+            "of the two big products alone, relative to the same side."
+        )
         parts = [head, _markdown(SUMMARY, summary(rows)), _markdown(DETAILS, [details(row) for row in rows])]
         if exponents:
             parts.append(_markdown(EXPONENTS, exponents))
