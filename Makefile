@@ -1,18 +1,21 @@
 # Needs Python >= 3.10 (with venv and pip) and make; everything else goes into .venv.
 #   make PYTHON=python3.12 ...      another interpreter for a new .venv
 #   make test WORKERS=4 PYTEST_ARGS="-k orthogonal"
+#   make bench BENCH_ARGS="--only orthogonal --rounds 11"
 
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-short check lint types floors test format clean
+.PHONY: help demo demo-short bench bench-short check lint types floors test format clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,20 +26,31 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[experiments,dev]" -c constraints.txt
 	@touch $@
 
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]" -c constraints.txt
+	@touch $@
+
 demo: $(STAMP) ## Train a density model
 	$(BIN)/p4torch density --demo
 
 demo-short: $(STAMP) ## The demo, cut to what a check needs
 	$(BIN)/p4torch density --demo --short
 
-check: lint types floors test demo-short ## lint, types, floors, test, demo-short, up to the first failure
+bench: $(BENCH_STAMP) ## All benchmarks, against peers too; on a quiet machine
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# No peers: counts of operations and bytes, and a few ratios, against results/benchmarks/short.json.
+bench-short: $(STAMP) ## Fail on what got 1.5 times worse
+	$(BIN)/python -m benchmarks --short --check
+
+check: lint types floors test bench-short demo-short ## lint, types, floors, test, bench-short, demo-short
 
 lint: $(STAMP) ## Style and formatting (ruff), nothing changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: $(STAMP) ## Types (mypy, strict)
-	$(BIN)/mypy src
+	$(BIN)/mypy src benchmarks
 
 floors: $(STAMP) ## Imports go down only (import-linter)
 	$(BIN)/lint-imports

@@ -1,0 +1,1 @@
+"""Benchmarks: p4torch against plain layers and against real peers. `python -m benchmarks --help` tells how."""
