@@ -108,6 +108,10 @@ class TrackedInverse(nn.Module):
                 self.logabsdet.copy_(torch.where(drifted, logabsdet, self.logabsdet))
                 self.sign.copy_(torch.where(drifted, sign, self.sign))
 
+    def residual(self, base: Tensor, inverse: Tensor) -> Tensor:
+        """max|A X p - p| over the probes, `(...)`, in float64."""
+        return linalg.probe_residual(base, inverse, _probes(base))[0]
+
     @torch.no_grad()
     def propose(
         self, base: Tensor, u: Tensor, v: Tensor, order: int, turn: int = 0, *, in_place: bool = False

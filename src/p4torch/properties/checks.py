@@ -1,4 +1,4 @@
-"""Options and bases that an invertible perturbation refuses."""
+"""Options and bases that an invertible perturbation refuses, and determinants out of bounds."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from p4torch import linalg
 from p4torch.errors import ArgumentError
+from p4torch.merging import Veto
 
 Bounds = tuple[float, float] | None
 
@@ -52,3 +54,18 @@ def singular(base: Tensor) -> Tensor:
     exact = base.detach().double()
     inverse = torch.linalg.inv_ex(exact)[0].to(base.dtype).double()
     return ~(linalg.inversion_residual(exact, inverse).abs().amax((-2, -1)) <= RESIDUAL_BOUND)
+
+
+def veto_outside(name: str, value: Tensor, bounds: Bounds, forced: Tensor) -> list[Veto]:
+    """A soft veto where a value `(...)` is outside its bounds and not forced; none without bounds."""
+    if bounds is None:
+        return []
+    outside = ~((value >= bounds[0]) & (value <= bounds[1]))
+    return [Veto(f"{name} is outside {bounds}", outside & ~forced, soft=True)]
+
+
+def hinge(value: Tensor, bounds: Bounds) -> Tensor:
+    """Σ (value beyond its bounds)², `()`."""
+    if bounds is None:
+        return value.new_zeros(())
+    return (F.relu(bounds[0] - value).square() + F.relu(value - bounds[1]).square()).sum()

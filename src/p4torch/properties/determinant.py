@@ -124,7 +124,7 @@ class UnitDeterminant(LowRank):
         vetoes = [
             Veto(
                 f"the inverse's residual is above {RESIDUAL_BOUND:g}: A is too badly conditioned for its dtype",
-                ~(update.residual <= RESIDUAL_BOUND),
+                ~(tracked.residual(candidate, inverse.to(base.dtype)) <= RESIDUAL_BOUND),
             )
         ]
         return Proposal(candidate, [(tracked.inverse, inverse), (tracked.logabsdet, logabsdet)], vetoes)

@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from p4torch import linalg, rows
 from p4torch.directions import Maps, of_matrix, of_rows
@@ -19,7 +18,9 @@ from p4torch.properties.checks import (
     check_nonsingular,
     check_number,
     check_options,
+    hinge,
     singular,
+    veto_outside,
 )
 from p4torch.tracking import TrackedInverse
 
@@ -235,9 +236,7 @@ class Invertible(LowRank):
             ("log|det R_B(A) / det A|", update.logabsdet_change, self.change_bounds),
             ("log|det R_B(A)| relative to the admitted matrix", total, self.logabsdet_bounds),
         ):
-            if bounds is not None:
-                outside = ~((value >= bounds[0]) & (value <= bounds[1]))
-                vetoes.append(Veto(f"{name} is outside {bounds}", outside & ~forced, soft=True))
+            vetoes += veto_outside(name, value, bounds, forced)
         scalars = [(tracked.logabsdet, update.logabsdet), (tracked.sign, update.sign)]
         step = update.step
         if step is not None:
@@ -253,16 +252,8 @@ class Invertible(LowRank):
         """w · Σ (hinge of log|det R_B(A) / det A|)² + (hinge of log|det R_B(A)|)², each beyond its bounds."""
         tracked = self.tracked.current(base)
         change = self._change()
-        total = tracked.logabsdet - tracked.admitted + change
-        terms = [
-            (F.relu(bounds[0] - value).square() + F.relu(value - bounds[1]).square()).sum()
-            for value, bounds in (
-                (change, self.change_bounds),
-                (total.to(change.dtype), self.logabsdet_bounds),
-            )
-            if bounds is not None
-        ]
-        return self.penalty_weight * sum(terms, base.new_zeros(()))
+        total = (tracked.logabsdet - tracked.admitted).to(change.dtype) + change
+        return self.penalty_weight * (hinge(change, self.change_bounds) + hinge(total, self.logabsdet_bounds))
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, form={self.form!r}, scale={self.scale:g}"
