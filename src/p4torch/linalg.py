@@ -107,7 +107,10 @@ def columns(factor: Tensor) -> Tensor:
 
 
 def thin(matrix: Tensor, factor: Tensor) -> Tensor:
-    """M F for a thin F `(..., n, k)`."""
+    """M F for a thin F `(..., n, k)`. A transposed M, as it lies in memory, comes second: the other order is up to 25
+    times slower."""
+    if matrix.stride(-1) != 1 and matrix.shape[-1] > 1:
+        return (factor.mT.contiguous() @ matrix.mT).mT
     return matrix @ columns(factor)
 
 

@@ -98,9 +98,9 @@ class LowRank(Perturbation):
     def moved(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
         """R_B(A) from its factors."""
         if self.side == "left":
-            q = base.mT @ q
+            q = linalg.thin(base.mT, q)
         elif self.side == "right":
-            p = base @ p
+            p = linalg.thin(base, p)
         return linalg.add_low_rank(base, p, q)
 
     def matmul(self, base: Tensor, x: Tensor) -> Tensor:

@@ -58,8 +58,8 @@ def step(base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, probes: Tensor, pa
     k, eps = u.shape[-1], torch.finfo(base.dtype).eps
     p = probes.expand(*u.shape[:-1], -1)
     x_j, short = inverse[..., part], inverse.dtype
-    found = linalg.thin(inverse, torch.cat([u, p], -1).to(short)).double()
-    y, x_p = found[..., :k], found[..., k:]
+    y = linalg.thin(inverse, u.to(short)).double()
+    (x_p,) = linalg.blockwise(inverse, lambda block: (linalg.thin(block, p),))  # in float32 it would be noise
     z = (v.mT.to(short) @ inverse).double()
     images, z_a = linalg.both_sides(base, torch.cat([y, x_p, p, x_j.double()], -1), z)
     a_y, a_x_p, a_p, a_x_j = images.split([k, p.shape[-1], p.shape[-1], x_j.shape[-1]], -1)

@@ -23,6 +23,9 @@ from p4torch.twins import transformed, twin_gradients
 #: 30 to 60 billion a second): below, a whole product is cheaper than saving it.
 CALLS = 1.5e6
 
+#: So few rows go through a matrix as a thin factor.
+FEW = 8
+
 
 # --- readable twins -------------------------------------------------------------------------------------------
 
@@ -221,7 +224,8 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 
 def _stacked(rows: Tensor, factor: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """rows M and Mᵀ F of F `(n, k)` in one product."""
-    both = torch.cat([rows, factor.mT]) @ matrix
+    both = torch.cat([rows, factor.mT])
+    both = linalg.thin(matrix.mT, both.mT).mT if len(both) <= FEW else both @ matrix
     return both[: len(rows)], both[len(rows) :].mT
 
 
