@@ -113,3 +113,19 @@ def test_small_matrices_are_never_in_place() -> None:
     base = torch.eye(WHOLE)
     update = TrackedInverse(base).propose(base, torch.zeros(WHOLE, 1), torch.zeros(WHOLE, 1), 7, in_place=True)
     assert update.step is None and update.base is not None
+
+
+def test_what_a_merge_has_probed_is_not_probed_again_unless_it_changed() -> None:
+    base = torch.nn.init.orthogonal_(torch.empty(N, N))
+    perturbation = p4.Invertible(base)
+    with torch.no_grad():
+        perturbation.u.normal_(std=1e-3)
+    assert perturbation.merge(base).ok
+    inverse = perturbation.tracked.inverse
+    before = inverse.clone()
+    perturbation.correct(base)
+    assert torch.equal(inverse, before)
+    with torch.no_grad():
+        inverse.mul_(1.01)
+    perturbation.correct(base)
+    assert (inverse - torch.linalg.inv(base)).abs().max() < ROUNDED

@@ -67,6 +67,7 @@ class TrackedInverse(nn.Module):
     def __init__(self, base: Tensor) -> None:
         super().__init__()
         self.inverse = nn.Parameter(torch.empty_like(base), requires_grad=False)
+        self.probed: tuple[int, int] | None = None
         for name in _SCALARS:
             self.register_buffer(name, base.new_empty(base.shape[:-2], dtype=torch.float64))
         self.refresh(base)
@@ -93,10 +94,17 @@ class TrackedInverse(nn.Module):
         self.sign.copy_(sign)
         self.stale = False
 
+    def vouch(self, base: Tensor) -> None:
+        """The base and its inverse, as they are now, have just been probed: by a merge."""
+        self.probed = (base._version, self.inverse._version)
+
     @torch.no_grad()
     def correct(self, base: Tensor, order: int) -> None:
         """Where a probe finds more drift than rounding explains: one step of the iterative inversion, or the exact
-        inverse where the step would diverge, and log|det| and sign afresh. Elsewhere nothing."""
+        inverse where the step would diverge, and log|det| and sign afresh. Elsewhere, or right after a merge that has
+        probed and corrected already, nothing."""
+        if self.probed == (base._version, self.inverse._version):
+            return
         inverse, probes = self.inverse.detach(), _probes(base)
         with linalg.full_precision(base.device):
             residual, unit = linalg.probe_residual(base, inverse, probes)

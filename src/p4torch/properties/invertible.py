@@ -11,7 +11,7 @@ from p4torch import linalg, rows
 from p4torch.directions import Maps, of_matrix, of_rows
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import Directions, LowRank
-from p4torch.merging import Proposal, Veto
+from p4torch.merging import Agreement, MergeReport, Proposal, Veto
 from p4torch.properties.checks import (
     RESIDUAL_BOUND,
     Bounds,
@@ -243,6 +243,19 @@ class Invertible(LowRank):
             return Proposal(None, scalars, vetoes, lambda where: step.write(base, tracked.inverse, where))
         assert update.inverse is not None
         return Proposal(update.base, [(tracked.inverse, update.inverse), *scalars], vetoes)
+
+    def merge(
+        self,
+        base: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        force: bool = False,
+        agree: Agreement | None = None,
+    ) -> MergeReport:
+        report = super().merge(base, generator, force=force, agree=agree)
+        if report.ok:
+            self.tracked.vouch(base)
+        return report
 
     def correct(self, base: Tensor) -> None:
         """Where the inverse has drifted: a step of the iterative inversion, the exact one where that would diverge."""
