@@ -22,7 +22,8 @@ DETAILS = ("row", "sides", "ratio", "quartiles", "floor", "bar", "")
 
 
 class Report:
-    """The results folder. Rows of an earlier run stay if machine, code, versions and settings are the same."""
+    """The results folder. Rows of an earlier run stay if machine, code, versions and settings are the same; those of
+    families that are not measured at all stay as they are, each file with the description of its own run."""
 
     def __init__(self, folder: Path, machine: dict[str, Any]) -> None:
         self.folder, self.machine = writable_folder(folder), machine
@@ -30,19 +31,20 @@ class Report:
 
     def plan(self, jobs: Sequence[Job], selected: Sequence[Job], resume: bool) -> list[Job]:
         """Take over earlier rows, and return the selected jobs that are to be measured: without `resume`, all."""
-        again = {job.title for job in selected}
+        again, touched = {job.title for job in selected}, {job.family for job in selected}
         for family in dict.fromkeys(job.family for job in jobs):
-            known = self._read(family)
+            known = self._read(family, alike=family in touched)
             self._rows[family] = {title: rows for title, rows in known.items() if resume or title not in again}
         return [job for job in selected if not (resume and job.title in self._rows[job.family])]
 
-    def _read(self, family: str) -> dict[str, list[Row]]:
+    def _read(self, family: str, alike: bool) -> dict[str, list[Row]]:
+        """The rows on disk, if need be only those of a run like this one."""
         path = self._path(family)
         if not path.exists():
             return {}
         try:
             stored = read_json(path)
-            if not same(stored["machine"], self.machine):
+            if alike and not same(stored["machine"], self.machine):
                 return {}
             return {title: [Row.of_json(row) for row in rows] for title, rows in stored["jobs"].items()}
         except (CheckpointError, KeyError, TypeError, AttributeError):
