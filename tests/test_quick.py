@@ -9,7 +9,7 @@ import torch
 
 import p4torch as p4
 from p4torch import quick
-from p4torch.tracking import WHOLE, TrackedInverse
+from p4torch.tracking import CLOSE, TrackedInverse
 
 #: log|det K| from an inverse in float32, refined once: the square of its residual.
 REFINED = 1e-9
@@ -91,8 +91,8 @@ def test_takes_a_closer_look(what: str) -> None:
 def test_a_walk_keeps_inverse_and_determinant() -> None:
     """200 merges of rank 3 in float32, all in place."""
     torch.manual_seed(1)
-    base = torch.nn.init.orthogonal_(torch.empty(2 * N, 2 * N))
-    assert len(base) > WHOLE
+    base = torch.nn.init.orthogonal_(torch.empty(3 * N, 3 * N))
+    assert len(base) > CLOSE
     perturbation = p4.Invertible(base, rank=RANK)
     generator = torch.Generator().manual_seed(2)
     for _ in range(200):
@@ -110,8 +110,8 @@ def test_a_walk_keeps_inverse_and_determinant() -> None:
 
 
 def test_small_matrices_are_never_in_place() -> None:
-    base = torch.eye(WHOLE)
-    update = TrackedInverse(base).propose(base, torch.zeros(WHOLE, 1), torch.zeros(WHOLE, 1), 7, in_place=True)
+    base = torch.eye(CLOSE)
+    update = TrackedInverse(base).propose(base, torch.zeros(CLOSE, 1), torch.zeros(CLOSE, 1), 7, in_place=True)
     assert update.step is None and update.base is not None
 
 

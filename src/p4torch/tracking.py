@@ -27,6 +27,10 @@ LOOSE = 3e-4
 #: are, or one part of so many: about a sixth of the cost of a merge. Products are fastest with multiples of 8.
 WHOLE, PART, PARTS = 64, 16, 32
 
+#: Up to this size every merge takes the closer look, which also counts what rounding A does to log|det A|: updates below
+#: half a unit in the last place of A are lost, 1e-5 in a long walk. Beyond, time counts more.
+CLOSE = 256
+
 #: The golden ratio without its whole part.
 GOLDEN = 0.6180339887498949
 
@@ -137,7 +141,7 @@ class TrackedInverse(nn.Module):
         With `in_place`, large and well-conditioned matrices in float32 take a `quick.Step` instead.
         """
         probes, u, v = _probes(base), u.double(), v.double()
-        if in_place and base.shape[-1] > WHOLE and base.dtype == torch.float32:
+        if in_place and base.shape[-1] > CLOSE and base.dtype == torch.float32:
             step = quick.step(base, self.inverse.detach(), u, v, probes, _part(base.shape[-1], turn))
             if step is not None:
                 logabsdet = self.logabsdet + step.change
