@@ -27,8 +27,8 @@ LOOSE = 3e-4
 #: are, or one part of so many: about a sixth of the cost of a merge. Products are fastest with multiples of 8.
 WHOLE, PART, PARTS = 64, 16, 32
 
-#: Up to this size every merge takes the closer look, which also counts what rounding A does to log|det A|: updates below
-#: half a unit in the last place of A are lost, 1e-5 in a long walk. Beyond, time counts more.
+#: Up to this size every merge takes the closer look, which also counts what rounding A does to log|det A|: updates
+#: below half a unit in the last place of A are lost, 1e-5 in a long walk. Beyond, time counts more.
 CLOSE = 256
 
 #: The golden ratio without its whole part.
