@@ -5,18 +5,19 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.experiments.density.config import LEARNING_RATES, TUNE_SEED, Config, Job, Rates
+from p4torch.experiments.density.config import LEARNING_RATES, TUNE_SEED, Config, Job, Rates, Report
 from p4torch.experiments.density.display import display
 from p4torch.experiments.density.figure import draw
-from p4torch.experiments.density.pool import Pool
 from p4torch.experiments.density.rates import best_rates
 from p4torch.experiments.density.table import markdown, summarise
+from p4torch.jobs import Pool
 from p4torch.training import provenance
 from p4torch.training.checkpoint import write_whole
 from p4torch.training.folder import differences, read_json, writable_folder, write_json
@@ -87,10 +88,17 @@ def run_jobs(jobs: list[Job], out: Path, workers: int, console: Console, seeds: 
     left = [job for job in jobs if not (out / _JOBS / job.name / "result.json").exists()]
     try:
         with display(left, console) as shown:
-            rows += Pool(min(workers, max(1, len(left))), lambda job: out / _JOBS / job.name, shown).run(left)
+            rows += Pool(min(workers, max(1, len(left))), partial(_job, out), shown).run(left)
     finally:
         write_json(out / "provenance.json", {**record, "wall_seconds": time.monotonic() - started})
     return rows
+
+
+def _job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
+    """One job, in a process of its own."""
+    from p4torch.experiments.density.job import run_job  # Lightning: seconds that the parent need not wait for
+
+    return run_job(job, out / _JOBS / job.name, report)
 
 
 def finished(job: Job, out: Path) -> dict[str, Any] | None:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from p4torch.experiments.density.pool import Interrupted, JobError
 from p4torch.experiments.linear.config import Job
 from p4torch.experiments.linear.job import run_job
+from p4torch.jobs import Interrupted, JobError
 
 Row = dict[str, Any]
 

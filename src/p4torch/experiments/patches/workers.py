@@ -9,9 +9,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Event
 
-from p4torch.experiments.density.pool import Interrupted, JobError
 from p4torch.experiments.patches.config import Job
 from p4torch.experiments.patches.job import Row, run_job
+from p4torch.jobs import Interrupted, JobError
 
 _stop: Event | None = None
 

@@ -11,15 +11,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from p4torch.errors import P4Error
-from p4torch.experiments.density.config import Job, Progress
 
 _STOP = "stop"
+
+
+class Titled(Protocol):
+    """A job: it can be pickled and has a title for people."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+
+
+J = TypeVar("J", bound=Titled)
+P = TypeVar("P")
+J_contra = TypeVar("J_contra", bound=Titled, contravariant=True)
+P_contra = TypeVar("P_contra", contravariant=True)
+Row = dict[str, Any]
+
+#: Called by a running job after each chunk; true asks it to stop.
+Report = Callable[[P], bool]
+#: What a process does with a job: a row, or None if it was asked to stop and has left a checkpoint.
+Work = Callable[[J, Report[P]], Row | None]
 
 
 class JobError(P4Error, RuntimeError):
@@ -34,16 +52,16 @@ class Interrupted(P4Error):
     exit_code = 130  # what shells use for Ctrl-C
 
 
-class Display(Protocol):
+class Display(Protocol[J_contra, P_contra]):
     """What shows how jobs are doing."""
 
-    def started(self, job: Job) -> None:
+    def started(self, job: J_contra) -> None:
         """A job begins or goes on."""
 
-    def progressed(self, job: Job, progress: Progress) -> None:
+    def progressed(self, job: J_contra, progress: P_contra) -> None:
         """A chunk of steps is done."""
 
-    def finished(self, job: Job, row: dict[str, Any] | None) -> None:
+    def finished(self, job: J_contra, row: Row | None) -> None:
         """A job has its row, or none because it was stopped."""
 
     def message(self, text: str) -> None:
@@ -51,33 +69,34 @@ class Display(Protocol):
 
 
 @dataclass
-class _Worker:
+class _Worker(Generic[J]):
     process: SpawnProcess
     connection: Connection
-    job: Job
+    job: J
 
 
-class Pool:
-    """Runs jobs, each in the folder that `folder_of` names, in at most `workers` processes.
+class Pool(Generic[J, P]):
+    """Does jobs by `work(job, report)`, in at most `workers` processes of one thread each.
 
-    Processes are spawned, not forked: a fork of a process with threads may hang. SIGINT and SIGTERM ask all jobs to
-    stop after their chunk, at a checkpoint; a second one ends them at once (the last checkpoint stays).
+    Processes are spawned, not forked: a fork of a process with threads may hang; `work` must be importable (a function
+    of a module, or a `functools.partial` of one). SIGINT and SIGTERM ask all jobs to stop after their chunk, at a
+    checkpoint; a second one ends them at once (the last checkpoint stays).
     """
 
-    def __init__(self, workers: int, folder_of: Callable[[Job], Path], display: Display) -> None:
-        self.workers, self.folder_of, self.display = workers, folder_of, display
+    def __init__(self, workers: int, work: Work[J, P], display: Display[J, P]) -> None:
+        self.workers, self.work, self.display = workers, work, display
         self._stopping = False
         self._told = False
 
-    def run(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    def run(self, jobs: Sequence[J]) -> list[Row]:
         """The rows of all jobs, as they come in.
 
         Raises:
             Interrupted: after a signal, when all have stopped.
             JobError: when one has failed; the others have stopped at a checkpoint then.
         """
-        queue, rows, failure = list(jobs), list[dict[str, Any]](), ""
-        running: list[_Worker] = []
+        queue, rows, failure = list(jobs), list[Row](), ""
+        running: list[_Worker[J]] = []
         try:
             with self._signals():
                 while queue or running:
@@ -110,10 +129,10 @@ class Pool:
 
     # --- processes ------------------------------------------------------------------------------------------------
 
-    def _start(self, job: Job) -> _Worker:
+    def _start(self, job: J) -> _Worker[J]:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs,), daemon=True)
+        process = context.Process(target=_work, args=(theirs, self.work), daemon=True)
         with _ignored(signal.SIGINT):  # inherited: Ctrl-C reaches the whole group, but is the parent's to handle
             process.start()
         theirs.close()
@@ -121,21 +140,21 @@ class Pool:
         self._send(worker)
         return worker
 
-    def _next(self, worker: _Worker, queue: list[Job]) -> bool:
+    def _next(self, worker: _Worker[J], queue: list[J]) -> bool:
         worker.job = queue.pop(0)
         self._send(worker)
         return True
 
-    def _send(self, worker: _Worker) -> None:
+    def _send(self, worker: _Worker[J]) -> None:
         self.display.started(worker.job)
-        worker.connection.send((worker.job, self.folder_of(worker.job)))
+        worker.connection.send(worker.job)
 
-    def _ready(self, running: list[_Worker]) -> list[_Worker]:
+    def _ready(self, running: list[_Worker[J]]) -> list[_Worker[J]]:
         """Workers that have something to tell; after half a second none, so that signals are seen."""
         ready = wait([worker.connection for worker in running], timeout=0.5)
         return [worker for worker in running if worker.connection in ready]
 
-    def _receive(self, worker: _Worker) -> tuple[str, Any]:
+    def _receive(self, worker: _Worker[J]) -> tuple[str, Any]:
         try:
             message: tuple[str, Any] = worker.connection.recv()
         except (EOFError, OSError):
@@ -143,7 +162,7 @@ class Pool:
             return "failed", f"its process ended with exit code {worker.process.exitcode}"
         return message
 
-    def _tell(self, running: list[_Worker]) -> None:
+    def _tell(self, running: list[_Worker[J]]) -> None:
         if not self._told:
             self._told = True
             self.display.message("Stopping at the next checkpoint ...")
@@ -153,7 +172,7 @@ class Pool:
                 except OSError:
                     continue  # it has gone; `_receive` says so
 
-    def _dismiss(self, worker: _Worker) -> None:
+    def _dismiss(self, worker: _Worker[J]) -> None:
         worker.connection.close()
         worker.process.join(10)
 
@@ -187,23 +206,20 @@ def _ignored(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _work(connection: Connection) -> None:
+def _work(connection: Connection, work: Work[Any, Any]) -> None:
     """A worker process: jobs from the pipe, one after another, until it closes."""
-    # Matrices of 2 x 2 and batches of 256 points are far too small to share: with two threads most of a step is spent
-    # on handing out work. One thread is several times faster, steadier, and gives the same bits on any machine load.
+    # What jobs compute is small: with two threads most of the time is spent on handing out work. One thread is several
+    # times faster, steadier, and gives the same bits on any machine load.
     torch.set_num_threads(1)
-    from p4torch.experiments.density.job import run_job  # Lightning: seconds that the parent need not wait for
-
     while True:
         try:
-            message = connection.recv()
+            job = connection.recv()
         except (EOFError, OSError):
             return
-        if message == _STOP:  # came when there was nothing to stop
+        if job == _STOP:  # came when there was nothing to stop
             continue
-        job, path = message
         try:
-            row = run_job(job, path, lambda progress: _report(connection, progress))
+            row = work(job, lambda progress: _report(connection, progress))
             connection.send(("row", row) if row is not None else ("stopped", None))
         except P4Error as error:
             connection.send(("failed", str(error)))
@@ -211,7 +227,7 @@ def _work(connection: Connection) -> None:
             connection.send(("failed", traceback.format_exc()))
 
 
-def _report(connection: Connection, progress: Progress) -> bool:
+def _report(connection: Connection, progress: object) -> bool:
     """Tell the parent; stop if it says so, or has gone."""
     try:
         connection.send(("progress", progress))
