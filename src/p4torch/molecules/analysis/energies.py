@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from p4torch.molecules.analysis.bootstrap import Blocks, Estimate, correlation_blocks, resampled_ratio, standard_error
+from p4torch.molecules.analysis.bootstrap import Estimate, correlation_blocks, resampled_ratio, standard_error
 from p4torch.molecules.analysis.inputs import log_series, refuse, series, share_of, shares, walker_index
 
 
@@ -62,10 +62,9 @@ def compare_energies(
     sample_shares, data_shares = shares(weights, samples), shares(data_weights, data, "data_weights")
     counted = data[data_shares > 0]
     threshold = float(counted.max() if quantile == 1 else weighted_quantile(data, _levels(quantile), data_weights))
-    ours = _Sample(samples, sample_shares, walker_index(walkers, samples), threshold, replicates, seed)
-    theirs = _Sample(
-        data, data_shares, walker_index(data_walkers, data, "data_walkers"), threshold, replicates, seed + 1
-    )
+    chain, walker = walker_index(walkers, samples), walker_index(data_walkers, data, "data_walkers")
+    ours = _Sample(samples, sample_shares, chain, threshold, replicates, seed)
+    theirs = _Sample(data, data_shares, walker, threshold, replicates, seed + 1)
     return EnergyComparison(
         threshold=threshold,
         low_energy_fraction=ours.low_fraction,
@@ -97,9 +96,8 @@ class _Sample:
     ) -> None:
         self.energies, self.shares, self.replicates, self.seed = energies, shares, replicates, seed
         self.low = (energies <= threshold) * shares
-        clamped = energies.clamp(max=threshold)
-        self.clamped = clamped
-        self.blocks: Blocks = correlation_blocks(shares * (clamped - (shares * clamped).sum()), walkers)
+        self.clamped = energies.clamp(max=threshold)
+        self.blocks = correlation_blocks(shares * (self.clamped - shares @ self.clamped), walkers)
 
     @property
     def low_fraction(self) -> Estimate:
@@ -111,7 +109,7 @@ class _Sample:
 
     @property
     def median(self) -> Estimate:
-        """The error is half of what the median moves by if the share below it moves by its own error (Woodruff, 1952)."""
+        """The error is half of what the median moves by as the share below it moves by ± its error (Woodruff, 1952)."""
         levels = _levels(0.5)
         (median,) = weighted_quantile(self.energies, levels, self.shares)
         moved = self._ratio((self.energies <= median) * self.shares, self.shares).error

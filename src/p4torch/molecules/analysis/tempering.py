@@ -64,12 +64,8 @@ def _states(state_of_frame: Tensor, energies: Tensor, states: int) -> Tensor:
 
 def _mask(in_region: Tensor, energies: Tensor) -> Tensor:
     if in_region.dim() != 1 or in_region.dtype != torch.bool:
-        raise ArgumentError.of(
-            "in_region", "booleans of shape (frames,)", f"{in_region.dtype} {tuple(in_region.shape)}"
-        )
+        raise ArgumentError.of("in_region", "booleans of shape (frames,)", in_region.dtype)
     same_length(in_region, energies, "in_region")
     if bool(in_region.all()) or not bool(in_region.any()):
-        raise ArgumentError.of(
-            "in_region", "true for some frames and false for others", f"{bool(in_region[0])} for all"
-        )
+        raise ArgumentError.of("in_region", "true for some frames and false for others", f"all {bool(in_region[0])}")
     return in_region
