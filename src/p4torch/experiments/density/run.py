@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
+from p4torch.display import display
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.experiments.density.config import LEARNING_RATES, TUNE_SEED, Config, Job, Rates, Report
-from p4torch.experiments.density.display import display
 from p4torch.experiments.density.figure import draw
 from p4torch.experiments.density.rates import best_rates
 from p4torch.experiments.density.table import markdown, summarise
@@ -87,7 +87,7 @@ def run_jobs(jobs: list[Job], out: Path, workers: int, console: Console, seeds: 
     rows = [row for job in jobs if (row := finished(job, out)) is not None]
     left = [job for job in jobs if not (out / _JOBS / job.name / "result.json").exists()]
     try:
-        with display(left, console) as shown:
+        with display(left, console, _result) as shown:
             rows += Pool(min(workers, max(1, len(left))), partial(_job, out), shown).run(left)
     finally:
         write_json(out / "provenance.json", {**record, "wall_seconds": time.monotonic() - started})
@@ -99,6 +99,12 @@ def _job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
     from p4torch.experiments.density.job import run_job  # Lightning: seconds that the parent need not wait for
 
     return run_job(job, out / _JOBS / job.name, report)
+
+
+def _result(job: Job, row: dict[str, Any]) -> str:
+    return (
+        f"{job.title}: KL {row['kl']:.4f} nats, leakage {100 * row['leakage']:.2f} %, {row['skipped']} merges skipped"
+    )
 
 
 def finished(job: Job, out: Path) -> dict[str, Any] | None:
