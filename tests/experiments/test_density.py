@@ -21,10 +21,11 @@ from p4torch.experiments.density.job import run_job
 from p4torch.experiments.density.models import BUILDERS, build, parameter_count
 from p4torch.experiments.density.overhead import lightning_share
 from p4torch.experiments.density.rates import best_rates, one_rate, tuned_rates
-from p4torch.experiments.density.run import prepare
+from p4torch.experiments.density.run import clear_demo
 from p4torch.experiments.density.settings import FULL, SHORT, Asked, resolve
 from p4torch.experiments.density.table import markdown, summarise
 from p4torch.experiments.targets import TARGETS, get_target
+from p4torch.training.folder import prepare
 
 JOB = Job("eight-gaussians", "p4inv", seed=0, steps=150, batch=32, every=20, learning_rate=1e-2)
 
@@ -270,14 +271,17 @@ def test_only_what_a_run_left_is_overwritten(tmp_path: Path) -> None:
     prepare(tmp_path / "run", demo, resume=False)
     (tmp_path / "run" / "jobs" / "a").mkdir(parents=True)
     with pytest.raises(ArgumentError, match="`out` must be a new or empty folder"):
-        prepare(tmp_path / "run", full, resume=False, overwrite=True)
+        clear_demo(tmp_path / "run", full)
+        prepare(tmp_path / "run", full, resume=False)
     assert (tmp_path / "run" / "jobs" / "a").exists()
-    prepare(tmp_path / "run", {**demo, "steps": 2}, resume=False, overwrite=True)
+    clear_demo(tmp_path / "run", demo)
+    prepare(tmp_path / "run", {**demo, "steps": 2}, resume=False)
     assert os.listdir(tmp_path / "run") == ["config.json"]
     with pytest.raises(CheckpointError, match="steps: expected 2, got 1"):
         prepare(tmp_path / "run", demo, resume=True)
     (tmp_path / "run" / "thesis.txt").write_text("")
     (tmp_path / "run" / "jobs").mkdir()
     with pytest.raises(ArgumentError, match="`out` must be a new or empty folder"):
-        prepare(tmp_path / "run", demo, resume=False, overwrite=True)
+        clear_demo(tmp_path / "run", demo)
+        prepare(tmp_path / "run", demo, resume=False)
     assert len(os.listdir(tmp_path / "run")) == 3
