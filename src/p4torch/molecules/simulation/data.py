@@ -16,9 +16,9 @@ from torch import Tensor
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.molecules.system import MolecularSystem
 from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import read_json
+from p4torch.training.folder import read_json, write_json
 
-#: The parts of a run: frames to train on, and frames of other walkers to test with.
+#: The parts of a biased run: frames to train on, and frames of other walkers to test with.
 PARTS = ("train", "held_out")
 
 _ANGSTROMS = np.float32(10.0)  # per nm
@@ -44,17 +44,15 @@ class ReferenceData:
 
     @classmethod
     def load(cls, run: Path | str, part: str = "train", system: MolecularSystem | None = None) -> ReferenceData:
-        """What `simulate` left in the folder `run`: "train" or "held_out".
+        """What `simulate` left in the folder `run`: "train" or "held_out"; after parallel tempering "300K", "600K", ...
 
         Args:
             system: if given, the data must be of this molecule with this force field.
 
         Raises:
-            ArgumentError: an unknown part, no such data, or data of another molecule.
+            ArgumentError: no such data, or data of another molecule.
             CheckpointError: files that do not belong together.
         """
-        if part not in PARTS:
-            raise ArgumentError.of("part", " or ".join(PARTS), repr(part))
         folder = Path(run) / part
         if not (folder / "frames.dcd").exists():
             raise ArgumentError.of("run", f"a folder of finished reference data with {part}/frames.dcd", run)
@@ -67,7 +65,7 @@ class ReferenceData:
         if not len(frames) == len(weights) == len(energies) == len(walkers):
             counts = f"{len(frames)} frames, {len(weights)} weights, {len(energies)} energies, {len(walkers)} walkers"
             raise CheckpointError(f"`{folder}` must hold as many weights as frames, got {counts}")
-        return cls(frames, weights, energies, walkers, float(config["temperature"]))
+        return cls(frames, weights, energies, walkers, float(read_json(folder / "part.json")["temperature"]))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -90,10 +88,16 @@ _ARRAYS = ("weights", "energies", "walkers")
 
 
 def save_part(
-    folder: Path, frames: Iterable[np.ndarray], weights: np.ndarray, energies: np.ndarray, walkers: np.ndarray
+    folder: Path,
+    temperature: float,
+    frames: Iterable[np.ndarray],
+    weights: np.ndarray,
+    energies: np.ndarray,
+    walkers: np.ndarray,
 ) -> None:
     """Write one part: `frames` come in pieces `(n, atoms, 3)` in nm; `weights` are scaled to mean 1."""
     folder.mkdir(exist_ok=True)
+    write_json(folder / "part.json", {"temperature": temperature, "frames": len(weights)})
     arrays = (weights / weights.mean(), energies, walkers)
     for name, values in zip(_ARRAYS, arrays, strict=True):
         write_whole(folder / f"{name}.npy", partial(_save, values))

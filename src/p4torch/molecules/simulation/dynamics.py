@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import openmm
@@ -38,6 +38,10 @@ class Thermostat:
     def kT(self) -> float:
         """In kJ/mol."""
         return GAS_CONSTANT * self.temperature
+
+    def at(self, temperature: float) -> Thermostat:
+        """The same at another temperature in K."""
+        return replace(self, temperature=temperature)
 
 
 class Dynamics:
@@ -109,10 +113,17 @@ class Dynamics:
         assert self._force is not None
         bias.apply(self._force, self.context)
 
-    def save(self) -> bytes:
-        """The exact state, random numbers included."""
-        return bytes(self.context.createCheckpoint())
+    def set_temperature(self, temperature: float) -> None:
+        """Go on at another temperature in K, with velocities that suit it."""
+        state = self.context.getState(getVelocities=True)
+        scale = (temperature / self._integrator.getTemperature().value_in_unit(openmm.unit.kelvin)) ** 0.5
+        self._integrator.setTemperature(temperature)
+        self.context.setVelocities(scale * state.getVelocities(asNumpy=True))
 
-    def load(self, state: bytes) -> None:
+    def save(self) -> Tensor:
+        """The exact state, random numbers included, as bytes."""
+        return torch.frombuffer(bytearray(self.context.createCheckpoint()), dtype=torch.uint8)
+
+    def load(self, state: Tensor) -> None:
         """Go on from a saved state, exactly."""
-        self.context.loadCheckpoint(state)
+        self.context.loadCheckpoint(bytes(state.numpy()))

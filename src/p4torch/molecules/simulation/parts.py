@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from p4torch.jobs import Report, Row
@@ -98,23 +98,37 @@ class Walker:
         if state is None:
             dynamics.advance(self.equilibration)
         else:
-            dynamics.load(state)
+            dynamics.load(state["context"])
         while done < self.frames:
             count = min(CHUNK, self.frames - done)
             frames, energies = zip(*dynamics.frames(count, self.every), strict=True)
             if not np.isfinite(energies).all():
                 raise SimulationError(f"{self.title}: the energy of frame {done + _first_bad(energies)} is not finite")
             done += count
-            store.append(np.stack(frames), np.array(energies), dynamics.save(), done)
+            store.append(np.stack(frames), np.array(energies), {"context": dynamics.save()}, done)
             progress = Progress(self.equilibration + done * self.every, f"mean energy {np.mean(energies):.1f} kJ/mol")
             if report(progress) and done < self.frames:
                 return None
         return {"frames": done, "seconds": time.monotonic() - started}
 
 
-def run_part(part: Adaptation | Walker, report: Report[Progress]) -> Row | None:
+class Part(Protocol):
+    """What one process simulates."""
+
+    @property
+    def title(self) -> str:
+        """For people."""
+
+    @property
+    def steps(self) -> int:
+        """Time steps, of each replica."""
+
+    def run(self, report: Report[Progress]) -> Row | None:
+        """Simulate; a row, or None if it was asked to stop and has left a checkpoint."""
+
+
+def run_part(part: Part, report: Report[Progress]) -> Row | None:
     """In a process of its own."""
-    torch.set_num_threads(1)
     return part.run(report)
 
 
