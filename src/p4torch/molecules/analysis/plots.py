@@ -1,0 +1,159 @@
+"""Figures fit for a paper: one or two columns wide, 7 to 8 pt, colours that the colour-blind can tell apart.
+
+Each function returns a figure; the caller saves it, as PDF or PNG.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from p4torch.errors import ArgumentError
+from p4torch.molecules.analysis.energies import EnergyComparison
+from p4torch.molecules.analysis.free_energy import FreeEnergyProfile
+from p4torch.molecules.analysis.histograms import Histogram
+from p4torch.molecules.analysis.optional import optional
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.4, 7.0
+"""Widths of one column and of two, in inches."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, told apart by all kinds of colour vision; line styles change along with them."""
+STYLES = ("-", "--", "-.", ":")
+ANGLES = (-math.pi, 0.0, math.pi)
+
+
+def ramachandran_figure(panels: Mapping[str, Histogram], ceiling: float = 10.0) -> Figure:
+    """Free energies −ln(p / p_max) in kT over (φ, ψ), side by side on one scale; white above `ceiling` and unvisited.
+
+    p_max is each panel's own, so that the colours compare shapes. `panels` go by their titles.
+    """
+    _some(panels, "panels")
+    width = min(COLUMN * 0.62 * len(panels) + 0.6, PAGE) if len(panels) > 1 else COLUMN
+    figure = _figure(width, (width - 0.9) / len(panels) + 0.6)
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axis, (title, histogram) in zip(axes, panels.items(), strict=True):
+        probabilities = histogram.probabilities.cpu()
+        if probabilities.dim() != 2:
+            raise ArgumentError.of("panels", "histograms over (φ, ψ)", tuple(probabilities.shape))
+        free_energy = -(probabilities / probabilities.max()).log()
+        shown = free_energy.where(free_energy <= ceiling, torch.nan).T.numpy()
+        edges = histogram.edges.cpu().numpy()
+        image = axis.pcolormesh(edges, edges, shown, cmap="viridis", vmin=0, vmax=ceiling, rasterized=True)
+        axis.set(aspect="equal", xlabel="φ / rad")
+        axis.set_title(title, fontsize=8)
+        axis.set_xticks(ANGLES, ["−π", "0", "π"])
+        axis.set_yticks(ANGLES, ["−π", "0", "π"])
+        _plain(axis)
+    axes[0].set_ylabel("ψ / rad")
+    bar = figure.colorbar(image, ax=axes, aspect=20, pad=0.02)
+    bar.set_label("free energy / kT", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def energy_figure(
+    histograms: Mapping[str, Histogram], comparisons: Mapping[str, EnergyComparison] | None = None, unit: str = "kJ/mol"
+) -> Figure:
+    """Energy distributions over one another, by name.
+
+    Where there is a comparison of the same name, the legend says its low-energy fraction; a dotted line marks the
+    threshold of the first one.
+    """
+    _some(histograms, "histograms")
+    comparisons = comparisons or {}
+    figure = _figure(COLUMN, 2.3)
+    axis = figure.subplots()
+    for number, (name, histogram) in enumerate(histograms.items()):
+        label = name
+        if name in comparisons:
+            low = comparisons[name].low_energy_fraction
+            label = f"{name}: {100 * low.value:.1f} ± {100 * low.error:.1f} % low"
+        colour, style = _look(number)
+        axis.stairs(histogram.density.cpu().numpy(), histogram.edges.cpu().numpy(), color=colour, ls=style, label=label)
+    for comparison in list(comparisons.values())[:1]:
+        axis.axvline(comparison.threshold, color="0.4", lw=0.8, ls=":")
+    axis.set(xlabel=f"potential energy / ({unit})" if "/" in unit else f"potential energy / {unit}")
+    axis.set_ylabel(f"density / ({unit})⁻¹" if "/" in unit else f"density / {unit}⁻¹")
+    axis.set_ylim(bottom=0)
+    _plain(axis)
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def free_energy_figure(profiles: Mapping[str, FreeEnergyProfile], torsion: str = "φ", errors: float = 2.0) -> Figure:
+    """Free-energy profiles along a torsion, by name, with bands of ± so many standard errors where those are finite."""
+    _some(profiles, "profiles")
+    figure = _figure(COLUMN, 2.3)
+    axis = figure.subplots()
+    for number, (name, profile) in enumerate(profiles.items()):
+        colour, style = _look(number)
+        centres, value = profile.centres.cpu().numpy(), _gaps(profile.free_energy)
+        band = errors * _gaps(profile.error)
+        axis.plot(centres, value.numpy(), color=colour, ls=style, lw=1.2, label=name)
+        axis.fill_between(centres, (value - band).numpy(), (value + band).numpy(), color=colour, alpha=0.25, lw=0)
+    axis.set(xlabel=f"{torsion} / rad", ylabel="free energy / kT", xlim=(ANGLES[0], ANGLES[-1]))
+    axis.set_xticks(ANGLES, ["−π", "0", "π"])
+    axis.set_ylim(bottom=0)
+    _plain(axis)
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def effective_sample_size_figure(sizes: Tensor, growths: Mapping[str, Tensor]) -> Figure:
+    """Effective sample sizes `(k,)`, by name, against numbers of samples `(k,)`; the dashed line is their equality."""
+    _some(growths, "growths")
+    figure = _figure(COLUMN, 2.3)
+    axis = figure.subplots()
+    places = sizes.cpu().numpy()
+    axis.plot(places, places, color="0.6", ls="--", lw=0.8, label="independent samples")
+    for number, (name, growth) in enumerate(growths.items()):
+        if growth.shape != sizes.shape:
+            raise ArgumentError.of("growths", f"of shape {tuple(sizes.shape)}, as `sizes`", tuple(growth.shape))
+        colour, _ = _look(number)
+        axis.plot(places, growth.cpu().numpy(), color=colour, lw=1.2, marker="o", ms=2.5, label=name)
+    axis.set(xscale="log", yscale="log", xlabel="samples", ylabel="effective sample size")
+    _plain(axis)
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; needs no display.
+
+    Raises:
+        P4Error: matplotlib is not installed.
+    """
+    canvas = optional("matplotlib.backends.backend_agg", "experiments").FigureCanvasAgg
+    figure: Figure = optional("matplotlib.figure", "experiments").Figure(figsize=(width, height), layout="constrained")
+    canvas(figure)
+    return figure
+
+
+def _plain(axis: Axes) -> None:
+    axis.tick_params(labelsize=7, width=0.5, which="both")
+    axis.xaxis.label.set_fontsize(8)
+    axis.yaxis.label.set_fontsize(8)
+    for spine in axis.spines.values():
+        spine.set_linewidth(0.5)
+
+
+def _look(number: int) -> tuple[str, str]:
+    return COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
+
+
+def _gaps(values: Tensor) -> Tensor:
+    """Values that are not finite as NaN, which leaves a gap in a line."""
+    return values.where(values.isfinite(), torch.nan).cpu()
+
+
+def _some(items: Mapping[str, object], name: str) -> None:
+    if not items:
+        raise ArgumentError.of(name, "a mapping with at least one entry", "an empty one")
