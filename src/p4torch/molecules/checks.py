@@ -17,14 +17,10 @@ CLASH = 0.04
 #: How much the energy (kJ/mol, and relative) may change when the molecule is turned and moved: rounding of large terms.
 INVARIANCE = (1e-3, 1e-6)
 
-_THERMOSTAT = "it acts on velocities, and `temperature` already says what ensemble is meant"
-_BAROSTAT = "a molecule in open space has no volume to couple to"
+#: Endings of the names of forces that are no part of a molecule's own physics, and why.
 _UNFIT_FORCES = {
-    "AndersenThermostat": _THERMOSTAT,
-    "MonteCarloBarostat": _BAROSTAT,
-    "MonteCarloAnisotropicBarostat": _BAROSTAT,
-    "MonteCarloFlexibleBarostat": _BAROSTAT,
-    "MonteCarloMembraneBarostat": _BAROSTAT,
+    "Thermostat": "it acts on velocities, and `temperature` already says what ensemble is meant",
+    "Barostat": "a molecule in open space has no volume to couple to",
     "CustomExternalForce": "its energy changes when the molecule is moved as a whole",
     "DrudeForce": "Drude particles are not atoms, and their positions have no distribution of their own",
 }
@@ -68,8 +64,9 @@ def check_openmm_system(system: openmm.System) -> None:
 
 def _check_force(force: openmm.Force) -> None:
     kind = type(force).__name__
-    if kind in _UNFIT_FORCES:
-        raise ArgumentError.of("openmm_system", f"without {kind} ({_UNFIT_FORCES[kind]})", "one that has it")
+    for ending, reason in _UNFIT_FORCES.items():
+        if kind.endswith(ending):
+            raise ArgumentError.of("openmm_system", f"without {kind} ({reason})", "one that has it")
     method = force.getNonbondedMethod() if hasattr(force, "getNonbondedMethod") else 0
     if method != 0:  # NoCutoff, in every class of forces that has methods
         name = next((key for key in ("CutoffNonPeriodic", "CutoffPeriodic", "Ewald", "PME", "LJPME")
@@ -80,6 +77,8 @@ def _check_force(force: openmm.Force) -> None:
 
 def check_positions(positions: Tensor, topology: app.Topology) -> Tensor:
     """Positions as float64 `(atoms, 3)` in nm, finite and apart, or an ArgumentError that names the atoms."""
+    if not isinstance(positions, Tensor) or not positions.is_floating_point():
+        raise ArgumentError.of("positions", "a tensor of a floating-point dtype, in nm", type(positions).__name__)
     atoms = list(topology.atoms())
     if tuple(positions.shape) != (len(atoms), 3):
         raise ArgumentError.of("positions", f"of shape ({len(atoms)}, 3), the topology's atoms", tuple(positions.shape))
@@ -97,6 +96,22 @@ def check_positions(positions: Tensor, topology: app.Topology) -> Tensor:
             came = f"{describe(atoms[i])} and {describe(atoms[j])} at {float(distance[closest]):.4f} nm"
             raise ArgumentError.of("positions", f"of atoms at least {CLASH} nm apart", came)
     return positions
+
+
+def check_shape(x: Tensor, atoms: int) -> None:
+    """Refuse what is not positions `(..., atoms, 3)` of a floating-point dtype."""
+    if not x.is_floating_point():
+        raise ArgumentError.of("x", "of a floating-point dtype", x.dtype)
+    if x.dim() < 2 or tuple(x.shape[-2:]) != (atoms, 3):
+        raise ArgumentError.of("x", f"of shape (..., {atoms}, 3)", tuple(x.shape))
+
+
+def check_finite(x: Tensor) -> None:
+    """Refuse positions `(..., atoms, 3)` that are not all finite; the error counts the frames, and names the first."""
+    broken = (~x.detach().isfinite().flatten(-2).all(-1)).flatten().nonzero().flatten()
+    if len(broken):
+        came = f"{len(broken)} frames with NaN or infinite positions, the first frame {int(broken[0])}"
+        raise ArgumentError.of("x", "finite", came)
 
 
 def check_same_atoms(system: openmm.System, topology: app.Topology) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from p4torch.errors import ArgumentError
+from p4torch.molecules.checks import check_finite, check_shape
 from p4torch.molecules.openmm_workers import EnergyError, Evaluator, Workers, frame_error
 
 
@@ -59,19 +60,14 @@ class OpenMMEnergy:
             EnergyError: OpenMM failed at a frame, which is named, or a worker died; the next call works again. Also
                 on differentiating twice.
         """
-        energy, _ = _Energy.apply(x, self)
+        energy, _ = _Energy.apply(x, self)  # type: ignore[no-untyped-call]
         return energy
 
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """U(x) `(...)` in kJ/mol and ∂U/∂x `(..., atoms, 3)` in kJ/mol/nm, both without a graph; errors as `energy`."""
-        if not x.is_floating_point():
-            raise ArgumentError.of("x", "of a floating-point dtype", x.dtype)
-        if x.dim() < 2 or tuple(x.shape[-2:]) != (self.atoms, 3):
-            raise ArgumentError.of("x", f"of shape (..., {self.atoms}, 3)", tuple(x.shape))
+        check_shape(x, self.atoms)
+        check_finite(x)
         frames = x.detach().to("cpu", torch.float64).reshape(-1, self.atoms, 3).contiguous()
-        broken = (~frames.isfinite().all(-1).all(-1)).nonzero().flatten().tolist()
-        if broken:
-            raise ArgumentError.of("x", "finite", f"{len(broken)} frames that are not, the first frame {broken[0]}")
         values = torch.from_numpy(self._compute(frames.numpy())).to(x.device, x.dtype)
         return values[:, 0].reshape(x.shape[:-2]), values[:, 1:].reshape(x.shape)
 
@@ -118,8 +114,8 @@ class _Energy(torch.autograd.Function):
         return energy, gradient
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _Gradient.apply(upstream, *ctx.saved_tensors), None
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        return _Gradient.apply(upstream, *ctx.saved_tensors), None  # type: ignore[no-untyped-call]
 
 
 class _Gradient(torch.autograd.Function):
@@ -130,7 +126,7 @@ class _Gradient(torch.autograd.Function):
         return upstream[..., None, None] * gradient
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *upstream: Tensor) -> None:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, *upstream: Tensor) -> None:
         raise EnergyError("OpenMMEnergy can be differentiated once, not twice: OpenMM has no second derivatives")
 
 

@@ -37,19 +37,21 @@ def read_pdb(path: PathLike, argument: str = "path") -> tuple[app.Topology, Tens
     return pdb.topology, torch.tensor(positions, dtype=torch.float64)
 
 
-def read_system(path: PathLike, argument: str = "system_xml_path") -> openmm.System:
+def read_system(path: PathLike) -> openmm.System:
     """An OpenMM System from the XML that `openmm.XmlSerializer` wrote.
 
     Raises:
         ArgumentError: the file is not there, or holds something else.
     """
-    file = _existing(path, argument)
+    file = _existing(path, "system_xml_path")
     try:
         system = openmm.XmlSerializer.deserialize(file.read_text(encoding="utf-8"))
     except Exception as error:
-        raise ArgumentError.of(argument, "the XML of an OpenMM System", f"{file}: {error}") from error
+        raise ArgumentError.of("system_xml_path", "the XML of an OpenMM System", f"{file}: {error}") from error
     if not isinstance(system, openmm.System):
-        raise ArgumentError.of(argument, "the XML of an OpenMM System", f"{file}, of a {type(system).__name__}")
+        raise ArgumentError.of(
+            "system_xml_path", "the XML of an OpenMM System", f"{file}, of a {type(system).__name__}"
+        )
     return system
 
 
@@ -67,7 +69,7 @@ def read_force_field(names: tuple[str, ...]) -> app.ForceField:
         raise ArgumentError.of("forcefield", "names of OpenMM force-field files", f"{names!r}: {error}") from error
 
 
-def parametrise(topology: app.Topology, names: tuple[str, ...], argument: str = "path") -> openmm.System:
+def parametrise(topology: app.Topology, names: tuple[str, ...]) -> openmm.System:
     """The System of a topology in open space, no constraints: `forcefield.createSystem` with its errors in words.
 
     Raises:
@@ -81,30 +83,24 @@ def parametrise(topology: app.Topology, names: tuple[str, ...], argument: str = 
         )
     except Exception as error:
         if not unmatched:
-            raise ArgumentError.of("forcefield", f"able to describe `{argument}`", f"{names!r}: {error}") from error
-        residues = ", ".join(describe_residue(residue) for residue in unmatched)
+            raise ArgumentError.of("forcefield", "able to describe `path`", f"{names!r}: {error}") from error
+        named = ", ".join(describe_residue(residue) for residue in unmatched[:6]) + (", ..." if unmatched[6:] else "")
         expected = f"of residues that {names!r} knows, complete with hydrogens"
-        raise ArgumentError.of(
-            argument, expected, f"{residues}, which it cannot match. {_advice(unmatched, error)}"
-        ) from (error)
+        came = f"{len(unmatched)} that it cannot match: {named}. {_advice(error)}"
+        raise ArgumentError.of("path", expected, came) from error
 
 
-def _advice(unmatched: list[app.topology.Residue], error: Exception) -> str:
+def _advice(error: Exception) -> str:
     told = str(error).split("  For more information")[0]
-    bare = all(not any(_is_hydrogen(atom) for atom in residue.atoms()) for residue in unmatched)
-    if bare or ("missing" in told and "H atom" in told):
+    if "missing" in told and "H atom" in told:
         return (
-            f"Hydrogens are missing: add them with openmm.app.Modeller(topology, positions).addHydrogens(forcefield), "
+            "Hydrogens are missing: add them with openmm.app.Modeller(topology, positions).addHydrogens(forcefield), "
             f"and write the result with openmm.app.PDBFile.writeFile. OpenMM: {told}"
         )
     return (
         "Remove what is not part of the molecule (water, ions) with openmm.app.Modeller.delete, or name a force field "
         f"that has these residues. OpenMM: {told}"
     )
-
-
-def _is_hydrogen(atom: app.topology.Atom) -> bool:
-    return atom.element is not None and atom.element.symbol == "H"
 
 
 def _existing(path: PathLike, argument: str) -> Path:

@@ -102,7 +102,7 @@ def free_energy_difference(
             finite or of another length than weights or walkers.
     """
     angles = series(angles, "angles", least=2)
-    weight = shares(weights, angles)
+    weight, walker = shares(weights, angles), walker_index(walkers, angles)
     inside = in_arc(angles, region)
     beyond = ~inside if other is None else in_arc(angles, other, "other")
     if bool((inside & beyond).any()):
@@ -110,7 +110,7 @@ def free_energy_difference(
     first, second = inside * weight, beyond * weight
     shares_of_regions = _occupied(first.sum(), "region", region), _occupied(second.sum(), "other", other or "the rest")
     influence = first / shares_of_regions[0] - second / shares_of_regions[1]
-    blocks = correlation_blocks(influence, walker_index(walkers, angles))
+    blocks = correlation_blocks(influence, walker)
     over, under = resample(blocks.sums(torch.stack([first, second], -1)), replicates, seed).unbind(-1)
     return FreeEnergyDifference(
         value=math.log(shares_of_regions[1] / shares_of_regions[0]),

@@ -40,9 +40,8 @@ def ramachandran_figure(panels: Mapping[str, Histogram], ceiling: float = 10.0) 
     figure = _figure(width, (width - 0.9) / len(panels) + 0.6)
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, (title, histogram) in zip(axes, panels.items(), strict=True):
+        _dimensions(histogram, 2, "panels")
         probabilities = histogram.probabilities.cpu()
-        if probabilities.dim() != 2:
-            raise ArgumentError.of("panels", "histograms over (φ, ψ)", tuple(probabilities.shape))
         free_energy = -(probabilities / probabilities.max()).log()
         shown = free_energy.where(free_energy <= ceiling, torch.nan).T.numpy()
         edges = histogram.edges.cpu().numpy()
@@ -72,6 +71,7 @@ def energy_figure(
     figure = _figure(COLUMN, 2.3)
     axis = figure.subplots()
     for number, (name, histogram) in enumerate(histograms.items()):
+        _dimensions(histogram, 1, "histograms")
         label = name
         if name in comparisons:
             low = comparisons[name].low_energy_fraction
@@ -157,3 +157,9 @@ def _gaps(values: Tensor) -> Tensor:
 def _some(items: Mapping[str, object], name: str) -> None:
     if not items:
         raise ArgumentError.of(name, "a mapping with at least one entry", "an empty one")
+
+
+def _dimensions(histogram: Histogram, dimensions: int, name: str) -> None:
+    shape = tuple(histogram.probabilities.shape)
+    if len(shape) != dimensions:
+        raise ArgumentError.of(name, f"histograms of {dimensions} dimension{'s' * (dimensions > 1)}", shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -49,7 +50,8 @@ def tempering_free_energy_difference(
     target = (energies - energies.min()).cpu() / thermal_energy(temperature_K)
     counts = torch.bincount(state, minlength=len(temperatures))
     mbar = pymbar.MBAR(reduced.numpy(), counts.cpu().numpy())
-    result = mbar.compute_expectations(inside.cpu().to(torch.float64).numpy(), u_kn=target.numpy())
+    with numpy.errstate(divide="ignore"):  # the logarithm of an indicator that is 0
+        result = mbar.compute_expectations(inside.cpu().to(torch.float64).numpy(), u_kn=target.numpy())
     share, error = float(result["mu"][0]), float(result["sigma"][0])
     return Estimate(math.log((1 - share) / share), math.sqrt(inefficiency) * error / (share * (1 - share)))
 

@@ -74,7 +74,9 @@ def largest_weight_share(log_weights: Tensor) -> float:
     return float(normalized_weights(log_weights).max())
 
 
-def forward_effective_sample_size(log_weights: Tensor, weights: Tensor | None = None) -> float:
+def forward_effective_sample_size(
+    log_weights: Tensor, weights: Tensor | None = None, sample_log_weights: Tensor | None = None
+) -> float:
     """The effective sample size of a proposal q, as a share, from frames of the target p: 1 / (E_p[w] E_p[1/w]).
 
     Let p = p̃/Z and w = p̃/q, known up to a constant. Then E_q[w] = Z, E_q[w²] = ∫ p̃²/q = Z E_p[w], and
@@ -82,13 +84,24 @@ def forward_effective_sample_size(log_weights: Tensor, weights: Tensor | None = 
     = 1 / (E_p[w] E_p[1/w]), at most 1 by Cauchy–Schwarz. It sees the modes of p that q misses, which no number of
     samples of q shows. Frames that the model was trained on flatter it: take held-out ones.
 
+    E_p[1/w] is a harmonic mean: what q puts where no frame lies is missing from it, and its variance is infinite for
+    a q much broader than p (for Gaussians, of twice the variance). The result is then too large. With weights of
+    samples of q, Z = E_q[w] comes from them instead, and both faults are gone.
+
     Args:
         log_weights: log p̃(xᵢ) − log q(xᵢ) at frames xᵢ, `(frames,)`, finite.
         weights: the frames' own weights, if they are of p only after reweighting.
+        sample_log_weights: the same difference, constants included, at samples of q, `(samples,)`.
     """
     log_weights = series(log_weights, "log_weights")
     log_frames = shares(weights, log_weights).log()
-    return float((-(log_frames + log_weights).logsumexp(0) - (log_frames - log_weights).logsumexp(0)).exp())
+    log_mean = (log_frames + log_weights).logsumexp(0)
+    if sample_log_weights is None:
+        log_partition = -(log_frames - log_weights).logsumexp(0)
+    else:
+        samples = _checked(sample_log_weights, "sample_log_weights")
+        log_partition = samples.logsumexp(0) - math.log(len(samples))
+    return float((log_partition - log_mean).exp())
 
 
 def effective_sample_size_growth(log_weights: Tensor, sizes: Tensor) -> Tensor:
@@ -124,8 +137,8 @@ def summarize_weights(log_weights: Tensor, share: float = 1e-4) -> WeightSummary
 _ROUNDING = 1e-9  # 1e-4 of 600,000 is 60.00000000000001 in floating point, and 60 is meant
 
 
-def _checked(log_weights: Tensor) -> Tensor:
-    log_weights = log_series(log_weights, "log_weights", zero=-math.inf)
+def _checked(log_weights: Tensor, name: str = "log_weights") -> Tensor:
+    log_weights = log_series(log_weights, name, zero=-math.inf)
     if not bool((log_weights > -math.inf).any()):
-        raise ArgumentError.of("log_weights", "finite somewhere", "−∞ everywhere: all weights are zero")
+        raise ArgumentError.of(name, "finite somewhere", "−∞ everywhere: all weights are zero")
     return log_weights
