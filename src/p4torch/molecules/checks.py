@@ -98,12 +98,13 @@ def check_positions(positions: Tensor, topology: app.Topology) -> Tensor:
     return positions
 
 
-def check_shape(x: Tensor, atoms: int) -> None:
+def check_shape(x: Tensor, atoms: int, argument: str = "x") -> None:
     """Refuse what is not positions `(..., atoms, 3)` of a floating-point dtype."""
-    if not x.is_floating_point():
-        raise ArgumentError.of("x", "of a floating-point dtype", x.dtype)
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        came = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentError.of(argument, "a tensor of a floating-point dtype", came)
     if x.dim() < 2 or tuple(x.shape[-2:]) != (atoms, 3):
-        raise ArgumentError.of("x", f"of shape (..., {atoms}, 3)", tuple(x.shape))
+        raise ArgumentError.of(argument, f"of shape (..., {atoms}, 3)", tuple(x.shape))
 
 
 def check_finite(x: Tensor) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.frames import check_frames, shares
+from p4torch.molecules.checks import check_shape
+from p4torch.molecules.frames import shares
 from p4torch.molecules.graph import BondGraph
 
 CARBON = 6
@@ -44,7 +45,7 @@ def chiral_centres(topology: Any, reference: Tensor | None = None) -> tuple[Chir
     if reference is None:
         acids = ((atom, _amino_acid(graph, atom)) for atom in found)
         return tuple(ChiralCentre(atom, neighbours, 1) for atom, neighbours in acids if neighbours is not None)
-    check_frames(reference, len(graph), "reference")
+    check_shape(reference, len(graph), "reference")
     if reference.dim() != 2:
         raise ArgumentError.of("reference", f"of shape ({len(graph)}, 3)", tuple(reference.shape))
     triples = [graph.neighbours[atom][:3] for atom in found]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.frames import check_frames
+from p4torch.molecules.checks import check_shape
 from p4torch.molecules.rigid import EckartBlock
 from p4torch.molecules.shape import ShapeCoordinates, atoms_of, usable_frames
 from p4torch.molecules.standard import Layout, Torsions
@@ -59,7 +59,7 @@ class MixedCoordinates(ShapeCoordinates):
         super().__init__(zmatrix, start, Layout.of(start.size, pairs, triples, zmatrix.rows), torsions)
         self.ready = frames is not None or reference is not None
         if reference is not None:
-            check_frames(reference, len(zmatrix), "reference")
+            check_shape(reference, len(zmatrix), "reference")
             if reference.dim() != 2 or not bool(reference.isfinite().all()):
                 raise ArgumentError.of("reference", "one finite frame (atoms, 3)", tuple(reference.shape))
             reference = reference.detach().double()[self.block]

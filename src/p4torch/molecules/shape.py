@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.flows.bijection import Bijection, check_event
-from p4torch.molecules.frames import check_frames, components_first, components_last, shares
+from p4torch.molecules.checks import check_shape
+from p4torch.molecules.frames import components_first, components_last, shares
 from p4torch.molecules.geometry import LEAST_LENGTH
 from p4torch.molecules.rows import Rows
 from p4torch.molecules.standard import Layout, Standardiser, Torsions
@@ -58,7 +59,7 @@ class ShapeCoordinates(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self._check_ready()
-        check_frames(x, len(self.zmatrix))
+        check_shape(x, len(self.zmatrix))
         y, log_volume = self._measure(components_first(x))
         z, logabsdet = self.standard(y)
         return z.T.reshape(*x.shape[:-2], self.layout.size), (logabsdet - log_volume).reshape(x.shape[:-2])
@@ -76,7 +77,7 @@ class ShapeCoordinates(Bijection):
 
         Results for such frames are finite (if the frame is) and mean nothing; other frames do not notice.
         """
-        check_frames(x, len(self.zmatrix))
+        check_shape(x, len(self.zmatrix))
         points = components_first(x)
         flags = self.start.degenerate(points.index_select(1, self.block)) | self.rows.degenerate(points)  # type: ignore[operator]
         return (flags | ~points.isfinite().all(0).all(0)).reshape(x.shape[:-2])
@@ -142,7 +143,7 @@ def usable_frames(zmatrix: ZMatrix, frames: Tensor, weights: Tensor | None) -> t
     Raises:
         ArgumentError: there are fewer than two, of another shape, or some that are not finite.
     """
-    check_frames(frames, len(zmatrix), "frames")
+    check_shape(frames, len(zmatrix), "frames")
     if frames.dim() != 3 or len(frames) < 2:
         raise ArgumentError.of("frames", f"of shape (two or more, {len(zmatrix)}, 3)", tuple(frames.shape))
     broken = (~frames.isfinite().all(-1).all(-1)).nonzero().flatten().tolist()

@@ -48,8 +48,8 @@ class HarmonicAngles(nn.Module):
         torque = self.stiffness * bend
         slope = torque / sine
         rows = torch.cat([cross(u, p), cross(p, v)])
-        rows *= torch.cat([slope / dot(u, u).clamp_min_(SMALLEST_SQUARE), slope / dot(v, v).clamp_min_(SMALLEST_SQUARE)])[
-            :, None
-        ]
+        rows *= torch.cat(
+            [slope / dot(u, u).clamp_min_(SMALLEST_SQUARE), slope / dot(v, v).clamp_min_(SMALLEST_SQUARE)]
+        )[:, None]
         scatter(gradient, self.matrix, rows)
         return (torque * bend).sum(0).mul_(0.5)

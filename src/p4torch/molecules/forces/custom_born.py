@@ -140,5 +140,3 @@ def _neck(force: openmm.CustomGBForce, columns: dict[str, Tensor], integral: dic
         place=tables["getd0"][kind[:, None], kind],
         cutoff=radius[:, None] + radius + float(integral["cutoff"]),
     )
-
-

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.molecules.system import MolecularSystem
+from p4torch.molecules.trajectory import check_trajectory
 from p4torch.training.checkpoint import write_whole
 from p4torch.training.folder import read_json, write_json
 
@@ -122,7 +123,7 @@ def load_frames(path: Path | str, system: MolecularSystem) -> Tensor:
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         expected = f"a trajectory of {system.atoms} atoms that MDTraj reads"
         raise ArgumentError.of("path", expected, f"{path} ({str(error).strip().splitlines()[0]})") from error
-    return system.check_trajectory(trajectory)
+    return check_trajectory(trajectory, system)
 
 
 def _save(values: np.ndarray, path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from tests.molecules.systems import MOLECULES, pdb_of, shaken, system_of
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.frames import check_frames, check_trajectory
+from p4torch.molecules.trajectory import check_frames, check_trajectory
 
 SINGLE = 1e-6  # nm: trajectories hold float32
 
