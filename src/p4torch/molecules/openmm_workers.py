@@ -15,7 +15,7 @@ import openmm
 from openmm import unit
 
 from p4torch.errors import ArgumentError, P4Error
-from p4torch.jobs import _ignored
+from p4torch.jobs import ignored
 
 _FORCE = unit.kilojoule_per_mole / unit.nanometer
 
@@ -143,7 +143,7 @@ class Workers:
                 continue
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, *self._arguments), name=name, daemon=True)
-            with _ignored(signal.SIGINT):  # inherited: Ctrl-C reaches the whole group, but is the parent's to handle
+            with ignored(signal.SIGINT):  # inherited: Ctrl-C reaches the whole group, but is the parent's to handle
                 process.start()
             theirs.close()
             self._workers.append(_Worker(name, process, ours))

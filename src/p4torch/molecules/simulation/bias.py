@@ -9,7 +9,7 @@ import openmm
 import torch
 from torch import Tensor
 
-from p4torch.molecules.geometry import torsion
+from p4torch.molecules.analysis.torsions import torsion_angles
 from p4torch.molecules.torsion_names import Torsion
 
 #: Terms of the series.
@@ -39,8 +39,7 @@ class TorsionBias:
 
     def angles(self, frames: Tensor) -> Tensor:
         """θ `(..., torsions)`, in rad, of frames `(..., atoms, 3)`."""
-        i, j, k, m = torch.tensor(self.torsions).unbind(-1)
-        return torsion(frames[..., i, :], frames[..., j, :], frames[..., k, :], frames[..., m, :])
+        return torsion_angles(frames, torch.tensor(self.torsions))
 
     def energy(self, angles: Tensor) -> Tensor:
         """V `(...)` in kJ/mol, of angles `(..., torsions)`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +70,11 @@ class ReferenceData:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def select(self, chosen: Tensor) -> ReferenceData:
+        """Some of the frames, by a mask or by indices; weights as they are."""
+        arrays = {name: getattr(self, name)[chosen] for name in ("frames", *_ARRAYS)}
+        return replace(self, **arrays)
 
     def resample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """`(count, atoms, 3)`: frames without weights, each taken as often as its weight says, to within one.

@@ -77,7 +77,7 @@ class Walker:
 
     title: str
     start: Start
-    bias: TorsionBias
+    bias: TorsionBias | None
     seed: int
     equilibration: int
     frames: int

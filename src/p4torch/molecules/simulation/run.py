@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import openmm
 from openmm import app
@@ -16,8 +19,9 @@ from p4torch.errors import ArgumentError
 from p4torch.jobs import Pool, Row
 from p4torch.molecules.simulation.method import Method
 from p4torch.molecules.simulation.parts import Part, Progress, run_part
+from p4torch.molecules.simulation.summary import summarise
 from p4torch.molecules.system import MolecularSystem
-from p4torch.training.folder import prepare, write_json
+from p4torch.training.folder import prepare, read_json, write_json
 from p4torch.training.provenance import cores, provenance
 
 #: Of the disk, for everything beside frames.
@@ -59,16 +63,28 @@ def simulate(
     _check_disk(out, method.records * (12 * system.atoms + 8))
     prepare(out, fields, resume=resume)
     record = provenance(workers=workers, openmm=openmm.__version__)
-    started = time.monotonic()
     _describe(system, out)
+    with timed(out / "provenance.json", record):
+        record["rows"] = method.run(system, out, partial(in_processes, workers=workers, console=console))
+    console.print(summarise(out, system).text, markup=False, highlight=False, soft_wrap=True)
 
-    def in_processes(parts: Sequence[Part]) -> list[Row]:
-        with display(parts, console, _result) as shown:
-            pool: Pool[Part, Progress] = Pool(min(workers, len(parts)), run_part, shown)
-            return pool.run(parts)
 
-    rows = method.run(system, out, in_processes)
-    write_json(out / "provenance.json", {**record, "wall_seconds": time.monotonic() - started, "rows": rows})
+def in_processes(parts: Sequence[Part], workers: int, console: Console) -> list[Row]:
+    """Simulate parts; their rows, in the order in which they end."""
+    with display(parts, console, _result) as shown:
+        pool: Pool[Part, Progress] = Pool(min(workers, len(parts)), run_part, shown)
+        return pool.run(parts)
+
+
+@contextmanager
+def timed(path: Path, record: dict[str, Any]) -> Iterator[None]:
+    """Write a record with the wall time of all attempts at a run, however this one ends."""
+    before = float(read_json(path)["wall_seconds"]) if path.exists() else 0.0
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        write_json(path, {**record, "wall_seconds": before + time.monotonic() - started})
 
 
 def _check_disk(out: Path, frame_bytes: int) -> None:
