@@ -344,6 +344,7 @@ def test_no_worker_outlives_a_program_that_is_killed(tmp_path: Path, mode: str) 
     assert _eventually(lambda: not any(_alive(worker) for worker in workers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["end", "fail"])
 def test_no_worker_outlives_a_program_that_ends(tmp_path: Path, mode: str) -> None:
     process, workers = _script(tmp_path, mode)
@@ -354,6 +355,7 @@ def test_no_worker_outlives_a_program_that_ends(tmp_path: Path, mode: str) -> No
     assert errors.count("Traceback") == (mode == "fail")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["idle", "busy"])
 def test_control_c_prints_the_traceback_of_the_program_alone(tmp_path: Path, mode: str) -> None:
     process, workers = _script(tmp_path, mode)
@@ -378,6 +380,7 @@ def test_an_interrupted_call_leaves_nothing_behind_for_the_next(pair: OpenMMEner
     assert torch.equal(pair.energy(x[:50]), first)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))

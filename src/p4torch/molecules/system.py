@@ -108,7 +108,7 @@ class MolecularSystem:
     def potential(self) -> Potential:
         """The potential energy in kJ/mol: as PyTorch, or by OpenMM's processes if a force is not known there."""
         try:
-            from p4torch.molecules.force_field import ForceField  # type: ignore[import-not-found]
+            from p4torch.molecules.force_field import ForceField
 
             return ForceField(self.openmm_system)
         except (ArgumentError, ModuleNotFoundError):
