@@ -17,11 +17,10 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules import checks
+from p4torch.molecules.force_field import ForceField
 from p4torch.molecules.openmm_energy import OpenMMEnergy
 from p4torch.molecules.reading import PathLike, parametrise, read_pdb, read_system
-
-#: The gas constant in kJ/mol/K (CODATA 2018).
-GAS_CONSTANT = 0.00831446261815324
+from p4torch.molecules.units import GAS_CONSTANT
 
 AMBER = ("amber99sbildn.xml", "amber96_obc.xml")
 
@@ -108,10 +107,8 @@ class MolecularSystem:
     def potential(self) -> Potential:
         """The potential energy in kJ/mol: as PyTorch, or by OpenMM's processes if a force is not known there."""
         try:
-            from p4torch.molecules.force_field import ForceField
-
             return ForceField(self.openmm_system)
-        except (ArgumentError, ModuleNotFoundError):
+        except ArgumentError:
             return OpenMMEnergy(self.openmm_system)
 
     def energy(self, x: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from p4torch.errors import P4Error
 from p4torch.molecules.simulation.bias import GROUP, TorsionBias
+from p4torch.molecules.units import GAS_CONSTANT
 
-#: Of one mole, in kJ/mol/K.
-GAS_CONSTANT = 0.00831446261815324
 #: Hydrogens are made this heavy, in Da: 2 fs without constraints. Masses leave the distribution of positions alone.
 HYDROGEN_MASS = 3.0
 
