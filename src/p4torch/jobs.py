@@ -133,7 +133,7 @@ class Pool(Generic[J, P]):
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, self.work), daemon=True)
-        with _ignored(signal.SIGINT):  # inherited: Ctrl-C reaches the whole group, but is the parent's to handle
+        with ignored(signal.SIGINT):  # inherited: Ctrl-C reaches the whole group, but is the parent's to handle
             process.start()
         theirs.close()
         worker = _Worker(process, ours, job)
@@ -195,7 +195,8 @@ class Pool(Generic[J, P]):
 
 
 @contextmanager
-def _ignored(number: signal.Signals) -> Iterator[None]:
+def ignored(number: signal.Signals) -> Iterator[None]:
+    """A signal is ignored meanwhile, also by the processes that are started."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -11,23 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.experiments import figures, metrics
 from p4torch.experiments.density import figure
-from p4torch.experiments.density.config import Config, Job, Progress
+from p4torch.experiments.density.config import Config, Job
 from p4torch.experiments.density.data import CHUNK, TrainingChunks, held_out
-from p4torch.experiments.density.display import display
 from p4torch.experiments.density.job import run_job
 from p4torch.experiments.density.models import BUILDERS, build, parameter_count
 from p4torch.experiments.density.overhead import lightning_share
 from p4torch.experiments.density.rates import best_rates, one_rate, tuned_rates
-from p4torch.experiments.density.run import prepare
+from p4torch.experiments.density.run import clear_demo
 from p4torch.experiments.density.settings import FULL, SHORT, Asked, resolve
 from p4torch.experiments.density.table import markdown, summarise
 from p4torch.experiments.targets import TARGETS, get_target
+from p4torch.training.folder import prepare
 
 JOB = Job("eight-gaussians", "p4inv", seed=0, steps=150, batch=32, every=20, learning_rate=1e-2)
 
@@ -273,27 +271,17 @@ def test_only_what_a_run_left_is_overwritten(tmp_path: Path) -> None:
     prepare(tmp_path / "run", demo, resume=False)
     (tmp_path / "run" / "jobs" / "a").mkdir(parents=True)
     with pytest.raises(ArgumentError, match="`out` must be a new or empty folder"):
-        prepare(tmp_path / "run", full, resume=False, overwrite=True)
+        clear_demo(tmp_path / "run", full)
+        prepare(tmp_path / "run", full, resume=False)
     assert (tmp_path / "run" / "jobs" / "a").exists()
-    prepare(tmp_path / "run", {**demo, "steps": 2}, resume=False, overwrite=True)
+    clear_demo(tmp_path / "run", demo)
+    prepare(tmp_path / "run", {**demo, "steps": 2}, resume=False)
     assert os.listdir(tmp_path / "run") == ["config.json"]
     with pytest.raises(CheckpointError, match="steps: expected 2, got 1"):
         prepare(tmp_path / "run", demo, resume=True)
     (tmp_path / "run" / "thesis.txt").write_text("")
     (tmp_path / "run" / "jobs").mkdir()
     with pytest.raises(ArgumentError, match="`out` must be a new or empty folder"):
-        prepare(tmp_path / "run", demo, resume=False, overwrite=True)
+        clear_demo(tmp_path / "run", demo)
+        prepare(tmp_path / "run", demo, resume=False)
     assert len(os.listdir(tmp_path / "run")) == 3
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_displays_tell_how_jobs_are_doing(whole, terminal: bool) -> None:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=150, color_system=None)
-    with display([JOB], console) as shown:
-        shown.started(JOB)
-        shown.progressed(JOB, Progress(50, 3.25, 7))
-        shown.finished(JOB, whole[1])
-        shown.message("Stopping")
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "eight-gaussians p4inv seed 0" in text and "KL" in text and "Stopping" in text
-    assert ("all jobs" in text) == terminal

@@ -29,6 +29,27 @@ def writable_folder(path: Path, argument: str = "out") -> Path:
     return path
 
 
+def prepare(out: Path, fields: dict[str, Any], *, resume: bool) -> None:
+    """Make the run folder and write its configuration, or find that it fits.
+
+    Raises:
+        ArgumentError: the folder cannot be written, or holds something and this is not a resume.
+        CheckpointError: it holds a run with another configuration.
+    """
+    writable_folder(out)
+    found = out / "config.json"
+    if resume and found.exists():
+        wrong = differences(read_json(found), fields)
+        if wrong:
+            raise CheckpointError(f"`out` must hold a run with this configuration: {found}: {wrong}")
+        return
+    if any(out.iterdir()):
+        expected = "a new or empty folder" if not resume else "the folder of a run (with a config.json)"
+        hint = "" if resume else ", which is not empty (--resume goes on with a run)"
+        raise ArgumentError.of("out", expected, f"{out}{hint}")
+    write_json(found, fields)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, whole or not at all. Numbers that are not finite become null."""
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from p4torch.errors import ArgumentError
 from p4torch.experiments.density.models import MODELS, TITLES, build, parameter_count
-from p4torch.experiments.density.run import prepare, run, tune
+from p4torch.experiments.density.run import clear_demo, run, tune
 from p4torch.experiments.density.settings import DEMO, SHORT, TUNE, Asked, resolve
 from p4torch.experiments.targets import TARGETS
+from p4torch.training.folder import prepare
 from p4torch.training.provenance import cores
 
 
@@ -46,7 +47,9 @@ def execute(request: Request, console: Console) -> None:
     if request.resume and not out.exists():
         console.print(f"Nothing to resume in {out}: a new run.", highlight=False, soft_wrap=True)
     torch.set_num_threads(1)  # for the figure, as for the jobs: beside other work two threads wait for each other
-    prepare(out, fields, resume=request.resume, overwrite=request.demo)
+    if request.demo and not request.resume:
+        clear_demo(out, fields)
+    prepare(out, fields, resume=request.resume)
     if request.tune:
         rates = tune(config, out, workers=workers, console=console)
         for target, best in rates.items():

@@ -60,6 +60,11 @@ class Progress:
     loss: float
     skipped: int
 
+    @property
+    def note(self) -> str:
+        """For people."""
+        return f"loss {self.loss:.3f}, {self.skipped} merges skipped"
+
 
 #: Called by a running job after each chunk; true asks it to stop.
 Report = Callable[[Progress], bool]

@@ -11,16 +11,16 @@ from typing import Any
 
 from rich.console import Console
 
-from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.display import display
+from p4torch.errors import CheckpointError
 from p4torch.experiments.density.config import LEARNING_RATES, TUNE_SEED, Config, Job, Rates, Report
-from p4torch.experiments.density.display import display
 from p4torch.experiments.density.figure import draw
 from p4torch.experiments.density.rates import best_rates
 from p4torch.experiments.density.table import markdown, summarise
 from p4torch.jobs import Pool
 from p4torch.training import provenance
 from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import differences, read_json, writable_folder, write_json
+from p4torch.training.folder import differences, read_json, write_json
 
 #: What a run leaves in its folder.
 _FILES = ("config.json", "provenance.json", "metrics.json", "tune.json", "table.md", "density.png", "density.pdf")
@@ -87,7 +87,7 @@ def run_jobs(jobs: list[Job], out: Path, workers: int, console: Console, seeds: 
     rows = [row for job in jobs if (row := finished(job, out)) is not None]
     left = [job for job in jobs if not (out / _JOBS / job.name / "result.json").exists()]
     try:
-        with display(left, console) as shown:
+        with display(left, console, _result) as shown:
             rows += Pool(min(workers, max(1, len(left))), partial(_job, out), shown).run(left)
     finally:
         write_json(out / "provenance.json", {**record, "wall_seconds": time.monotonic() - started})
@@ -99,6 +99,12 @@ def _job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
     from p4torch.experiments.density.job import run_job  # Lightning: seconds that the parent need not wait for
 
     return run_job(job, out / _JOBS / job.name, report)
+
+
+def _result(job: Job, row: dict[str, Any]) -> str:
+    return (
+        f"{job.title}: KL {row['kl']:.4f} nats, leakage {100 * row['leakage']:.2f} %, {row['skipped']} merges skipped"
+    )
 
 
 def finished(job: Job, out: Path) -> dict[str, Any] | None:
@@ -113,28 +119,13 @@ def finished(job: Job, out: Path) -> dict[str, Any] | None:
     return row
 
 
-def prepare(out: Path, fields: dict[str, Any], *, resume: bool, overwrite: bool = False) -> None:
-    """Make the run folder and write its configuration, or find that it fits.
-
-    Raises:
-        ArgumentError: the folder cannot be written, or holds something and this is not a resume.
-        CheckpointError: it holds a run with another configuration.
-    """
-    writable_folder(out)
+def clear_demo(out: Path, fields: dict[str, Any]) -> None:
+    """Remove an earlier run of this kind, if the folder holds nothing else."""
     found = out / "config.json"
-    if resume and found.exists():
-        wrong = differences(read_json(found), fields)
-        if wrong:
-            raise CheckpointError(f"`out` must hold a run with this configuration: {found}: {wrong}")
+    if not found.exists() or {path.name for path in out.iterdir()} - {*_FILES, _JOBS}:
         return
-    foreign = {path.name for path in out.iterdir()} - {*_FILES, _JOBS}
-    if overwrite and found.exists() and not foreign and read_json(found).get("kind") == fields["kind"]:
+    if read_json(found).get("kind") == fields["kind"]:
         clear(out)
-    if any(out.iterdir()):
-        expected = "a new or empty folder" if not resume else "the folder of a run (with a config.json)"
-        hint = "" if resume else ", which is not empty (--resume goes on with a run)"
-        raise ArgumentError.of("out", expected, f"{out}{hint}")
-    write_json(found, fields)
 
 
 def clear(out: Path) -> None:

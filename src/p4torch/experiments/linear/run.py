@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 
 from p4torch.errors import CheckpointError
-from p4torch.experiments.density.run import prepare
 from p4torch.experiments.linear.config import Job
 from p4torch.experiments.linear.cost import BLOCKS, CAPPED_BLOCKS, measure
 from p4torch.experiments.linear.figure import draw_companion, draw_gap
@@ -21,7 +20,7 @@ from p4torch.experiments.linear.suites import Config
 from p4torch.experiments.linear.table import claims, markdown, summarise
 from p4torch.training import provenance
 from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import differences, read_json, write_json
+from p4torch.training.folder import differences, prepare, read_json, write_json
 
 Row = dict[str, Any]
 

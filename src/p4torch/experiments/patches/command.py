@@ -10,10 +10,9 @@ import torch
 from rich.console import Console
 
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.experiments.density.run import prepare
 from p4torch.experiments.patches.config import Config
 from p4torch.experiments.patches.run import run
-from p4torch.training.folder import read_json
+from p4torch.training.folder import prepare, read_json
 from p4torch.training.provenance import cores
 
 #: What differs from the full run in a short one, which shows that everything works.

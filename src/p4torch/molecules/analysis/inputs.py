@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-
-GAS_CONSTANT = 0.00831446261815324
-"""R in kJ/mol/K (CODATA 2018)."""
+from p4torch.molecules.units import GAS_CONSTANT
 
 
 def thermal_energy(temperature_K: float, name: str = "temperature_K") -> float:

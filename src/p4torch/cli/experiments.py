@@ -1,49 +1,15 @@
-"""The command line. It only reads options: what they mean stands in `p4torch.experiments`."""
+"""`p4torch density`, `patches` and `linear`: the experiments."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-from p4torch import __version__
-from p4torch.errors import ArgumentError, P4Error
+import typer
 
-_INSTALL = 'this command needs more than torch: pip install "p4torch[experiments]"'
-
-try:
-    import typer
-except ModuleNotFoundError as error:
-    raise SystemExit(f"Error: {_INSTALL}") from error
-
-app = typer.Typer(
-    name="p4torch",
-    help="Networks that keep their mathematical properties while they train: experiments.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-    rich_markup_mode="markdown",
-)
+from p4torch.cli import options
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"p4torch {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    """Networks that keep their mathematical properties while they train: experiments."""
-
-
-@app.command()
 def density(
     targets: Annotated[str | None, typer.Option(help="Names, with commas between them. Default: all.")] = None,
     models: Annotated[str | None, typer.Option(help="rnvp, p4inv or both. Default: both.")] = None,
@@ -77,8 +43,8 @@ def density(
 
     Example: `p4torch density --targets eight-gaussians,rings --seeds 0 --steps 5000 --out runs/two`
     """
-    with _errors():
-        _require("matplotlib", "pytorch_lightning", "rich", "safetensors")
+    with options.errors():
+        options.require("matplotlib", "pytorch_lightning", "rich", "safetensors")
         from rich.console import Console
 
         from p4torch.experiments.density.command import Request, execute, listing
@@ -87,12 +53,20 @@ def density(
         if show:
             typer.echo(listing())
             return
-        asked = Asked(_names(targets), _names(models), _integers(seeds), steps, batch, every, lr=lr, rates=rates)
+        asked = Asked(
+            options.names(targets),
+            options.names(models),
+            options.integers(seeds),
+            steps,
+            batch,
+            every,
+            lr=lr,
+            rates=rates,
+        )
         request = Request(asked, out, workers, resume=resume, tune=tune, demo=demo, short=short)
         execute(request, Console())
 
 
-@app.command()
 def patches(
     models: Annotated[str | None, typer.Option(help="Out of p4inv,dense,lu,relative,fixed. Default: all.")] = None,
     ranks: Annotated[str | None, typer.Option(help="Of P4Inv. Default: 1,2,4,8.")] = None,
@@ -125,19 +99,19 @@ def patches(
 
     Example: `p4torch patches --ranks 2,8 --every 20 --seeds 0 --out runs/ranks`
     """
-    with _errors():
-        _require("matplotlib", "pytorch_lightning", "rich", "sklearn")
+    with options.errors():
+        options.require("matplotlib", "pytorch_lightning", "rich", "sklearn")
         from rich.console import Console
 
         from p4torch.experiments.patches.command import Request, execute
 
         asked = {
-            "models": _names(models),
-            "ranks": _integers(ranks, "ranks"),
-            "every": _integers(every, "every"),
-            "directions": _names(directions),
-            "seeds": _integers(seeds),
-            "learning_rates": _numbers(lr),
+            "models": options.names(models),
+            "ranks": options.integers(ranks, "ranks"),
+            "every": options.integers(every, "every"),
+            "directions": options.names(directions),
+            "seeds": options.integers(seeds),
+            "learning_rates": options.numbers(lr),
             "steps": steps,
             "tune_steps": tune_steps,
             "optimizer_state": optimizer_state,
@@ -147,7 +121,6 @@ def patches(
         execute(Request(asked, out, workers, resume=resume, short=short), Console())
 
 
-@app.command()
 def linear(
     suites: Annotated[
         str | None,
@@ -170,8 +143,8 @@ def linear(
 
     Example: `p4torch linear --suites gap,cost --seeds 0 --out runs/gap`
     """
-    with _errors():
-        _require("matplotlib", "rich")
+    with options.errors():
+        options.require("matplotlib", "rich")
         from rich.console import Console
 
         from p4torch.experiments.linear.command import Request, execute, listing
@@ -179,39 +152,6 @@ def linear(
         if show:
             typer.echo(listing())
             return
-        execute(Request(_names(suites), _integers(seeds), out, workers, resume=resume, short=short), Console())
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _integers(text: str | None, argument: str = "seeds") -> tuple[int, ...] | None:
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ArgumentError.of(argument, "integers with commas between them", repr(text)) from error
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ArgumentError.of("lr", "numbers with commas between them", repr(text)) from error
-
-
-def _require(*packages: str) -> None:
-    """Raises P4Error if a package of the extra is missing."""
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise P4Error(f"{_INSTALL} (missing: {', '.join(missing)})")
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Errors of ours become one line and exit code 2."""
-    try:
-        yield
-    except P4Error as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(getattr(error, "exit_code", 2)) from error
+        execute(
+            Request(options.names(suites), options.integers(seeds), out, workers, resume=resume, short=short), Console()
+        )

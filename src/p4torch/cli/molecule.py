@@ -1,0 +1,142 @@
+"""`p4torch molecule`: reference data of molecules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from p4torch.cli import options
+
+app = typer.Typer(
+    help="Molecules: reference data for Boltzmann generators.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+
+_PDB = Annotated[Path | None, typer.Argument(help="A PDB file with hydrogens. Default: alanine dipeptide.")]
+_FORCEFIELD = Annotated[
+    str | None,
+    typer.Option(help="OpenMM force-field files, with commas. Default: amber99sbildn.xml,amber96_obc.xml."),
+]
+_SYSTEM_XML = Annotated[
+    Path | None, typer.Option(help="An OpenMM System, instead of a force field; the PDB names its atoms.")
+]
+_WORKERS = Annotated[int | None, typer.Option(help="Processes at a time. Default: the number of cores.")]
+_RESUME = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, exactly.")]
+
+
+@app.command("simulate")
+def molecule_simulate(
+    pdb: _PDB = None,
+    forcefield: _FORCEFIELD = None,
+    system_xml: _SYSTEM_XML = None,
+    temperature: Annotated[float, typer.Option(help="In K.")] = 300.0,
+    method: Annotated[str, typer.Option(help="biased or tempered.")] = "biased",
+    torsions: Annotated[
+        str | None,
+        typer.Option(help="That are biased: phi, psi, phi:2 (residue 2), 4-6-8-14 (atoms). Default: see above."),
+    ] = None,
+    walkers: Annotated[int | None, typer.Option(help="Independent trajectories. Default: 4.")] = None,
+    held_out: Annotated[int | None, typer.Option(help="Walkers that are kept apart, for tests. Default: 1.")] = None,
+    nanoseconds: Annotated[float | None, typer.Option(help="Of each walker (17.5), or of each replica (8).")] = None,
+    save_ps: Annotated[float | None, typer.Option(help="Between two frames. Default: 0.1.")] = None,
+    adaptation_ns: Annotated[float | None, typer.Option(help="For finding the bias. Default: 1.5.")] = None,
+    ess: Annotated[
+        float | None, typer.Option(help="The bias is softened to this effective share of frames. Default: 0.4.")
+    ] = None,
+    highest: Annotated[
+        float | None, typer.Option(help="Highest temperature of the ladders, in K. Default: 600.")
+    ] = None,
+    replicas: Annotated[int | None, typer.Option(help="Temperatures of a ladder. Default: 5.")] = None,
+    ladders: Annotated[int | None, typer.Option(help="Independent ladders. Default: 2.")] = None,
+    step_fs: Annotated[float | None, typer.Option(help="Time step. Default: 2; hydrogens weigh 3 Da.")] = None,
+    platform: Annotated[str | None, typer.Option(help="OpenMM's. Default: Reference.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all random numbers. Default: 0.")] = None,
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/molecule"),
+    workers: _WORKERS = None,
+    resume: _RESUME = False,
+    short: Annotated[bool, typer.Option("--short", help="Seconds of it, to see that it works.")] = False,
+) -> None:
+    """Reference data: weighted frames of a molecule from its Boltzmann distribution, by Langevin dynamics.
+
+    biased: a bias on torsions is found, softened and frozen; walkers go on under it, and frames get weights that undo
+    it. By default phi of a dipeptide, else every rotatable bond. tempered: replicas at several temperatures exchange
+    them, without bias. Ctrl-C leaves checkpoints that `--resume` goes on from.
+
+    Example: `p4torch molecule simulate my.pdb --torsions phi,psi --nanoseconds 20 --out runs/mine`
+    """
+    with options.errors():
+        options.require_molecules()
+        from rich.console import Console
+
+        from p4torch.molecules.command import Molecule, make_method, run_simulation
+
+        asked = {
+            "torsions": torsions,
+            "walkers": walkers,
+            "held_out": held_out,
+            "nanoseconds": nanoseconds,
+            "save_ps": save_ps,
+            "adaptation_ns": adaptation_ns,
+            "ess": ess,
+            "highest": highest,
+            "replicas": replicas,
+            "ladders": ladders,
+            "step_fs": step_fs,
+            "platform": platform,
+            "seed": seed,
+        }
+        chosen = make_method(method, asked, short=short)
+        which = Molecule(pdb, options.names(forcefield), system_xml, temperature)
+        run_simulation(which, chosen, out, workers, Console(), resume=resume)
+
+
+@app.command("resample")
+def molecule_resample(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished simulation.")],
+    out: Annotated[Path, typer.Argument(help="The DCD file to write.")],
+    frames: Annotated[int, typer.Option(help="How many.")] = 100_000,
+    part: Annotated[str, typer.Option(help="train, held_out, or a temperature such as 300K.")] = "train",
+    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+) -> None:
+    """Frames of equal weight, out of weighted ones.
+
+    Example: `p4torch molecule resample runs/molecule training.dcd --frames 200000`
+    """
+    with options.errors():
+        options.require_molecules()
+        from rich.console import Console
+
+        from p4torch.molecules.command import run_resampling
+
+        run_resampling(run, part, frames, seed, out, Console())
+
+
+@app.command("noise")
+def molecule_noise(
+    pdb: _PDB = None,
+    forcefield: _FORCEFIELD = None,
+    system_xml: _SYSTEM_XML = None,
+    temperatures: Annotated[str, typer.Option(help="In K, with commas between them.")] = "300,600,1000",
+    sigma: Annotated[float, typer.Option(help="Standard deviation of the noise on every coordinate, in nm.")] = 0.004,
+    nanoseconds: Annotated[float, typer.Option(help="Of plain Langevin dynamics at each temperature.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/noise"),
+    workers: _WORKERS = None,
+    resume: _RESUME = False,
+) -> None:
+    """The noise baseline: mean energies of simulated frames, and of the same frames with noise on them.
+
+    Example: `p4torch molecule noise --temperatures 300,1000 --sigma 0.002`
+    """
+    with options.errors():
+        options.require_molecules()
+        from rich.console import Console
+
+        from p4torch.molecules.command import Molecule, run_noise
+        from p4torch.molecules.simulation.noise import NoiseRun
+
+        kelvins = options.numbers(temperatures, "temperatures") or ()
+        which = Molecule(pdb, options.names(forcefield), system_xml)
+        run = NoiseRun(kelvins, sigma, nanoseconds, seed=seed)
+        run_noise(which, run, out, workers, Console(), resume=resume)

@@ -1,0 +1,123 @@
+"""An OpenMM System as batched, differentiable PyTorch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import openmm
+import torch
+from torch import Tensor, nn
+
+from p4torch.errors import ArgumentError
+from p4torch.molecules.forces.reading import read_terms
+from p4torch.twins import transformed, twin_gradients
+
+#: Numbers that one array over all pairs holds for each thread: a few of these arrays fit into a core's own cache.
+CHUNK = 2**16
+
+
+class ForceField(nn.Module):
+    """E(x) in kJ/mol for x `(..., atoms, 3)` in nm: the energy `(...)` that OpenMM's Reference platform gives.
+
+        force_field = ForceField(openmm_system)
+        energy = force_field.energy(x)                         # differentiable, twice, too
+        energy, gradient = force_field.energy_and_gradient(x)  # without autograd, gradient dE/dx in kJ/mol/nm
+
+    Supported: HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, RBTorsionForce, NonbondedForce without cutoff,
+    GBSAOBCForce, and the CustomGBForce of OpenMM's implicit/obc1, obc2, gbn and gbn2; CMMotionRemover has no energy.
+    Everything else raises ArgumentError, naming the force and the reason.
+
+    x is float32 or float64 and decides the precision: the constants are kept in float64, `.to(dtype)` leaves them so.
+    Energy and first derivatives are hand-written and go through the batch in chunks that fit into the caches. Second
+    derivatives, `torch.compile` and `torch.func` use `energy_reference`, the same formulas in plain operations.
+    A frame without a finite energy (coinciding atoms) leaves the other frames' values and gradients alone.
+    """
+
+    def __init__(self, system: openmm.System) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(read_terms(system))
+        self.atoms = system.getNumParticles()
+        self._in_dtype: dict[torch.dtype, nn.ModuleList] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same as `energy`."""
+        return self.energy(x)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """E `(...)` in kJ/mol for x `(..., atoms, 3)` in nm. Raises ArgumentError for another shape or dtype."""
+        self._check(x)
+        if transformed():
+            return self.energy_reference(x)
+        energy: Tensor = _Energy.apply(x, self)
+        return energy
+
+    def energy_reference(self, x: Tensor) -> Tensor:
+        """E in plain, differentiable operations, all frames at once: the readable twin of `energy`."""
+        self._check(x)
+        total = x.new_zeros(x.shape[:-2])
+        for term in self.terms:
+            total = total + term.energy(x)  # type: ignore[operator]
+        return total
+
+    @torch.no_grad()
+    def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E `(...)` in kJ/mol and dE/dx `(..., atoms, 3)` in kJ/mol/nm, without autograd."""
+        self._check(x)
+        frames = x.detach().reshape(-1, self.atoms, 3)
+        energy, gradient = frames.new_empty(len(frames)), torch.empty_like(frames)
+        terms, size = self._constants(x.dtype), self._frames_a_chunk()
+        for start in range(0, len(frames), size):
+            chunk = slice(start, start + size)
+            positions = frames[chunk].permute(1, 2, 0).contiguous()
+            slopes = torch.zeros_like(positions)
+            total = positions.new_zeros(positions.shape[-1])
+            for term in terms:
+                total += term.add(positions, slopes)  # type: ignore[operator]
+            energy[chunk], gradient[chunk] = total, slopes.permute(2, 0, 1)
+        return energy.view(x.shape[:-2]), gradient.view(x.shape)
+
+    def _check(self, x: Tensor) -> None:
+        if x.dtype not in (torch.float32, torch.float64):
+            raise ArgumentError.of("x", "of dtype float32 or float64", x.dtype)
+        if x.dim() < 2 or x.shape[-2:] != (self.atoms, 3):
+            raise ArgumentError.of("x", f"of shape (..., {self.atoms}, 3)", tuple(x.shape))
+
+    def _frames_a_chunk(self) -> int:
+        pairs = max(1, self.atoms * (self.atoms - 1) // 2)
+        return max(16, torch.get_num_threads() * CHUNK // pairs)
+
+    def _constants(self, dtype: torch.dtype) -> nn.ModuleList:
+        if dtype == torch.float64:
+            return self.terms
+        if dtype not in self._in_dtype:
+            self._in_dtype[dtype] = copy.deepcopy(self.terms).to(dtype)
+        return self._in_dtype[dtype]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ForceField:
+        """Moves to another device; dtypes stay."""
+        self._in_dtype.clear()
+        return super()._apply(lambda value: value.to(fn(value).device), recurse)
+
+    def extra_repr(self) -> str:
+        return f"atoms={self.atoms}"
+
+
+class _Energy(torch.autograd.Function):
+    """The energy, with its gradient at hand where it will be asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, force_field: ForceField) -> Tensor:
+        energy, gradient = force_field.energy_and_gradient(x)
+        ctx.force_field = force_field
+        ctx.save_for_backward(x, gradient)
+        return energy
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
+        x, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            (found,) = twin_gradients(ctx.force_field.energy_reference, (True,), (x,), (slope,))
+            return found, None
+        return slope[..., None, None] * gradient, None

@@ -1,0 +1,142 @@
+"""The CustomGBForce forms that OpenMM's implicit-solvent XML files make: recognised by their expressions."""
+
+from __future__ import annotations
+
+import re
+
+import openmm
+import torch
+from torch import Tensor
+
+from p4torch.molecules.forces.born import PROBE, Neck, Solvent
+
+_NUMBER = r"[-+]?[\d.]+(?:[eE][-+]?\d+)?"
+
+
+def _pattern(expression: str) -> re.Pattern[str]:
+    """A literal expression without blanks, where <name> stands for a number and <name*> for a polynomial."""
+    pieces = []
+    for literal, name, polynomial in re.findall(r"([^<]*)(?:<(\w+)(\*?)>)?", expression.replace(" ", "")):
+        hole = r"[-+*^.\w]+" if polynomial else _NUMBER
+        pieces.append(re.escape(literal) + (f"(?P<{name}>{hole})" if name else ""))
+    return re.compile("".join(pieces))
+
+
+_VDW = "select(step(r+sr2-or1),0.5*(1/L-1/U+0.25*(r-sr2^2/r)*(1/(U^2)-1/(L^2))+0.5*log(L/U)/r),0)"
+_LIMITS = "U=r+sr2;L=max(or1,D);D=abs(r-sr2)"
+_INTEGRAL = _pattern(f"{_VDW};{_LIMITS}")
+_INTEGRAL_NECKS = _pattern(
+    "Ivdw+neckScale*Ineck;"
+    "Ineck=step(radius1+radius2+neckCut-r)*getm0(radindex1,radindex2)"
+    "/(1+100*(r-getd0(radindex1,radindex2))^2+0.3*1000000*(r-getd0(radindex1,radindex2))^6);"
+    f"Ivdw={_VDW};{_LIMITS};radius1=or1+offset;radius2=or2+offset;neckScale=<scale>;neckCut=<cutoff>;offset=<offset>"
+)
+_BORN = _pattern("1/(1/or-tanh(<polynomial*>)/radius);psi=I*or;radius=or+offset;offset=<offset>")
+_CONSTANTS = ";solventDielectric=<solvent>;soluteDielectric=<solute>;kappa=<kappa>;offset=<offset>"
+_SELF = _pattern("-0.5*<coulomb>*(1/soluteDielectric-1/solventDielectric)*charge^2/B" + _CONSTANTS)
+_SURFACE = _pattern(f"<surface>*(radius+{PROBE})^2*(radius/B)^6;radius=or+offset" + _CONSTANTS)
+_PAIR = _pattern(
+    "-<coulomb>*(1/soluteDielectric-1/solventDielectric)*charge1*charge2/f;f=sqrt(r^2+B1*B2*exp(-r^2/(4*B1*B2)))"
+    + _CONSTANTS
+)
+_ALPHA_BETA_GAMMA = "alpha*psi-beta*psi^2+gamma*psi^3"
+_MONOMIAL = re.compile(rf"([-+]?)(?:({_NUMBER})\*)?psi(?:\^(\d))?")
+_UNKNOWN = "its expressions are not those of OpenMM's implicit/obc1, obc2, gbn or gbn2 without salt"
+
+
+def read_custom_born(force: openmm.CustomGBForce) -> Solvent | str:
+    """The solvent that a CustomGBForce describes, or the reason why it cannot be told."""
+    found = _recognised(force)
+    if found is None:
+        return _UNKNOWN
+    integral, born, alone, surface = found
+    names = [force.getPerParticleParameterName(index) for index in range(force.getNumPerParticleParameters())]
+    rows = [force.getParticleParameters(index) for index in range(force.getNumParticles())]
+    columns = dict(zip(names, torch.tensor(rows, dtype=torch.float64).T, strict=True))
+    polynomial = _polynomial(born["polynomial"], columns)
+    if polynomial is None or not {"charge", "or", "sr"} <= columns.keys():
+        return _UNKNOWN
+    offset, charge = columns["or"], columns["charge"]
+    neck = _neck(force, columns, integral) if "scale" in integral else None
+    if isinstance(neck, str):
+        return neck
+    return Solvent(
+        charge=charge,
+        radius=offset + float(born["offset"]),
+        offset=offset,
+        scaled=columns["sr"],
+        polynomial=polynomial,
+        coupling=float(alone["coulomb"]) * (1 / float(alone["solute"]) - 1 / float(alone["solvent"])),
+        surface=0.0 if surface is None else float(surface["surface"]),
+        engulfed=False,
+        neck=neck,
+    )
+
+
+def _recognised(
+    force: openmm.CustomGBForce,
+) -> tuple[dict[str, str], dict[str, str], dict[str, str], dict[str, str] | None] | None:
+    """The numbers in the expressions for I, B, the self energy and the surface; None if one is of another form."""
+    values = [force.getComputedValueParameters(index) for index in range(force.getNumComputedValues())]
+    terms = [force.getEnergyTermParameters(index) for index in range(force.getNumEnergyTerms())]
+    single, pair = openmm.CustomGBForce.SingleParticle, openmm.CustomGBForce.ParticlePairNoExclusions
+    if [(name, kind) for name, _, kind in values] != [("I", pair), ("B", single)] or len(terms) not in (2, 3):
+        return None
+    if [kind for _, kind in terms] != [single] * (len(terms) - 1) + [pair] or force.getNumGlobalParameters():
+        return None
+    (_, integral, _), (_, born, _) = values
+    found = [
+        _numbers(integral, _INTEGRAL, _INTEGRAL_NECKS),
+        _numbers(born, _BORN),
+        _numbers(terms[0][0], _SELF),
+        _numbers(terms[-1][0], _PAIR),
+    ]
+    surface = _numbers(terms[1][0], _SURFACE) if len(terms) == 3 else None
+    if None in found or (len(terms) == 3 and surface is None):
+        return None
+    first, second, alone, paired = (numbers for numbers in found if numbers is not None)
+    same = all(float(alone[name]) == float(paired[name]) for name in ("coulomb", "solute", "solvent"))
+    if not same or float(alone["kappa"]) != 0:
+        return None
+    return first, second, alone, surface
+
+
+def _numbers(expression: str, *patterns: re.Pattern[str]) -> dict[str, str] | None:
+    for pattern in patterns:
+        match = pattern.fullmatch(expression.replace(" ", ""))
+        if match:
+            return match.groupdict()
+    return None
+
+
+def _polynomial(text: str, columns: dict[str, Tensor]) -> Tensor | None:
+    """α, β, γ `(3, atoms)` of αψ - βψ² + γψ³."""
+    if text == _ALPHA_BETA_GAMMA:
+        return torch.stack([columns[name] for name in ("alpha", "beta", "gamma")])
+    if re.sub(_MONOMIAL, "", text):
+        return None
+    coefficients = torch.zeros(4, dtype=torch.float64)
+    for sign, number, power in _MONOMIAL.findall(text):
+        if int(power or 1) > 3:
+            return None
+        coefficients[int(power or 1)] += float(f"{sign}1") * float(number or 1)
+    return (coefficients[1:] * torch.tensor([1.0, -1.0, 1.0]))[:, None].expand(-1, len(columns["charge"]))
+
+
+def _neck(force: openmm.CustomGBForce, columns: dict[str, Tensor], integral: dict[str, str]) -> Neck | str:
+    tables = {}
+    for index in range(force.getNumTabulatedFunctions()):
+        function = force.getTabulatedFunction(index)
+        if not isinstance(function, openmm.Discrete2DFunction):
+            return "its neck tables are not of the type Discrete2DFunction"
+        width, height, values = function.getFunctionParameters()
+        tables[force.getTabulatedFunctionName(index)] = torch.tensor(values, dtype=torch.float64).view(height, width).T
+    if not {"getm0", "getd0"} <= tables.keys():
+        return "its neck tables getm0 and getd0 are missing"
+    kind = columns["radindex"].round().long()
+    radius = columns["or"] + float(integral["offset"])
+    return Neck(
+        height=float(integral["scale"]) * tables["getm0"][kind[:, None], kind],
+        place=tables["getd0"][kind[:, None], kind],
+        cutoff=radius[:, None] + radius + float(integral["cutoff"]),
+    )

@@ -1,0 +1,112 @@
+"""Topology, positions and force field from files, with errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import openmm
+import torch
+from openmm import app, unit
+from torch import Tensor
+
+from p4torch.errors import ArgumentError
+from p4torch.molecules.checks import describe_residue
+
+PathLike = str | os.PathLike[str]
+
+
+def read_pdb(path: PathLike, argument: str = "path") -> tuple[app.Topology, Tensor]:
+    """The topology and the positions, float64 `(atoms, 3)` in nm, of a PDB file; of several models, the first.
+
+    Raises:
+        ArgumentError: the file is not there, cannot be read, or holds no atoms.
+    """
+    file = _existing(path, argument)
+    try:
+        pdb = app.PDBFile(str(file))
+    except Exception as error:
+        came = f"{file}: {error or type(error).__name__}"
+        raise ArgumentError.of(argument, "a PDB file with at least one atom", came) from error
+    if pdb.topology.getNumAtoms() == 0:
+        raise ArgumentError.of(argument, "a PDB file with at least one atom", f"{file}, which has none")
+    if pdb.getNumFrames() > 1:
+        warnings.warn(f"{file} has {pdb.getNumFrames()} models; the first is taken", UserWarning, stacklevel=3)
+    positions = pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+    return pdb.topology, torch.tensor(positions, dtype=torch.float64)
+
+
+def read_system(path: PathLike) -> openmm.System:
+    """An OpenMM System from the XML that `openmm.XmlSerializer` wrote.
+
+    Raises:
+        ArgumentError: the file is not there, or holds something else.
+    """
+    file = _existing(path, "system_xml_path")
+    try:
+        system = openmm.XmlSerializer.deserialize(file.read_text(encoding="utf-8"))
+    except Exception as error:
+        raise ArgumentError.of("system_xml_path", "the XML of an OpenMM System", f"{file}: {error}") from error
+    if not isinstance(system, openmm.System):
+        raise ArgumentError.of(
+            "system_xml_path", "the XML of an OpenMM System", f"{file}, of a {type(system).__name__}"
+        )
+    return system
+
+
+def read_force_field(names: tuple[str, ...]) -> app.ForceField:
+    """OpenMM's force field of these files, names that OpenMM ships or paths of one's own.
+
+    Raises:
+        ArgumentError: no names, or one that cannot be found or read.
+    """
+    if isinstance(names, str) or not names:
+        raise ArgumentError.of("forcefield", 'names of files, as ("amber14-all.xml", "implicit/obc2.xml")', repr(names))
+    try:
+        return app.ForceField(*names)
+    except Exception as error:
+        raise ArgumentError.of("forcefield", "names of OpenMM force-field files", f"{names!r}: {error}") from error
+
+
+def parametrise(topology: app.Topology, names: tuple[str, ...]) -> openmm.System:
+    """The System of a topology in open space, no constraints: `forcefield.createSystem` with its errors in words.
+
+    Raises:
+        ArgumentError: residues that the force field does not know, or that lack atoms (hydrogens, mostly).
+    """
+    force_field = read_force_field(names)
+    unmatched = force_field.getUnmatchedResidues(topology)
+    try:
+        return force_field.createSystem(
+            topology, nonbondedMethod=app.NoCutoff, constraints=None, rigidWater=False, removeCMMotion=True
+        )
+    except Exception as error:
+        if not unmatched:
+            raise ArgumentError.of("forcefield", "able to describe `path`", f"{names!r}: {error}") from error
+        named = ", ".join(describe_residue(residue) for residue in unmatched[:6]) + (", ..." if unmatched[6:] else "")
+        expected = f"of residues that {names!r} knows, complete with hydrogens"
+        came = f"{len(unmatched)} that it cannot match: {named}. {_advice(error)}"
+        raise ArgumentError.of("path", expected, came) from error
+
+
+def _advice(error: Exception) -> str:
+    told = str(error).split("  For more information")[0]
+    if "missing" in told and "H atom" in told:
+        return (
+            "Hydrogens are missing: add them with openmm.app.Modeller(topology, positions).addHydrogens(forcefield), "
+            f"and write the result with openmm.app.PDBFile.writeFile. OpenMM: {told}"
+        )
+    return (
+        "Remove what is not part of the molecule (water, ions) with openmm.app.Modeller.delete, or name a force field "
+        f"that has these residues. OpenMM: {told}"
+    )
+
+
+def _existing(path: PathLike, argument: str) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        raise ArgumentError.of(
+            argument, "a file", f"{file}, " + ("a folder" if file.is_dir() else "which is not there")
+        )
+    return file

@@ -1,0 +1,109 @@
+"""A simulation in a folder: checked before it starts, resumable, with its provenance."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import openmm
+from openmm import app
+from rich.console import Console
+
+from p4torch.display import display
+from p4torch.errors import ArgumentError
+from p4torch.jobs import Pool, Row
+from p4torch.molecules.simulation.method import Method
+from p4torch.molecules.simulation.parts import Part, Progress, run_part
+from p4torch.molecules.simulation.summary import summarise
+from p4torch.molecules.system import MolecularSystem
+from p4torch.training.folder import prepare, read_json, write_json
+from p4torch.training.provenance import cores, provenance
+
+#: Of the disk, for everything beside frames.
+_SPARE_BYTES = 50_000_000
+
+
+def simulate(
+    system: MolecularSystem,
+    method: Method,
+    out: Path | str,
+    *,
+    workers: int | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Simulate a molecule, and leave weighted frames in the folder `out`, for `ReferenceData.load`.
+
+    Args:
+        workers: processes at a time; as many as cores, if not given.
+        resume: go on with the run in the folder, from its last checkpoint.
+
+    Raises:
+        ArgumentError, CheckpointError: the folder or the disk cannot be used.
+        Interrupted: after Ctrl-C, at a checkpoint.
+        JobError: a simulation has failed.
+    """
+    out, console = Path(out), console or Console()
+    workers = cores() if workers is None else workers
+    if workers < 1:
+        raise ArgumentError.of("workers", "an integer >= 1", workers)
+    fields = {
+        "kind": "simulation",
+        "molecule": repr(system),
+        "fingerprint": system.fingerprint,
+        "temperature": system.temperature,
+        "atoms": system.atoms,
+        **method.fields(system),
+    }
+    _check_disk(out, method.records * (12 * system.atoms + 8))
+    prepare(out, fields, resume=resume)
+    record = provenance(workers=workers, openmm=openmm.__version__)
+    _describe(system, out)
+    with timed(out / "provenance.json", record):
+        record["rows"] = method.run(system, out, partial(in_processes, workers=workers, console=console))
+    console.print(summarise(out, system).text, markup=False, highlight=False, soft_wrap=True)
+
+
+def in_processes(parts: Sequence[Part], workers: int, console: Console) -> list[Row]:
+    """Simulate parts; their rows, in the order in which they end."""
+    with display(parts, console, _result) as shown:
+        pool: Pool[Part, Progress] = Pool(min(workers, len(parts)), run_part, shown)
+        return pool.run(parts)
+
+
+@contextmanager
+def timed(path: Path, record: dict[str, Any]) -> Iterator[None]:
+    """Write a record with the wall time of all attempts at a run, however this one ends."""
+    before = float(read_json(path)["wall_seconds"]) if path.exists() else 0.0
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        write_json(path, {**record, "wall_seconds": before + time.monotonic() - started})
+
+
+def _check_disk(out: Path, frame_bytes: int) -> None:
+    """Raises ArgumentError if the frames will not fit, as they grow and as they are handed over."""
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    needed, free = 2 * frame_bytes + _SPARE_BYTES, shutil.disk_usage(place).free
+    if free < needed:
+        raise ArgumentError.of("out", f"on a disk with {needed / 1e6:.0f} MB free", f"{free / 1e6:.0f} MB")
+
+
+def _describe(system: MolecularSystem, out: Path) -> None:
+    """The molecule, for whoever opens the frames."""
+    with (out / "topology.pdb").open("w", encoding="utf-8") as file:
+        app.PDBFile.writeFile(system.topology, system.positions.numpy() * 10, file)
+    (out / "system.xml").write_text(openmm.XmlSerializer.serialize(system.openmm_system), encoding="utf-8")
+
+
+def _result(part: Part, row: Row) -> str:
+    numbers = (
+        f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items() if isinstance(value, (int, float))
+    )
+    return f"{part.title}: {', '.join(numbers) or 'done'}"

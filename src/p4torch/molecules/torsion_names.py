@@ -1,0 +1,108 @@
+"""Torsions by name, and those worth biasing when nobody names any."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from p4torch.errors import ArgumentError
+from p4torch.molecules.bonds import BondGraph
+
+Torsion = tuple[int, int, int, int]
+
+#: Backbone torsions: atom names, and the step along the chain of each atom's residue.
+_BACKBONE = {
+    "phi": (("C", -1), ("N", 0), ("CA", 0), ("C", 0)),
+    "psi": (("N", 0), ("CA", 0), ("C", 0), ("N", 1)),
+}
+
+
+def parse_torsions(topology: Any, text: str) -> tuple[Torsion, ...]:
+    """Torsions from "phi", "phi:2" (in residue 2) or "4-6-8-14" (atoms, from 0), with commas between them.
+
+    Raises:
+        ArgumentError: a name that is unknown, missing in the molecule or found in several residues; atoms out of range.
+    """
+    return tuple(_parse(topology, part.strip()) for part in text.split(","))
+
+
+def default_torsions(topology: Any) -> tuple[Torsion, ...]:
+    """phi if the molecule is a dipeptide (one phi, in no ring); else one torsion about every rotatable bond.
+
+    Rotatable is a bond between two heavy atoms that both have other heavy neighbours, in no ring, and not between
+    two planar centres of which one is nitrogen (amides).
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    graph = BondGraph.from_topology(topology)
+    phi = list(_named(topology, "phi").values())
+    if len(phi) == 1 and not graph.in_ring(phi[0][1], phi[0][2]):
+        return (phi[0],)
+    found = tuple(_about(graph, i, j) for i, j in graph.bonds if _rotatable(graph, i, j))
+    if not found:
+        raise ArgumentError.of("torsions", "given: the molecule has no rotatable bond", "none")
+    return found
+
+
+def torsion_label(topology: Any, torsion: Torsion) -> str:
+    """ "phi:2" where it has a name, else "4-6-8-14"."""
+    for kind in _BACKBONE:
+        for residue, atoms in _named(topology, kind).items():
+            if torsion in (atoms, atoms[::-1]):
+                return f"{kind}:{residue}"
+    return "-".join(map(str, torsion))
+
+
+def _parse(topology: Any, text: str) -> Torsion:
+    kind, _, residue = text.partition(":")
+    if kind in _BACKBONE:
+        found = _named(topology, kind)
+        chosen = [atoms for name, atoms in found.items() if residue in ("", name)]
+        if len(chosen) != 1:
+            names = ", ".join(f"{kind}:{name}" for name in found) or "none"
+            raise ArgumentError.of("torsions", f"one {kind} of the molecule, which has {names}", repr(text))
+        return chosen[0]
+    parts = text.split("-")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        known = ", ".join(_BACKBONE)
+        raise ArgumentError.of("torsions", f"{known}, one with its residue (phi:2), or atoms (4-6-8-14)", repr(text))
+    i, j, k, m = (int(part) for part in parts)
+    count = topology.getNumAtoms()
+    if len({i, j, k, m}) < 4 or max(i, j, k, m) >= count:
+        raise ArgumentError.of("torsions", f"four different atoms from 0 to {count - 1}", repr(text))
+    return i, j, k, m
+
+
+def _named(topology: Any, kind: str) -> dict[str, Torsion]:
+    """By residue."""
+    residues = {residue.index: residue for residue in topology.residues()}
+    near = BondGraph.from_topology(topology).neighbours
+    found: dict[str, Torsion] = {}
+    for index, residue in residues.items():
+        atoms = []
+        for name, step in _BACKBONE[kind]:
+            other = residues.get(index + step)
+            atoms += [atom.index for atom in other.atoms() if atom.name == name] if other is not None else []
+        if len(atoms) == 4 and all(b in near[a] for a, b in itertools.pairwise(atoms)):
+            i, j, k, m = atoms
+            found[residue.id] = (i, j, k, m)
+    return found
+
+
+def _rotatable(graph: BondGraph, i: int, j: int) -> bool:
+    if any(graph.elements[atom] == "H" or len(_heavy(graph, atom)) < 2 for atom in (i, j)) or graph.in_ring(i, j):
+        return False
+    planar = all(len(graph.neighbours[atom]) == 3 for atom in (i, j))
+    return not (planar and "N" in (graph.elements[i], graph.elements[j]))
+
+
+def _about(graph: BondGraph, j: int, k: int) -> Torsion:
+    """Through the bond's first heavy neighbours."""
+    i = next(atom for atom in _heavy(graph, j) if atom != k)
+    m = next(atom for atom in _heavy(graph, k) if atom != j)
+    return i, j, k, m
+
+
+def _heavy(graph: BondGraph, atom: int) -> list[int]:
+    return [near for near in graph.neighbours[atom] if graph.elements[near] != "H"]

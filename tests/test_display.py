@@ -1,0 +1,36 @@
+"""How running jobs are shown."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import pytest
+from rich.console import Console
+
+from p4torch.display import display
+
+
+@dataclass(frozen=True)
+class _Job:
+    title: str = "rings, seed 0"
+    steps: int = 100
+
+
+@dataclass(frozen=True)
+class _Progress:
+    step: int
+    note: str
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_displays_tell_how_jobs_are_doing(terminal: bool) -> None:
+    job, console = _Job(), Console(file=io.StringIO(), force_terminal=terminal, width=150, color_system=None)
+    with display([job], console, lambda job, row: f"{job.title}: KL {row['kl']}") as shown:
+        shown.started(job)
+        shown.progressed(job, _Progress(50, "loss 3.25"))
+        shown.finished(job, {"kl": 0.5})
+        shown.message("Stopping")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "rings, seed 0: KL 0.5" in text and "Stopping" in text
+    assert ("all, steps" in text) == terminal
