@@ -79,8 +79,11 @@ class Dynamics:
         try:
             self._integrator.step(steps)
         except openmm.OpenMMException as error:
-            hint = f"a time step below {self.thermostat.step_fs:g} fs may help"
-            raise SimulationError(f"the simulation has failed: {error}; {hint}") from error
+            raise SimulationError(f"the simulation has failed: {error}; {self._hint}") from error
+
+    @property
+    def _hint(self) -> str:
+        return f"a time step below {self.thermostat.step_fs:g} fs may help"
 
     def frames(self, count: int, every: int) -> Iterator[tuple[np.ndarray, float]]:
         """Positions `(atoms, 3)` in nm and the unbiased energy in kJ/mol, every so many steps."""
@@ -97,10 +100,15 @@ class Dynamics:
         return torch.from_numpy(np.stack(frames))
 
     def positions(self) -> np.ndarray:
-        """`(atoms, 3)`, in nm."""
+        """`(atoms, 3)` in nm, the mean at the origin: far from it single precision would lose what matters.
+
+        Raises SimulationError if they are not finite.
+        """
         state = self.context.getState(getPositions=True)
         values: np.ndarray = state.getPositions(asNumpy=True).value_in_unit(openmm.unit.nanometer)
-        return values
+        if not np.isfinite(values).all():
+            raise SimulationError(f"the simulation has failed: positions are not finite; {self._hint}")
+        return values - values.mean(0)
 
     def energy(self) -> float:
         """Without the bias, in kJ/mol."""

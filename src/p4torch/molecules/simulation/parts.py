@@ -94,6 +94,8 @@ class Walker:
         store = Store(self.folder, len(self.start.positions))
         done, state = store.resume()
         started = time.monotonic()
+        if done == self.frames:
+            return {"frames": done, "seconds": 0.0}
         dynamics = Dynamics(self.start.system, self.start.positions, self.start.thermostat, self.seed, self.bias)
         if state is None:
             dynamics.advance(self.equilibration)

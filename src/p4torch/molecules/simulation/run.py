@@ -103,7 +103,9 @@ def _describe(system: MolecularSystem, out: Path) -> None:
 
 
 def _result(part: Part, row: Row) -> str:
-    numbers = (
-        f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items() if isinstance(value, (int, float))
-    )
-    return f"{part.title}: {', '.join(numbers) or 'done'}"
+    said = [f"{name.replace('_', ' ')} {_number(value)}" for name, value in row.items() if not isinstance(value, list)]
+    return f"{part.title}: {', '.join(said) or 'done'}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
