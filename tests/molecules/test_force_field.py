@@ -9,11 +9,11 @@ import openmm
 import pytest
 import torch
 from openmm import app
+from tests.molecules.systems import shaken, system_of
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules import ForceField, MolecularSystem, OpenMMEnergy
-from tests.molecules.systems import shaken, system_of
 
 #: Up to energies of 1e6 kJ/mol, in kJ/mol and kJ/mol/nm: what is asked of a replacement of OpenMM.
 SAME_ENERGY, SAME_FORCE = 1e-4, 1e-3

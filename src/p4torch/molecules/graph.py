@@ -73,6 +73,21 @@ class BondGraph:
                     queue.append(other)
         return tuple(found.get(atom, len(self)) for atom in range(len(self)))
 
+    @property
+    def bonds(self) -> list[tuple[int, int]]:
+        """Each once, the lower atom first."""
+        return [(i, j) for i, near in enumerate(self.neighbours) for j in near if i < j]
+
+    def in_ring(self, i: int, j: int) -> bool:
+        """Whether two bonded atoms stay connected without their bond."""
+        reached, border = {i}, [near for near in self.neighbours[i] if near != j]
+        while border:
+            atom = border.pop()
+            if atom not in reached:
+                reached.add(atom)
+                border.extend(self.neighbours[atom])
+        return j in reached
+
     def importance(self, centre: int, neighbour: int) -> tuple[bool, int, int]:
         """Sorts the neighbours of an atom: heavy ones first, then those that carry the larger branch."""
         reached = sum(distance < len(self) for distance in self._distances(neighbour, without=centre))

@@ -6,10 +6,12 @@ import itertools
 from typing import Any
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.bonds import BondGraph
+from p4torch.molecules.graph import BondGraph
 
 Torsion = tuple[int, int, int, int]
 
+#: Atomic numbers.
+HYDROGEN, NITROGEN = 1, 7
 #: Backbone torsions: atom names, and the step along the chain of each atom's residue.
 _BACKBONE = {
     "phi": (("C", -1), ("N", 0), ("CA", 0), ("C", 0)),
@@ -91,10 +93,10 @@ def _named(topology: Any, kind: str) -> dict[str, Torsion]:
 
 
 def _rotatable(graph: BondGraph, i: int, j: int) -> bool:
-    if any(graph.elements[atom] == "H" or len(_heavy(graph, atom)) < 2 for atom in (i, j)) or graph.in_ring(i, j):
+    if any(graph.numbers[atom] == HYDROGEN or len(_heavy(graph, atom)) < 2 for atom in (i, j)) or graph.in_ring(i, j):
         return False
     planar = all(len(graph.neighbours[atom]) == 3 for atom in (i, j))
-    return not (planar and "N" in (graph.elements[i], graph.elements[j]))
+    return not (planar and NITROGEN in (graph.numbers[i], graph.numbers[j]))
 
 
 def _about(graph: BondGraph, j: int, k: int) -> Torsion:
@@ -105,4 +107,4 @@ def _about(graph: BondGraph, j: int, k: int) -> Torsion:
 
 
 def _heavy(graph: BondGraph, atom: int) -> list[int]:
-    return [near for near in graph.neighbours[atom] if graph.elements[near] != "H"]
+    return [near for near in graph.neighbours[atom] if graph.numbers[near] != HYDROGEN]

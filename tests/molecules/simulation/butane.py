@@ -21,7 +21,7 @@ def butane(temperature: float = 300.0) -> MolecularSystem:
     residue = topology.addResidue("BUT", topology.addChain())
     atoms = [topology.addAtom(f"C{i}", app.element.carbon, residue) for i in range(4)]
     bonds, angles, torsions = openmm.HarmonicBondForce(), openmm.HarmonicAngleForce(), openmm.PeriodicTorsionForce()
-    for i in range(4):
+    for _ in range(4):
         system.addParticle(12.0)
     for i in range(3):
         topology.addBond(atoms[i], atoms[i + 1])

@@ -51,7 +51,7 @@ def test_a_bias_flattens_what_it_saw() -> None:
     off = (found - log_p)[often]
     assert (off - off.mean()).abs().max() < FOURIER_NOISE
     half = TorsionBias.zero(((0, 1, 2, 3),)).flattened(angles, KT, gain=0.5)
-    torch.testing.assert_close(half.coefficients, bias.coefficients / 2)
+    torch.testing.assert_close(half.coefficients, bias.coefficients / 2, rtol=0, atol=1e-6)  # they are rounded
 
 
 @pytest.mark.parametrize("wanted", [0.2, 0.5, 0.8])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from tests.molecules.simulation.butane import butane, share_of
 
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.jobs import JobError
@@ -24,7 +25,6 @@ from p4torch.molecules.simulation.method import start_of
 from p4torch.molecules.simulation.noise import NoiseRun, measure_noise
 from p4torch.molecules.simulation.parts import Walker
 from p4torch.molecules.simulation.store import Store
-from tests.molecules.simulation.butane import butane, share_of
 
 #: Standard errors that a right answer may be off by: one test in 16,000 fails for no reason.
 SIGMAS = 4.0
@@ -177,7 +177,7 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, float], message: s
 
 def test_a_simulation_that_explodes_says_so() -> None:
     start = start_of(butane(), Thermostat(300.0, step_fs=500.0))
-    with pytest.raises(SimulationError, match="failed.*a time step below 500 fs may help"):
+    with pytest.raises(SimulationError, match=r"failed.*a time step below 500 fs may help"):
         Dynamics(start.system, start.positions, start.thermostat, seed=1).sampled(50, 20)
 
 
@@ -206,7 +206,7 @@ def test_data_of_another_molecule_are_refused(tmp_path: Path) -> None:
     simulate(butane(), method, tmp_path / "run", workers=1, console=quiet())
     with pytest.raises(ArgumentError, match="`run` must be of MolecularSystem"):
         ReferenceData.load(tmp_path / "run", system=MolecularSystem.alanine_dipeptide())
-    with pytest.raises(ArgumentError, match="held_out/frames.dcd"):
+    with pytest.raises(ArgumentError, match=r"held_out/frames\.dcd"):
         ReferenceData.load(tmp_path / "run", "held_out")
     with pytest.raises(ArgumentError, match="`path` must be a trajectory of 22 atoms"):
         load_frames(tmp_path / "run" / "train" / "frames.dcd", MolecularSystem.alanine_dipeptide())

@@ -9,7 +9,8 @@ from p4torch.molecules.forces.geometry import SMALLEST_SQUARE, cross, dot, incid
 
 
 class HarmonicAngles(nn.Module):
-    """E = Σ k (θ - θ0)² / 2 with θ = atan2(|u × v|, u · v), u = x_i - x_j, v = x_k - x_j: well-conditioned up to 0 and π.
+    """E = Σ k (θ - θ0)² / 2 with θ = atan2(|u × v|, u · v), u = x_i - x_j, v = x_k - x_j: well-conditioned up to 0
+    and π.
 
     atoms: i, j, k as `(3, angles)`, j in the middle. angle: θ0 `(angles,)` in rad. stiffness: k in kJ/mol/rad².
     At θ = 0 and θ = π, where θ has no derivative, the gradient is 0.

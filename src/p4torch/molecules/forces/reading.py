@@ -29,8 +29,8 @@ Series = dict[tuple[int, ...], list[tuple[int, float, float]]]
 def read_terms(system: openmm.System) -> list[nn.Module]:
     """The terms of a system.
 
-    Raises ArgumentError, naming the force, for virtual sites, constraints, periodic systems, cutoffs and forces that are
-    not among: HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, RBTorsionForce, NonbondedForce,
+    Raises ArgumentError, naming the force, for virtual sites, constraints, periodic systems, cutoffs and forces that
+    are not among: HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, RBTorsionForce, NonbondedForce,
     GBSAOBCForce, the CustomGBForce of OpenMM's implicit/obc1, obc2, gbn and gbn2. CMMotionRemover has no energy.
     """
     _check_system(system)

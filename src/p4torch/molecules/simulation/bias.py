@@ -18,6 +18,8 @@ TERMS = 6
 GROUP = 31
 
 _BINS = 72
+#: Of coefficients in kJ/mol: rounding that differs from process to process would grow into other trajectories.
+_DECIMALS = 6
 #: Share of a histogram that is spread evenly: what was not visited yet counts as rare, not as impossible.
 _SPREAD = 0.02
 
@@ -64,16 +66,19 @@ class TorsionBias:
         force.updateParametersInContext(context)
 
     def flattened(self, angles: Tensor, kT: float, gain: float) -> TorsionBias:
-        """V + gain · kT ln p̂, where p̂ is each torsion's histogram in angles `(frames, torsions)` of a run under V."""
+        """V + gain · kT ln p̂, where p̂ is each torsion's histogram in angles `(frames, torsions)` of a run under V.
+
+        On the evenly spaced bins cosines and sines are orthogonal: each coefficient is a sum of its own.
+        """
         grid = _grid()
         basis = _basis(grid)
         rows = []
         for theta in angles.double().unbind(-1):
             counts = torch.histc(theta, _BINS, -math.pi, math.pi)
             shares = (1 - _SPREAD) * counts / counts.sum() + _SPREAD / _BINS
-            target = kT * shares.log()
-            rows.append(torch.linalg.lstsq(basis, (target - target.mean()).unsqueeze(-1)).solution.squeeze(-1))
-        return TorsionBias(self.torsions, self.coefficients + gain * torch.stack(rows))
+            rows.append(basis.mT @ (kT * shares.log()) * (2 / _BINS))
+        found = self.coefficients + gain * torch.stack(rows)
+        return TorsionBias(self.torsions, found.round(decimals=_DECIMALS))
 
     def softened(self, kT: float, ess: float) -> TorsionBias:
         """The strongest α V, α ≤ 1, whose samples keep an effective sample size of `ess` after reweighting.
