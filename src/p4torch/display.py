@@ -93,6 +93,7 @@ class Lines(Generic[J]):
     def __init__(self, jobs: Sequence[J], console: Console, result: Result[J]) -> None:
         self._console, self._total, self._done, self._result = console, len(jobs), 0, result
         self._told: dict[J, float] = {}
+        self._first: dict[J, tuple[float, int]] = {}
 
     def __enter__(self) -> Lines[J]:
         return self
@@ -105,9 +106,13 @@ class Lines(Generic[J]):
         self.message(f"{job.title}: start")
 
     def progressed(self, job: J, progress: Noted) -> None:
-        if time.monotonic() - self._told[job] >= 10:
-            self._told[job] = time.monotonic()
-            self.message(f"{job.title}: step {progress.step}/{job.steps}, {progress.note}")
+        now = time.monotonic()
+        begun, first = self._first.setdefault(job, (now, progress.step))
+        if now - self._told[job] >= 10:
+            self._told[job] = now
+            made = progress.step - first
+            left = f", {duration((now - begun) / made * (job.steps - progress.step))} left" if made > 0 else ""
+            self.message(f"{job.title}: step {progress.step}/{job.steps}, {progress.note}{left}")
 
     def finished(self, job: J, row: Row | None) -> None:
         if row is not None:
@@ -121,3 +126,8 @@ class Lines(Generic[J]):
 def display(jobs: Sequence[J], console: Console, result: Result[J]) -> Bars[J] | Lines[J]:
     """Bars on a terminal, lines in a file or a pipe. `result` puts a finished job into words."""
     return Bars(jobs, console, result) if console.is_terminal else Lines(jobs, console, result)
+
+
+def duration(seconds: float) -> str:
+    """For people: "7 min", "40 s"."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -77,8 +77,8 @@ class ZMatrix:
     def alanine_dipeptide(cls) -> ZMatrix:
         """The published one: N, CA, HA, CB, C as the block; φ and ψ are the torsions of atoms 4 and 16.
 
-        Source: the alanine dipeptide of Noé et al., Science 365 (2019), in the coordinates of Dibak et al., Physical
-        Review Research 4 (2022) L042005 (temperature-steerable flows); atoms in Amber's order.
+        Source: the test case of Dibak, Klein and Noé, Temperature-steerable flows, Machine Learning and the Physical
+        Sciences (NeurIPS workshop), 2020; atoms in Amber's order.
         """
         return cls(ALANINE_BLOCK, ALANINE_ROWS, ALANINE_NAMES)
 

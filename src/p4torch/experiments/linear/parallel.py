@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from p4torch.display import duration
 from p4torch.experiments.linear.config import Job
 from p4torch.experiments.linear.job import run_job
 from p4torch.jobs import Interrupted, JobError
@@ -91,9 +92,5 @@ class Lines:
         left = (time.monotonic() - self._started) / self._done * (self._total - self._done)
         how = {"reached": f"{row['steps_made']} steps", "limit": f"loss {row['loss']:.1e} at the limit"}
         ended = how.get(row["status"], row["status"])
-        text = f"{job.title}: {ended}  ({self._done}/{self._total} jobs, about {_duration(left)} left)"
+        text = f"{job.title}: {ended}  ({self._done}/{self._total} jobs, about {duration(left)} left)"
         self._console.print(text, highlight=False, soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.analysis.inputs import refuse
+from p4torch.molecules.geometry import torsion
 
 Arc = tuple[float, float]
 """Angles from the first to the second, counter-clockwise, in rad: (2.4, 0) runs through π."""
@@ -33,10 +34,7 @@ def torsion_angles(frames: Tensor, atoms: Tensor) -> Tensor:
         raise ArgumentError.of("atoms", f"in 0 ... {frames.shape[-2] - 1}", atoms.tolist())
     refuse(~frames.isfinite().flatten(-2).all(-1).flatten(), "frames", "finite", "not finite")
     first, second, third, fourth = frames.detach().to(torch.float64)[..., atoms, :].unbind(-2)
-    b1, b2, b3 = second - first, third - second, fourth - third
-    normal = torch.linalg.cross(b2, b3)
-    sine = torch.linalg.vector_norm(b2, dim=-1) * (b1 * normal).sum(-1)
-    return torch.atan2(sine, (torch.linalg.cross(b1, b2) * normal).sum(-1))
+    return torsion(first, second, third, fourth)
 
 
 def wrap(angles: Tensor) -> Tensor:
