@@ -15,7 +15,7 @@ from p4torch.molecules.forces.reading import read_terms
 from p4torch.twins import transformed, twin_gradients
 
 #: Numbers that one array over all pairs holds for each thread: a few of these arrays fit into a core's own cache.
-CHUNK = 2**16
+CHUNK = 2**15
 
 
 class ForceField(nn.Module):
@@ -25,9 +25,9 @@ class ForceField(nn.Module):
         energy = force_field.energy(x)                         # differentiable, twice, too
         energy, gradient = force_field.energy_and_gradient(x)  # without autograd, gradient dE/dx in kJ/mol/nm
 
-    Supported: HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, RBTorsionForce, NonbondedForce without cutoff,
-    GBSAOBCForce, and the CustomGBForce of OpenMM's implicit/obc1, obc2, gbn and gbn2; CMMotionRemover has no energy.
-    Everything else raises ArgumentError, naming the force and the reason.
+    Supported: HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, RBTorsionForce, NonbondedForce without
+    cutoff, GBSAOBCForce, and the CustomGBForce of OpenMM's implicit/obc1, obc2, gbn and gbn2; CMMotionRemover has no
+    energy. Everything else raises ArgumentError, naming the force and the reason.
 
     x is float32 or float64 and decides the precision: the constants are kept in float64, `.to(dtype)` leaves them so.
     Energy and first derivatives are hand-written and go through the batch in chunks that fit into the caches. Second
@@ -50,7 +50,7 @@ class ForceField(nn.Module):
         self._check(x)
         if transformed():
             return self.energy_reference(x)
-        energy: Tensor = _Energy.apply(x, self)
+        energy: Tensor = _Energy.apply(x, self)  # type: ignore[no-untyped-call]
         return energy
 
     def energy_reference(self, x: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class ForceField(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ForceField:
         """Moves to another device; dtypes stay."""
         self._in_dtype.clear()
-        return super()._apply(lambda value: value.to(fn(value).device), recurse)
+        return super()._apply(lambda value: value.to(fn(value).device), recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"atoms={self.atoms}"
@@ -115,7 +115,7 @@ class _Energy(torch.autograd.Function):
         return energy
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None]:
         x, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
             (found,) = twin_gradients(ctx.force_field.energy_reference, (True,), (x,), (slope,))

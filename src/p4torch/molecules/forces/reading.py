@@ -29,8 +29,8 @@ Series = dict[tuple[int, ...], list[tuple[int, float, float]]]
 def read_terms(system: openmm.System) -> list[nn.Module]:
     """The terms of a system.
 
-    Raises ArgumentError, naming the force, for virtual sites, constraints, periodic systems, cutoffs and forces that are
-    not among: HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, RBTorsionForce, NonbondedForce,
+    Raises ArgumentError, naming the force, for virtual sites, constraints, periodic systems, cutoffs and forces that
+    are not among: HarmonicBondForce, HarmonicAngleForce, PeriodicTorsionForce, RBTorsionForce, NonbondedForce,
     GBSAOBCForce, the CustomGBForce of OpenMM's implicit/obc1, obc2, gbn and gbn2. CMMotionRemover has no energy.
     """
     _check_system(system)
@@ -50,7 +50,7 @@ def read_terms(system: openmm.System) -> list[nn.Module]:
             raise _refusal(force, "a force type that is not supported")
     if series:
         terms.append(_fourier(count, series))
-    if pair_terms and count > 1:
+    if pair_terms:
         terms.append(Pairs(count, pair_terms))
     return [term for term in terms if term is not None]
 
