@@ -97,7 +97,7 @@ def implicit(name: str, **options: object) -> openmm.System:
 
 @pytest.mark.parametrize("name", ["obc2", "gbn2"])
 def test_refuses_salt(name: str) -> None:
-    with pytest.raises(ArgumentError, match="CustomGBForce: its expressions are not those .* without salt"):
+    with pytest.raises(ArgumentError, match=r"CustomGBForce: its expressions are not those .* without salt"):
         ForceField(implicit(name, implicitSolventKappa=1.0))
 
 
