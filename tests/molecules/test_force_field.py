@@ -1,220 +1,257 @@
-"""The force field in PyTorch against OpenMM's Reference platform, and against itself."""
+"""The force field in PyTorch against OpenMM's Reference platform, its readable twin, and finite differences."""
 
 from __future__ import annotations
 
 import copy
-import pickle
+import math
 
 import openmm
 import pytest
 import torch
-from openmm import app
-from tests.molecules.systems import shaken, system_of
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.molecules.systems import FORCE_FIELDS, MOLECULES, shaken, system_of
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules import ForceField, MolecularSystem, OpenMMEnergy
+from p4torch.molecules import force_field as module
+from p4torch.molecules.force_field import ForceField
+from p4torch.molecules.openmm_energy import OpenMMEnergy
 
-#: Up to energies of 1e6 kJ/mol, in kJ/mol and kJ/mol/nm: what is asked of a replacement of OpenMM.
-SAME_ENERGY, SAME_FORCE = 1e-4, 1e-3
-HIGHEST = 1e6
-#: Single precision, relative to the sum of the terms' absolute energies: charges cancel, their rounding does not.
+#: What two orders of the same float64 sums may differ by, in kJ/mol and kJ/mol/nm, at energies up to HIGHEST.
+ENERGY, GRADIENT, HIGHEST = 1e-4, 1e-3, 1e6
+#: Relative to max(1, largest): two float64 orders of summation.
+ROUNDING = 1e-11
+#: Of the float32 energy: relative to the sum of the sizes of its terms, whose differences it is.
 SINGLE = 1e-5
-#: The same formulas in another order, in double precision.
-TWIN = 1e-9
+#: Noise in nm: from what thermal motion is to what pushes atoms into each other.
+NOISE = (1e-3, 0.05)
 
-#: At least five molecules: neutral and charged, rings, sulfur, 75 atoms; three force fields, two kinds of solvent.
-PAIRS = [
+SMALL = ("amber99sbildn, obc", "amber14, gbn2")
+
+#: Molecules of different chemistry and charge, each with a force field: amber99sbildn, amber96, amber14.
+BARRED = [
     ("alanine-dipeptide", "amber99sbildn, obc"),
-    ("proline-dipeptide", "amber96, obc1"),
-    ("lysine-dipeptide", "amber99sbildn, obc"),
-    ("aspartate-dipeptide", "amber14, obc2"),
-    ("tryptophan-dipeptide", "amber14, gbn2"),
-    ("cysteine-dipeptide", "amber14, obc2"),
     ("met-enkephalin", "amber99sbildn, obc"),
+    ("lysine-dipeptide", "amber14, obc2"),
+    ("aspartate-dipeptide", "amber14, obc2"),
+    ("cysteine-dipeptide", "amber14, gbn2"),
+    ("proline-dipeptide", "amber96, obc1"),
+    ("tryptophan-dipeptide", "amber96, obc1"),
 ]
 
 
-def perturbed(system: MolecularSystem, frames: int) -> Tensor:
-    """Positions with noise of 0.001 to 0.05 nm, evenly in its logarithm."""
-    noise = 1e-3 * 50 ** torch.rand(frames, 1, 1, dtype=torch.float64)
+def force_field_of(name: str = "alanine-dipeptide", forcefield: str = "amber99sbildn, obc") -> ForceField:
+    return ForceField(system_of(name, forcefield).openmm_system)
+
+
+def perturbed(name: str, forcefield: str, frames: int) -> Tensor:
+    """Frames with noise of log-uniform size."""
+    system = system_of(name, forcefield)
+    low, high = map(math.log, NOISE)
+    noise = (low + (high - low) * torch.rand(frames, 1, 1, dtype=torch.float64)).exp()
     return system.positions + noise * torch.randn(frames, system.atoms, 3, dtype=torch.float64)
 
 
-def compare(system: MolecularSystem, frames: int) -> float:
-    """Asserts that we agree; the highest energy that was compared."""
-    x = perturbed(system, frames)
-    force_field, oracle = ForceField(system.openmm_system), OpenMMEnergy(system.openmm_system, workers=0)
-    (energy, gradient), (wanted, slopes) = force_field.energy_and_gradient(x), oracle.energy_and_gradient(x)
-    usable = wanted.abs() < HIGHEST
-    assert usable.float().mean() > 0.9
-    assert (energy - wanted)[usable].abs().max() <= SAME_ENERGY
-    assert (gradient - slopes)[usable].abs().max() <= SAME_FORCE
-    rounded = x.float().double()
-    exact, scale = force_field.energy(rounded), scale_of(force_field, rounded)
-    single = force_field.energy(x.float()).double()
-    assert ((single - exact).abs() / scale)[usable].max() <= SINGLE
-    return float(wanted[usable].max())
+def assert_agrees_with_openmm(system: openmm.System, x: Tensor) -> None:
+    """Energies and gradients of all frames below HIGHEST, which most are."""
+    expected, expected_gradient = OpenMMEnergy(system, workers=0).energy_and_gradient(x)
+    energy, gradient = ForceField(system).energy_and_gradient(x)
+    low = expected < HIGHEST
+    assert low.double().mean() >= 0.5
+    assert (energy - expected)[low].abs().max() <= ENERGY
+    assert (gradient - expected_gradient)[low].abs().max() <= GRADIENT
 
 
-def scale_of(force_field: ForceField, x: Tensor) -> Tensor:
-    """Σ |E| over the terms."""
-    return torch.stack([term.energy(x).abs() for term in force_field.terms]).sum(0)
+# --- OpenMM ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "forcefield"), PAIRS)
-def test_openmm_agrees(name: str, forcefield: str) -> None:
-    compare(system_of(name, forcefield), 30)
+@pytest.mark.parametrize("forcefield", FORCE_FIELDS)
+@pytest.mark.parametrize("name", MOLECULES)
+def test_agrees_with_openmm(name: str, forcefield: str) -> None:
+    system = system_of(name, forcefield).openmm_system
+    assert_agrees_with_openmm(system, perturbed(name, forcefield, 4))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "forcefield"), PAIRS[:4])
-def test_openmm_agrees_on_a_thousand_frames(name: str, forcefield: str) -> None:
-    assert compare(system_of(name, forcefield), 1000) > 1e4
+@pytest.mark.parametrize(("name", "forcefield"), BARRED)
+def test_agrees_with_openmm_on_a_thousand_frames(name: str, forcefield: str) -> None:
+    assert_agrees_with_openmm(system_of(name, forcefield).openmm_system, perturbed(name, forcefield, 1000))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["proline-dipeptide", "tryptophan-dipeptide", "met-enkephalin"])
-def test_openmm_agrees_on_a_thousand_frames_of_larger_molecules(name: str) -> None:
-    assert compare(system_of(name), 1000) > 1e4
+@pytest.mark.parametrize("forcefield", FORCE_FIELDS)
+def test_agrees_with_openmm_where_atoms_are_inside_each_other(forcefield: str) -> None:
+    """Pairs at distances that descreening tells apart: one sphere inside the other, overlapping, apart, no neck."""
+    original = system_of(forcefield=forcefield).openmm_system
+    system = openmm.System()
+    for _ in range(original.getNumParticles()):
+        system.addParticle(1.0)
+    force = next(force for force in original.getForces() if "GB" in type(force).__name__)
+    system.addForce(copy.deepcopy(force))
+    generator = torch.Generator().manual_seed(1)
+    size = torch.logspace(-2, 0, 20, dtype=torch.float64)[:, None, None]
+    assert_agrees_with_openmm(system, size * torch.rand(20, 22, 3, generator=generator, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("name", "forcefield"), PAIRS)
-def test_the_fast_path_is_its_readable_twin(name: str, forcefield: str) -> None:
-    system = system_of(name, forcefield)
-    force_field, x = ForceField(system.openmm_system), shaken(system, 5, 0.01)
-    x.requires_grad_()
-    fast, plain = force_field.energy(x), force_field.energy_reference(x)
-    torch.testing.assert_close(fast, plain, rtol=TWIN, atol=TWIN)
-    (slope,), (wanted,) = torch.autograd.grad(fast.sum(), x), torch.autograd.grad(plain.sum(), x)
-    torch.testing.assert_close(slope, wanted, rtol=TWIN, atol=TWIN * float(wanted.abs().max()))
+def test_torsions_of_any_phase_and_ryckaert_bellemans_agree_with_openmm() -> None:
+    system = openmm.System()
+    for _ in range(5):
+        system.addParticle(1.0)
+    periodic, ryckaert = openmm.PeriodicTorsionForce(), openmm.RBTorsionForce()
+    for n, phase in enumerate((0.3, -1.2, 2.0, math.pi, 0.0, 5.0), start=1):
+        periodic.addTorsion(0, 1, 2, 3, n, phase, 4.0 + n)
+        periodic.addTorsion(4, 3, 2, 1, n, phase, 3.0 - n)
+    ryckaert.addTorsion(0, 1, 2, 3, 9.2, 12.1, -13.1, -3.0, 26.2, -31.4)
+    system.addForce(periodic)
+    system.addForce(ryckaert)
+    assert_agrees_with_openmm(system, torch.rand(50, 5, 3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("forcefield", ["amber99sbildn, obc", "amber14, gbn2"])
-def test_second_derivatives_are_those_of_the_forces(forcefield: str) -> None:
-    system = system_of("cysteine-dipeptide" if "amber14" in forcefield else "alanine-dipeptide", forcefield)
-    force_field = ForceField(system.openmm_system)
-    x, v = shaken(system, 1), torch.randn(1, system.atoms, 3, dtype=torch.float64)
-    x.requires_grad_()
-    (slope,) = torch.autograd.grad(force_field.energy(x).sum(), x, create_graph=True)
-    (product,) = torch.autograd.grad((slope * v).sum(), x)
-    step = 1e-6
-    with torch.no_grad():
-        above, below = (force_field.energy_and_gradient(x + sign * step * v)[1] for sign in (1, -1))
-    torch.testing.assert_close(product, (above - below) / (2 * step), rtol=1e-5, atol=1e-2)
+def test_one_ion() -> None:
+    system = openmm.System()
+    system.addParticle(1.0)
+    force = openmm.GBSAOBCForce()
+    force.addParticle(1.0, 0.15, 0.8)
+    system.addForce(force)
+    assert_agrees_with_openmm(system, torch.rand(3, 1, 3, dtype=torch.float64))
 
 
-def test_any_batch() -> None:
-    system = system_of()
-    force_field, x = ForceField(system.openmm_system), shaken(system_of(), 6)
-    energy = force_field(x)
-    torch.testing.assert_close(force_field(x.reshape(2, 3, 22, 3)), energy.reshape(2, 3))
-    torch.testing.assert_close(force_field(x[0]), energy[0])
-    assert force_field(x[:0]).shape == (0,)
-    many = x.repeat(500, 1, 1)
-    torch.testing.assert_close(force_field(many), energy.repeat(500))
-    for wrong in (x[:, :21], x.to(torch.int64), x.half(), x[0, 0]):
-        with pytest.raises(ArgumentError, match="`x` must be"):
-            force_field(wrong)
+# --- derivatives ----------------------------------------------------------------------------------------------
 
 
-def test_a_broken_frame_leaves_the_others_alone() -> None:
-    system = system_of()
-    force_field, x = ForceField(system.openmm_system), shaken(system_of(), 4)
-    wanted, slopes = force_field.energy_and_gradient(x)
-    broken = x.clone()
-    broken[1, 3] = broken[1, 4]
-    broken[2, 0, 0] = torch.nan
-    broken.requires_grad_()
-    energy = force_field.energy(broken)
-    energy[[0, 3]].sum().backward()
-    torch.testing.assert_close(energy[[0, 3]], wanted[[0, 3]])
-    torch.testing.assert_close(broken.grad[[0, 3]], slopes[[0, 3]])  # type: ignore[index]
-    assert not energy[2].isfinite()
+@pytest.mark.parametrize("forcefield", SMALL)
+def test_first_and_second_derivatives(forcefield: str) -> None:
+    force_field = force_field_of(forcefield=forcefield)
+    x = shaken(system_of(forcefield=forcefield), 2, 0.01).requires_grad_()
+    assert torch.autograd.gradcheck(force_field, (x,), eps=1e-7, rtol=1e-4, fast_mode=True)
+    assert torch.autograd.gradgradcheck(force_field, (x,), eps=1e-7, rtol=1e-4, fast_mode=True)
 
 
-def test_a_straight_angle_has_finite_forces() -> None:
-    model, force = openmm.System(), openmm.HarmonicAngleForce()
-    for _ in range(3):
-        model.addParticle(1.0)
-    force.addAngle(0, 1, 2, 1.9, 100.0)
-    model.addForce(force)
-    x = torch.tensor([[[-0.1, 0, 0], [0, 0, 0], [0.1, 0, 0]]], dtype=torch.float64)
-    energy, gradient = ForceField(model).energy_and_gradient(x)
-    assert float(energy) == pytest.approx(50 * (torch.pi - 1.9) ** 2)
-    assert gradient.isfinite().all()
+def test_hessian_is_that_of_the_gradients() -> None:
+    """H v by double backward against central differences of hand-written gradients."""
+    force_field, step = force_field_of(), 1e-6
+    x = shaken(system_of(), 3, 0.005).requires_grad_()
+    v = torch.randn_like(x)
+    (gradient,) = torch.autograd.grad(force_field.energy(x).sum(), x, create_graph=True)
+    (product,) = torch.autograd.grad((gradient * v).sum(), x)
+    ahead, behind = (force_field.energy_and_gradient(x + sign * step * v)[1] for sign in (1, -1))
+    torch.testing.assert_close(
+        product, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-5 * float(product.abs().max())
+    )
 
 
-def test_copies_and_devices() -> None:
-    system = system_of()
-    force_field, x = ForceField(system.openmm_system), shaken(system_of(), 3)
-    wanted = force_field(x)
-    for other in (copy.deepcopy(force_field), pickle.loads(pickle.dumps(force_field)), force_field.float()):
-        torch.testing.assert_close(other(x), wanted, rtol=0, atol=0)
-    assert force_field(x.float()).dtype == torch.float32
+@pytest.mark.parametrize("forcefield", FORCE_FIELDS)
+def test_the_twin_says_the_same(forcefield: str) -> None:
+    force_field = force_field_of("lysine-dipeptide", forcefield)
+    x = perturbed("lysine-dipeptide", forcefield, 20).requires_grad_()
+    energy, gradient = force_field.energy_and_gradient(x)
+    twin = force_field.energy_reference(x)
+    (expected,) = torch.autograd.grad(twin.sum(), x)
+    for value, wanted in ((energy, twin.detach()), (gradient, expected)):
+        assert (value - wanted).abs().max() <= ROUNDING * max(1.0, float(wanted.abs().max()))
 
 
-@pytest.mark.cuda
-def test_on_a_gpu() -> None:
-    system = system_of()
-    force_field, x = ForceField(system.openmm_system), shaken(system_of(), 10)
-    wanted = force_field(x)
-    torch.testing.assert_close(force_field.cuda()(x.cuda()).cpu(), wanted, rtol=TWIN, atol=TWIN)
+def test_function_transforms() -> None:
+    force_field = force_field_of()
+    x = shaken(system_of(), 2)
+    gradient = torch.func.vmap(torch.func.grad(force_field.energy))(x)
+    torch.testing.assert_close(gradient, force_field.energy_and_gradient(x)[1], rtol=1e-9, atol=1e-7)
+
+
+@pytest.mark.parametrize("forcefield", SMALL)
+def test_traces_without_a_graph_break(forcefield: str) -> None:
+    force_field = force_field_of(forcefield=forcefield)
+    x = shaken(system_of(forcefield=forcefield), 8).requires_grad_()
+    energy = torch.compile(force_field, fullgraph=True, backend="aot_eager")(x)
+    (gradient,) = torch.autograd.grad(energy.sum(), x)
+    expected, expected_gradient = force_field.energy_and_gradient(x)
+    torch.testing.assert_close(energy, expected, rtol=1e-9, atol=1e-7)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_compiles_as_one_graph() -> None:
-    system = system_of()
-    force_field, x = ForceField(system.openmm_system), shaken(system_of(), 4).requires_grad_()
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_compiles() -> None:
+    force_field, x = force_field_of(), shaken(system_of(), 8)
     energy = torch.compile(force_field, fullgraph=True)(x)
-    torch.testing.assert_close(energy, force_field(x), rtol=TWIN, atol=TWIN)
-    (slope,) = torch.autograd.grad(energy.sum(), x)
-    torch.testing.assert_close(slope, force_field.energy_and_gradient(x)[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(energy, force_field.energy(x), rtol=1e-9, atol=1e-7)
 
 
-def external() -> openmm.Force:
-    force = openmm.CustomExternalForce("x^2")
-    force.addParticle(0)
-    return force
+# --- dtypes, shapes, modules ----------------------------------------------------------------------------------
 
 
-def cutoff() -> openmm.Force:
-    force = openmm.NonbondedForce()
-    for _ in range(2):
-        force.addParticle(0.0, 0.1, 0.0)
-    force.setNonbondedMethod(openmm.NonbondedForce.CutoffNonPeriodic)
-    return force
+@pytest.mark.parametrize(("name", "forcefield"), BARRED)
+def test_single_precision(name: str, forcefield: str) -> None:
+    """Against float64 at the same, rounded positions; relative to |E| of each kind of term, summed."""
+    force_field = force_field_of(name, forcefield)
+    x = perturbed(name, forcefield, 50).float()
+    energy, gradient = force_field.energy_and_gradient(x)
+    expected, expected_gradient = force_field.energy_and_gradient(x.double())
+    terms = [term for part in force_field.terms for term in getattr(part, "terms", [part])]
+    assert energy.dtype == gradient.dtype == torch.float32 and len(terms) == 5
+    low = expected < HIGHEST
+    assert ((energy - expected).abs() / magnitude(force_field, x.double()))[low].max() <= SINGLE
+    size = expected_gradient.abs().amax((-2, -1))
+    assert ((gradient - expected_gradient).abs().amax((-2, -1)) / size)[low].max() <= SINGLE
 
 
-def solvent() -> openmm.Force:
-    force = openmm.CustomGBForce()
-    force.addEnergyTerm("x^2", openmm.CustomGBForce.SingleParticle)
-    for _ in range(2):
-        force.addParticle([])
-    return force
+def magnitude(force_field: ForceField, x: Tensor) -> Tensor:
+    """Σ |E_term| over bonds, angles, torsions, nonbonded pairs and solvent, `(...)` in kJ/mol."""
+    *bonded, pairs = force_field.terms
+    i, j = pairs.atoms
+    r = (x[..., i, :] - x[..., j, :]).norm(dim=-1)
+    energies = [term.energy(x) for term in bonded] + [term.energy(r) for term in pairs.terms]
+    return torch.stack(energies).abs().sum(0)
+
+
+def test_positions_decide_the_precision() -> None:
+    force_field, x = force_field_of(), shaken(system_of(), 2)
+    expected = force_field.energy(x)
+    assert force_field.energy(x.float()).dtype == torch.float32
+    assert torch.equal(force_field.float().energy(x), expected)
+    assert torch.equal(copy.deepcopy(force_field).double().energy(x), expected)
+    assert not list(force_field.parameters()) and not force_field.state_dict()
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (2, 3), (0,), (2, 0)])
+def test_any_leading_dimensions(batch: tuple[int, ...]) -> None:
+    force_field = force_field_of()
+    x = system_of().positions.expand(*batch, -1, -1).clone().requires_grad_()
+    energy, gradient = force_field.energy_and_gradient(x)
+    assert energy.shape == batch and gradient.shape == x.shape and not energy.requires_grad
+    force_field(x).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, gradient)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    force_field, x = force_field_of(), shaken(system_of(), 50, 0.01)
+    expected = force_field.energy_and_gradient(x)
+    monkeypatch.setattr(module, "CHUNK", 1)
+    energy, gradient = force_field.energy_and_gradient(x)
+    torch.testing.assert_close(energy, expected[0], rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(gradient, expected[1], rtol=ROUNDING, atol=ROUNDING * float(expected[1].abs().max()))
+
+
+@given(st.floats(-math.pi, math.pi), st.floats(-5.0, 5.0))
+def test_moving_the_molecule_changes_nothing(angle: float, shift: float) -> None:
+    force_field, x = force_field_of(), system_of().positions
+    c, s = math.cos(angle), math.sin(angle)
+    rotation = torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]], dtype=torch.float64)
+    energy, gradient = force_field.energy_and_gradient(x)
+    moved = x @ rotation.T + shift
+    torch.testing.assert_close(force_field.energy(moved), energy, rtol=0, atol=1e-8)
+    assert gradient.sum(0).abs().max() < 1e-8
 
 
 @pytest.mark.parametrize(
-    ("force", "name"),
+    ("x", "message"),
     [
-        (external(), "CustomExternalForce"),
-        (cutoff(), "NonbondedForce"),
-        (solvent(), "CustomGBForce"),
-        (openmm.AndersenThermostat(300, 1), "AndersenThermostat"),
-        (openmm.MonteCarloBarostat(1, 300), "MonteCarloBarostat"),
+        (torch.zeros(3, 21, 3), r"`x` must be of shape \(\.\.\., 22, 3\), got \(3, 21, 3\)"),
+        (torch.zeros(66), r"got \(66,\)"),
+        (torch.zeros(1, 22, 3, dtype=torch.float16), "`x` must be of dtype float32 or float64, got torch.float16"),
+        (torch.zeros(1, 22, 3, dtype=torch.int64), "got torch.int64"),
     ],
 )
-def test_unknown_forces_are_refused_by_name(force: openmm.Force, name: str) -> None:
-    system = openmm.System()
-    for _ in range(2):
-        system.addParticle(1.0)
-    system.addForce(force)
-    with pytest.raises(ArgumentError, match=name):
-        ForceField(system)
-
-
-def test_constraints_are_refused() -> None:
-    topology = system_of().topology
-    system = app.ForceField("amber99sbildn.xml").createSystem(topology, constraints=app.HBonds)
-    with pytest.raises(ArgumentError, match="constraint"):
-        ForceField(system)
+def test_refuses_other_positions(x: Tensor, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        force_field_of().energy(x)

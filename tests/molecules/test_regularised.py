@@ -1,4 +1,4 @@
-"""The regularised energy: as it is below the threshold, tame above, finite always."""
+"""The regularised energy: monotone, smooth, finite, and deaf to broken frames."""
 
 from __future__ import annotations
 
@@ -8,61 +8,114 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.molecules.systems import shaken, system_of
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
+from p4torch.molecules.force_field import ForceField
 from p4torch.molecules.regularised import RegularisedEnergy, regularised
 
-#: Rounding of a handful of operations in double precision.
+LINEAR, SCALE, LARGEST = 100.0, 5.0, 1e10
+#: Half a step of the numbers near LINEAR, which is where two energies may come out the wrong way round.
 ROUNDING = 1e-12
 
-finite = st.floats(-1e8, 1e8)
+energies = st.floats(-1e30, 1e30)
 
 
-@given(finite, finite, st.floats(0.1, 1e3))
-def test_it_rises_and_is_the_same_below(one: float, other: float, scale: float) -> None:
+def value(energy: float, **options: float) -> float:
+    return float(regularised(torch.tensor(energy, dtype=torch.float64), **{"linear": LINEAR, **options}))
+
+
+@given(energies, energies, st.sampled_from([0.1, 1.0, 50.0]), st.sampled_from([math.inf, LARGEST]))
+def test_monotone(one: float, other: float, scale: float, largest: float) -> None:
     low, high = sorted((one, other))
-    energy = torch.tensor([low, high], dtype=torch.float64)
-    found = regularised(energy, linear=100.0, scale=scale)
-    assert float(found[0]) <= float(found[1])
-    assert (found <= energy + ROUNDING * energy.abs()).all()
-    assert torch.equal(found[energy <= 100], energy[energy <= 100])
+    assert value(low, scale=scale, largest=largest) <= value(high, scale=scale, largest=largest) + ROUNDING
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.0, 30.0])
-def test_it_is_smooth_at_the_threshold(scale: float) -> None:
-    energy = torch.tensor([100 - 1e-9, 100.0, 100 + 1e-9], dtype=torch.float64, requires_grad=True)
-    found = regularised(energy, linear=100.0, scale=scale)
+@given(st.floats(-1e30, LINEAR))
+def test_identity_up_to_the_threshold(energy: float) -> None:
+    assert value(energy, scale=SCALE) == energy
+
+
+@given(st.floats(LINEAR, 1e9))
+def test_logarithm_above(energy: float) -> None:
+    expected = LINEAR + SCALE * math.log(1 + (energy - LINEAR) / SCALE)
+    assert value(energy, scale=SCALE) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 50.0])
+def test_once_continuously_differentiable(scale: float) -> None:
+    distance = 1e-9
+    energy = torch.tensor([LINEAR - distance, LINEAR, LINEAR + distance], dtype=torch.float64, requires_grad=True)
+    found = regularised(energy, LINEAR, scale)
     (slope,) = torch.autograd.grad(found.sum(), energy)
-    torch.testing.assert_close(found, energy)
-    torch.testing.assert_close(slope, torch.ones(3, dtype=torch.float64), atol=1e-8, rtol=0)
-    above = torch.tensor([250.0], dtype=torch.float64)
-    assert float(regularised(above, 100.0, scale)) == pytest.approx(100 + scale * math.log1p(150 / scale))
+    torch.testing.assert_close(found, energy, rtol=0, atol=2 * distance**2 / scale + ROUNDING)
+    torch.testing.assert_close(slope, torch.ones(3, dtype=torch.float64), rtol=0, atol=2 * distance / scale)
 
 
-def test_what_is_not_finite_becomes_a_constant() -> None:
-    def energy(x: Tensor) -> Tensor:
-        return 1 / x.square().sum((-2, -1)) - 5
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("scale", "largest"), [(0.1, math.inf), (1.0, math.inf), (1.0, LARGEST)])
+def test_non_finite_energies(dtype: torch.dtype, broken: float, scale: float, largest: float) -> None:
+    top = torch.finfo(dtype).max
+    energy = torch.tensor([1.0, broken, top, 1e3], dtype=dtype, requires_grad=True)
+    found = regularised(energy, LINEAR, scale, largest)
+    (slope,) = torch.autograd.grad(found.sum(), energy)
+    assert found.isfinite().all() and slope.isfinite().all()
+    assert found[1] == found[2] == found.max() and slope[1] == 0 and slope[0] == 1
+    assert (slope[2] == 0) == (largest < top) or slope[2] < 1e-30
 
-    x = torch.randn(4, 3, 3, dtype=torch.float64)
-    x[1], x[2, 0, 0] = 0.0, torch.nan
+
+def test_a_broken_frame_leaves_the_others_alone() -> None:
+    """Coinciding atoms, a NaN among the positions: their gradient is 0, that of the others as without them."""
+    system = system_of()
+    energy = RegularisedEnergy(ForceField(system.openmm_system), linear=100.0)
+    good = shaken(system, 2, 0.01)
+    x = torch.cat([good, good])
+    x[2, 5], x[3, 3, 0] = x[2, 12], math.nan
     x.requires_grad_()
-    module = RegularisedEnergy(energy, linear=50.0, largest=1e6)
-    found = module(x)
-    found.sum().backward()
-    assert found.isfinite().all() and x.grad is not None and x.grad.isfinite().all()
-    assert float(found[1]) == float(found[2]) == float(regularised(torch.tensor(1e6, dtype=torch.float64), 50.0))
-    assert not x.grad[[1, 2]].any() and x.grad[[0, 3]].any()
+    found = energy(x)
+    (gradient,) = torch.autograd.grad(found.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), x)
+    alone = good.clone().requires_grad_()
+    expected = energy(alone)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), alone, create_graph=True)
+    (expected_second,) = torch.autograd.grad(expected_gradient.square().sum(), alone)
+    assert found.isfinite().all() and not gradient[2:].any()
+    torch.testing.assert_close((found[:2], gradient[:2]), (expected, expected_gradient))
+    torch.testing.assert_close(second[:2], expected_second)
+
+
+def test_any_callable() -> None:
+    def reciprocal(x: Tensor) -> Tensor:
+        return (1 / x).sum(-1)
+
+    x = torch.tensor([[[1.0, 2.0], [0.0, 1.0]], [[1e-30, 1.0], [0.5, 0.5]]], requires_grad=True)
+    energy = RegularisedEnergy(reciprocal, linear=10.0, largest=1e6)
+    energy(x).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+    torch.testing.assert_close(x.grad[0, 0], torch.tensor([-1.0, -0.25]))
+    assert not x.grad[0, 1].any() and not x.grad[1, 0].any()
+    assert not energy.energy(x.detach()).requires_grad
+    assert "linear=10" in repr(energy)
+
+
+def test_training_through_it_may_differentiate_a_module() -> None:
+    """Parameters of the energy are trained, too."""
+    energy = RegularisedEnergy(torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Flatten(0)), linear=1.0)
+    energy(torch.randn(5, 3)).sum().backward()
+    assert all(parameter.grad is not None for parameter in energy.parameters())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"linear": math.inf}, "`linear` must be finite"),
+        ({"linear": math.inf}, "`linear` must be finite, got inf"),
         ({"linear": 1.0, "scale": 0.0}, "`scale` must be positive"),
-        ({"linear": 1.0, "largest": 1.0}, "`largest` must be above linear"),
+        ({"linear": 1.0, "largest": 1.0}, "`largest` must be above linear = 1.0, got 1.0"),
+        ({"linear": 1.0, "largest": math.nan}, "`largest` must be above"),
     ],
 )
-def test_bad_thresholds_are_refused(options: dict[str, float], message: str) -> None:
+def test_refuses(options: dict[str, float], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        RegularisedEnergy(lambda x: x.sum(), **options)
+        RegularisedEnergy(torch.sum, **options)

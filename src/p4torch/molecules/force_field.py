@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import openmm
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.forces.reading import read_terms
+from p4torch.molecules.threads import map_on_threads
 from p4torch.twins import transformed, twin_gradients
 
-#: Numbers that one array over all pairs holds for each thread: a few of these arrays fit into a core's own cache.
-CHUNK = 2**16
+#: Numbers that one array over all pairs holds: on a CPU, a few of these arrays fit into a core's own cache.
+CHUNK, DEVICE_CHUNK = 2**15, 2**24
 
 
 class ForceField(nn.Module):
@@ -30,8 +32,9 @@ class ForceField(nn.Module):
     energy. Everything else raises ArgumentError, naming the force and the reason.
 
     x is float32 or float64 and decides the precision: the constants are kept in float64, `.to(dtype)` leaves them so.
-    Energy and first derivatives are hand-written and go through the batch in chunks that fit into the caches. Second
-    derivatives, `torch.compile` and `torch.func` use `energy_reference`, the same formulas in plain operations.
+    Energy and first derivatives are hand-written; they go through the batch in chunks that fit into a cache, on
+    `torch.get_num_threads()` threads. Second derivatives, `torch.compile` and `torch.func` use `energy_reference`, the
+    same formulas in plain operations.
     A frame without a finite energy (coinciding atoms) leaves the other frames' values and gradients alone.
     """
 
@@ -61,22 +64,17 @@ class ForceField(nn.Module):
             total = total + term.energy(x)  # type: ignore[operator]
         return total
 
-    @torch.no_grad()
     def energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E `(...)` in kJ/mol and dE/dx `(..., atoms, 3)` in kJ/mol/nm, without autograd."""
         self._check(x)
         frames = x.detach().reshape(-1, self.atoms, 3)
-        energy, gradient = frames.new_empty(len(frames)), torch.empty_like(frames)
-        terms, size = self._constants(x.dtype), self._frames_a_chunk()
-        for start in range(0, len(frames), size):
-            chunk = slice(start, start + size)
-            positions = frames[chunk].permute(1, 2, 0).contiguous()
-            slopes = torch.zeros_like(positions)
-            total = positions.new_zeros(positions.shape[-1])
-            for term in terms:
-                total += term.add(positions, slopes)  # type: ignore[operator]
-            energy[chunk], gradient[chunk] = total, slopes.permute(2, 0, 1)
-        return energy.view(x.shape[:-2]), gradient.view(x.shape)
+        if len(frames) == 0:
+            return x.new_zeros(x.shape[:-2]), torch.zeros_like(x, requires_grad=False)
+        chunks = frames.split(self._frames_a_chunk(frames))
+        work = partial(_evaluate, self._constants(x.dtype))
+        found = map_on_threads(work, chunks) if x.is_cpu else [work(chunk) for chunk in chunks]
+        energies, gradients = zip(*found, strict=True)
+        return torch.cat(energies).view(x.shape[:-2]), torch.cat(gradients).view(x.shape)
 
     def _check(self, x: Tensor) -> None:
         if x.dtype not in (torch.float32, torch.float64):
@@ -84,9 +82,9 @@ class ForceField(nn.Module):
         if x.dim() < 2 or x.shape[-2:] != (self.atoms, 3):
             raise ArgumentError.of("x", f"of shape (..., {self.atoms}, 3)", tuple(x.shape))
 
-    def _frames_a_chunk(self) -> int:
+    def _frames_a_chunk(self, frames: Tensor) -> int:
         pairs = max(1, self.atoms * (self.atoms - 1) // 2)
-        return max(16, torch.get_num_threads() * CHUNK // pairs)
+        return max(16, (CHUNK if frames.is_cpu else DEVICE_CHUNK) // pairs)
 
     def _constants(self, dtype: torch.dtype) -> nn.ModuleList:
         if dtype == torch.float64:
@@ -98,11 +96,21 @@ class ForceField(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ForceField:
         """Moves to another device; dtypes stay."""
         self._in_dtype.clear()
-        moved: ForceField = super()._apply(lambda value: value.to(fn(value).device), recurse)  # type: ignore[no-untyped-call]
-        return moved
+        return super()._apply(lambda value: value.to(fn(value).device), recurse)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"atoms={self.atoms}"
+
+
+@torch.no_grad()
+def _evaluate(terms: Iterable[nn.Module], frames: Tensor) -> tuple[Tensor, Tensor]:
+    """E and dE/dx of a chunk, `(frames,)` and `(frames, atoms, 3)`."""
+    positions = frames.permute(1, 2, 0).contiguous()
+    gradient = torch.zeros_like(positions)
+    energy = positions.new_zeros(len(frames))
+    for term in terms:
+        energy += term.add(positions, gradient)  # type: ignore[operator]
+    return energy, gradient.permute(2, 0, 1)
 
 
 class _Energy(torch.autograd.Function):

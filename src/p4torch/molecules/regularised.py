@@ -17,7 +17,7 @@ def regularised(energy: Tensor, linear: float, scale: float = 1.0, largest: floa
     All in the unit of the energy. NaN, ∞ and -∞ become the largest value that a finite energy can have (that of
     `largest`, or of the largest number of the dtype), with a gradient of 0; so does the gradient above `largest`.
     """
-    ceiling = min(largest, torch.finfo(energy.dtype).max)
+    ceiling = min(largest, min(1.0, scale) * torch.finfo(energy.dtype).max)
     finite = torch.isfinite(energy)
     bounded = torch.where(finite, energy, ceiling).clamp_max(ceiling)
     above = bounded > linear

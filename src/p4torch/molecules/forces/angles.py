@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,11 +11,10 @@ from p4torch.molecules.forces.geometry import SMALLEST_SQUARE, cross, dot, incid
 
 
 class HarmonicAngles(nn.Module):
-    """E = Σ k (θ - θ0)² / 2 with θ = atan2(|u × v|, u · v), u = x_i - x_j, v = x_k - x_j: well-conditioned up to 0
-    and π.
+    """E = Σ k (θ - θ0)² / 2 with θ = atan2(|u × v|, u · v), u = x_i - x_j, v = x_k - x_j: well-conditioned.
 
     atoms: i, j, k as `(3, angles)`, j in the middle. angle: θ0 `(angles,)` in rad. stiffness: k in kJ/mol/rad².
-    At θ = 0 and θ = π, where θ has no derivative, the gradient is 0.
+    At θ = 0 and θ = π, where θ has no derivative, the gradient is 0; θ = π/2 where atoms coincide, with gradient 0.
     """
 
     atoms: Tensor
@@ -33,8 +34,10 @@ class HarmonicAngles(nn.Module):
         """The energy `(...)` in kJ/mol for x `(..., atoms, 3)` in nm."""
         i, j, k = self.atoms
         u, v = x[..., i, :] - x[..., j, :], x[..., k, :] - x[..., j, :]
-        sine = torch.linalg.cross(u, v).square().sum(-1).clamp_min(SMALLEST_SQUARE).sqrt()
-        theta = torch.atan2(sine, (u * v).sum(-1))
+        sine2, cosine = torch.linalg.cross(u, v).square().sum(-1), (u * v).sum(-1)
+        coinciding = (sine2 == 0) & (cosine == 0)
+        sine = sine2.clamp_min(SMALLEST_SQUARE).sqrt()
+        theta = torch.where(coinciding, math.pi / 2, torch.atan2(sine, torch.where(coinciding, 1.0, cosine)))
         angle, stiffness = self.angle[:, 0].to(x.dtype), self.stiffness[:, 0].to(x.dtype)
         return (0.5 * stiffness * (theta - angle).square()).sum(-1)
 

@@ -168,7 +168,7 @@ class GeneralizedBorn(nn.Module):
         weight = self.scaled2 * inverse
         integrals = difference.mul_(0.5).addcmul_(r.sub(weight), squares, value=-1).add_(log)
         slopes = weight.add_(r).mul_(squares).add_(log).mul_(inverse).mul_(inverse).neg_()
-        if bool(at.r.amin() < self.reach):
+        if self.reach > 0 and bool(at.r.amin() < self.reach):
             self._engulf(r, lower, inverse, integrals, slopes)
         if self.neck is not None:
             self._necks(r, inverse, integrals, slopes)

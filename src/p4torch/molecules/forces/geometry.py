@@ -23,7 +23,7 @@ def incidence(atoms: int, targets: Tensor, weights: tuple[float, ...] | None = N
 
 def scatter(gradient: Tensor, matrix: Tensor, rows: Tensor) -> None:
     """gradient `(atoms, 3, batch)` += matrix `(atoms, rows)` times rows `(rows, 3, batch)`."""
-    gradient.view(len(gradient), -1).addmm_(matrix, rows.reshape(len(rows), -1))
+    gradient.flatten(1).addmm_(matrix, rows.flatten(1))
 
 
 def cross(a: Tensor, b: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def read_terms(system: openmm.System) -> list[nn.Module]:
             raise _refusal(force, "a force type that is not supported")
     if series:
         terms.append(_fourier(count, series))
-    if pair_terms and count > 1:
+    if pair_terms:
         terms.append(Pairs(count, pair_terms))
     return [term for term in terms if term is not None]
 
