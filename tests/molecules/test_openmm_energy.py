@@ -179,7 +179,7 @@ def test_refused_positions() -> None:
     potential = OpenMMEnergy(system_of().openmm_system, workers=0)
     with pytest.raises(ArgumentError, match=r"`x` must be of shape \(..., 22, 3\), got \(66,\)"):
         potential.energy(torch.zeros(66))
-    with pytest.raises(ArgumentError, match=r"`x` must be of a floating-point dtype, got torch.int64"):
+    with pytest.raises(ArgumentError, match=r"`x` must be a tensor of a floating-point dtype, got torch.int64"):
         potential.energy(torch.zeros(22, 3, dtype=torch.long))
 
 

@@ -75,7 +75,7 @@ def test_methyl_hydrogens_have_narrow_torsions() -> None:
 @pytest.mark.parametrize(
     ("block", "rows", "message"),
     [
-        ((0, 1), (), "`block` must be three atoms or more"),
+        ((0, 1), ((2, 1, 0, 3), (3, 2, 1, 0)), "`block` must be three atoms or more"),
         ((0, 1, 2), ((3, 2, 1, 0), (3, 1, 0, 2)), "CA"),
         ((0, 1, 2), ((3, 2, 1, 4),), r"four different atoms below 4, got \(3, 2, 1, 4\)"),
         ((0, 1, 2), ((3, 2, 2, 1),), "four different atoms"),

@@ -16,8 +16,9 @@ from p4torch.molecules.forces.reading import read_terms
 from p4torch.molecules.threads import map_on_threads
 from p4torch.twins import transformed, twin_gradients
 
-#: Numbers that one array over all pairs holds: on a CPU, a few of these arrays fit into a core's own cache.
-CHUNK, DEVICE_CHUNK = 2**15, 2**24
+#: Numbers that one array over all pairs holds: on one CPU thread, a few of these arrays fit into a core's own cache;
+#: several threads need longer operations, between which they do not wait for Python.
+CHUNK, THREADED_CHUNK, DEVICE_CHUNK = 2**15, 2**18, 2**24
 
 
 class ForceField(nn.Module):
@@ -84,7 +85,9 @@ class ForceField(nn.Module):
 
     def _frames_a_chunk(self, frames: Tensor) -> int:
         pairs = max(1, self.atoms * (self.atoms - 1) // 2)
-        return max(16, (CHUNK if frames.is_cpu else DEVICE_CHUNK) // pairs)
+        if not frames.is_cpu:
+            return max(16, DEVICE_CHUNK // pairs)
+        return max(16, (CHUNK if torch.get_num_threads() == 1 else THREADED_CHUNK) // pairs)
 
     def _constants(self, dtype: torch.dtype) -> nn.ModuleList:
         if dtype == torch.float64:

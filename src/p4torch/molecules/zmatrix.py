@@ -47,6 +47,8 @@ class ZMatrix:
         if len(self.block) < 3:
             raise ArgumentError.of("block", "three atoms or more", self.block)
         _check_once(self.block, self.rows, self.names)
+        if len(self.names) != len(self):
+            raise ArgumentError.of("names", f"as many as atoms, {len(self)}", len(self.names))
         levels = _levels(self.block, self.rows, self.names)
         object.__setattr__(self, "rows", tuple(row for level in levels for row in level))
 
