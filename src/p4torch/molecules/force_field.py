@@ -16,9 +16,9 @@ from p4torch.molecules.forces.reading import read_terms
 from p4torch.molecules.threads import map_on_threads
 from p4torch.twins import transformed, twin_gradients
 
-#: Numbers that one array over all pairs holds: on one CPU thread, a few of these arrays fit into a core's own cache;
-#: several threads need longer operations, between which they do not wait for Python.
-CHUNK, THREADED_CHUNK, DEVICE_CHUNK = 2**15, 2**18, 2**24
+#: Numbers that one array over all pairs holds, on a CPU and elsewhere: small enough for a core's caches, long enough that
+#: threads seldom wait for Python. One size for any number of threads: they see the same chunks and give the same bits.
+CHUNK, DEVICE_CHUNK = 2**17, 2**24
 
 
 class ForceField(nn.Module):
@@ -34,7 +34,7 @@ class ForceField(nn.Module):
 
     x is float32 or float64 and decides the precision: the constants are kept in float64, `.to(dtype)` leaves them so.
     Energy and first derivatives are hand-written; they go through the batch in chunks that fit into a cache, on
-    `torch.get_num_threads()` threads. Second derivatives, `torch.compile` and `torch.func` use `energy_reference`, the
+    `torch.get_num_threads()` threads, whose number does not change the result. Second derivatives, `torch.compile` and `torch.func` use `energy_reference`, the
     same formulas in plain operations.
     A frame without a finite energy (coinciding atoms) leaves the other frames' values and gradients alone.
     """
@@ -85,9 +85,7 @@ class ForceField(nn.Module):
 
     def _frames_a_chunk(self, frames: Tensor) -> int:
         pairs = max(1, self.atoms * (self.atoms - 1) // 2)
-        if not frames.is_cpu:
-            return max(16, DEVICE_CHUNK // pairs)
-        return max(16, (CHUNK if torch.get_num_threads() == 1 else THREADED_CHUNK) // pairs)
+        return max(16, (CHUNK if frames.is_cpu else DEVICE_CHUNK) // pairs)
 
     def _constants(self, dtype: torch.dtype) -> nn.ModuleList:
         if dtype == torch.float64:
