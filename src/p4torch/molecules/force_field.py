@@ -18,7 +18,7 @@ from p4torch.twins import transformed, twin_gradients
 
 #: Numbers that one array over all pairs holds, on a CPU and elsewhere: small enough for a core's caches, long enough that
 #: threads seldom wait for Python. One size for any number of threads: they see the same chunks and give the same bits.
-CHUNK, DEVICE_CHUNK = 2**17, 2**24
+CHUNK, DEVICE_CHUNK = 2**18, 2**24
 
 
 class ForceField(nn.Module):
