@@ -28,6 +28,7 @@ class Report:
     def __init__(self, folder: Path, machine: dict[str, Any]) -> None:
         self.folder, self.machine = writable_folder(folder), machine
         self._rows: dict[str, dict[str, list[Row]]] = {}
+        self._machines: dict[str, dict[str, Any]] = {}
 
     def plan(self, jobs: Sequence[Job], selected: Sequence[Job], resume: bool) -> list[Job]:
         """Take over earlier rows, and return the selected jobs that are to be measured: without `resume`, all."""
@@ -46,6 +47,7 @@ class Report:
             stored = read_json(path)
             if alike and not same(stored["machine"], self.machine):
                 return {}
+            self._machines[family] = stored["machine"]
             return {title: [Row.of_json(row) for row in rows] for title, rows in stored["jobs"].items()}
         except (CheckpointError, KeyError, TypeError, AttributeError):
             return {}
@@ -56,6 +58,7 @@ class Report:
     def add(self, job: Job, rows: list[Row]) -> None:
         """Keep the rows of a job, on disk too."""
         self._rows.setdefault(job.family, {})[job.title] = rows
+        self._machines[job.family] = self.machine
         jobs = {title: [row.as_json() for row in rows] for title, rows in self._rows[job.family].items()}
         write_json(self._path(job.family), {"family": job.family, "machine": self.machine, "jobs": jobs})
 
@@ -72,18 +75,27 @@ class Report:
     def write_table(self, exponents: Sequence[Sequence[str]]) -> Path:
         """`table.md`: the bars, every row, and the fits."""
         rows, path = self.rows(), self.folder / "table.md"
-        machine = self.machine["machine"]
         head = (
-            f"{machine['cpu']}, {machine['cores']} cores, torch {self.machine['versions'].get('torch')}, float32, "
-            f"batch {BATCH}; one thread for n <= 64 and for whole flows, {machine['cores']} for the rest. Ratios of "
-            "medians, sides measured alternately; quartiles of the ratios of neighbours in time. The floor is the time "
-            "of the two big products alone, relative to the same side."
+            f"{self._measured_on()}. Float32, batch {BATCH}; one thread for n <= 64 and for whole flows, all cores for "
+            "the rest. Ratios of medians, sides measured alternately; quartiles of the ratios of neighbours in time. "
+            "The floor is the time of the two big products alone, relative to the same side."
         )
         parts = [head, _markdown(SUMMARY, summary(rows)), _markdown(DETAILS, [details(row) for row in rows])]
         if exponents:
             parts.append(_markdown(EXPONENTS, exponents))
         write_whole(path, lambda temporary: temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
         return path
+
+    def _measured_on(self) -> str:
+        """The machines, and which families were measured on each if there are several."""
+        families: dict[str, list[str]] = {}
+        for family, run in self._machines.items():
+            machine = run["machine"]
+            name = f"{machine['cpu']}, {machine['cores']} cores, torch {run['versions'].get('torch')}"
+            families.setdefault(name, []).append(family)
+        if len(families) < 2:
+            return "".join(families)
+        return "; ".join(f"{name}: {', '.join(members)}" for name, members in families.items())
 
 
 # --- cells ----------------------------------------------------------------------------------------------------
