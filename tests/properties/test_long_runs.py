@@ -83,9 +83,8 @@ def test_ten_thousand_noisy_steps(name: str) -> None:
     before, after = run.merged_weights()
     change = float((after - before).abs().max() / before.abs().max())
     moved = float((after - start).abs().max() / start.abs().max())
-    print(
-        f"defect {defect:.2g}, change at a merge {change:.2g}, moved {moved:.2g}, norm {norm:.3g}, skipped {run.scheduler.skipped}"
-    )
+    print(f"defect {defect:.2g}, change at a merge {change:.2g}, moved {moved:.2g}, norm {norm:.3g}")
+    print(f"{run.scheduler.skipped} merges skipped")
     assert moved > MOVED
     assert defect <= KEPT
     assert change <= UNCHANGED
