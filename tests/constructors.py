@@ -38,6 +38,18 @@ class Row:
     large: Large | None = None
 
 
+def positive(generator: torch.Generator, shape: tuple[int, ...] = (6, 6), sweeps: int = 0) -> Tensor:
+    """Entries exp(x), x ~ N(0, 1/4); with sweeps, columns and then rows are divided by their sums, so many times."""
+    tensor = (0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)).exp()
+    for _ in range(sweeps):
+        tensor = tensor / tensor.sum(-2, keepdim=True)
+        tensor = tensor / tensor.sum(-1, keepdim=True)
+    return tensor
+
+
+stochastic = partial(positive, sweeps=1)
+doubly = partial(positive, sweeps=100)
+
 PERTURBATIONS: dict[str, Row] = {
     "invertible": Row(p4.Invertible),
     "invertible-2x2": Row(p4.Invertible, {"shape": (2, 2), "compile": False}),
@@ -63,5 +75,27 @@ PERTURBATIONS: dict[str, Row] = {
     ),
     "spectral-bound-slack": Row(
         partial(p4.SpectralBound, bound=100.0, rank=2), {"shape": (4, 7), "compile": False, "steps": 300}
+    ),
+    "fixed-rank": Row(partial(p4.FixedRank, rank=2), {"shape": (7, 5), "tangent": 20}, Large()),  # r(n + m - r)
+    "fixed-rank-dense": Row(partial(p4.FixedRank, rank=3), {"tangent": 27, "compile": False, "steps": 300}),
+    "nonnegative": Row(p4.Nonnegative, {"sample": partial(positive, shape=(4, 6)), "tangent": 24}, Large()),
+    "nonnegative-vector": Row(
+        p4.Nonnegative,
+        {"sample": partial(positive, shape=(5,)), "tangent": 5, "batch": False, "compile": False, "steps": 300},
+    ),
+    "stochastic": Row(p4.Stochastic, {"sample": stochastic}, Large(sample=partial(stochastic, shape=(64, 64)))),
+    "stochastic-rank2": Row(
+        partial(p4.Stochastic, rank=2),
+        {"sample": partial(stochastic, shape=(7, 4)), "tangent": 14, "compile": False, "steps": 300},
+    ),
+    "stochastic-doubly": Row(
+        partial(p4.Stochastic, doubly=True),
+        {"sample": doubly, "tangent": 10, "steps": 300},  # k(n - 1), k = 2
+        Large(sample=partial(doubly, shape=(64, 64))),
+    ),
+    "positive-definite": Row(p4.PositiveDefinite, large=Large()),
+    "positive-definite-rank2": Row(partial(p4.PositiveDefinite, rank=2), {"compile": False}),
+    "positive-definite-batched": Row(
+        p4.PositiveDefinite, {"shape": (3, 4, 4), "batch": False, "compile": False, "steps": 300}
     ),
 }
