@@ -78,7 +78,11 @@ PERTURBATIONS: dict[str, Row] = {
     ),
     "fixed-rank": Row(partial(p4.FixedRank, rank=2), {"shape": (7, 5), "tangent": 20}, Large()),  # r(n + m - r)
     "fixed-rank-dense": Row(partial(p4.FixedRank, rank=3), {"tangent": 27, "compile": False, "steps": 300}),
-    "nonnegative": Row(p4.Nonnegative, {"sample": partial(positive, shape=(4, 6)), "tangent": 24}, Large()),
+    "nonnegative": Row(
+        p4.Nonnegative,
+        {"sample": partial(positive, shape=(4, 6)), "tangent": 24},
+        Large(sample=partial(positive, shape=(64, 64))),
+    ),
     "nonnegative-vector": Row(
         p4.Nonnegative,
         {"sample": partial(positive, shape=(5,)), "tangent": 5, "batch": False, "compile": False, "steps": 300},

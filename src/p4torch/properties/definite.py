@@ -27,8 +27,8 @@ class Root(nn.Module):
 
 
 def congruence(moved: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """P, Q `(..., n, 2k)` with L (I + a bᵀ) (I + a bᵀ)ᵀ Lᵀ = L Lᵀ + P Qᵀ, from L [a, b] `(..., n, 2k)` and b: with M = L a
-    and F = L b + M bᵀb / 2 it is L Lᵀ + M Fᵀ + F Mᵀ."""
+    """P, Q `(..., n, 2k)` with L (I + a bᵀ) (I + a bᵀ)ᵀ Lᵀ = L Lᵀ + P Qᵀ, from L [a, b] `(..., n, 2k)` and b: with M =
+    L a and F = L b + M bᵀb / 2 it is L Lᵀ + M Fᵀ + F Mᵀ."""
     m, f = moved.chunk(2, -1)
     f = f + m @ (b.mT @ b) / 2
     return torch.cat([m, f], -1), torch.cat([f, m], -1)
@@ -58,8 +58,8 @@ def distance(tensor: Tensor) -> Tensor:
 
 
 def raised(tensor: Tensor, floor: float) -> Tensor:
-    """The symmetric part, with eigenvalues below `floor` times the largest raised to it. Raises ArgumentError where none
-    is positive."""
+    """The symmetric part, with eigenvalues below `floor` times the largest raised to it. Raises ArgumentError where
+    none is positive."""
     exact = tensor.double()
     values, vectors = torch.linalg.eigh((exact + exact.mT) / 2)
     bad = ~(values[..., -1] > 0)
@@ -76,8 +76,8 @@ def mirrored(matrix: Tensor) -> Tensor:
 
 
 def reformed(matrix: Tensor, factor: Tensor, turn: int | None) -> Tensor:
-    """A with some rows and columns J formed anew as L_J Lᵀ, and mirrored; with `turn` None all of them. In the dtype of A,
-    from products in float64. O(n²) a row: all of n <= `ALL`, else max(`FEW`, n / `PARTS`) of them."""
+    """A with some rows and columns J formed anew as L_J Lᵀ, and mirrored; with `turn` None all of them. In the dtype of
+    A, from products in float64. O(n²) a row: all of n <= `ALL`, else max(`FEW`, n / `PARTS`) of them."""
     n, exact = matrix.shape[-1], factor.double()
     if turn is None or n <= ALL:
         return mirrored(exact @ exact.mT).to(matrix.dtype)
@@ -91,5 +91,6 @@ def reformed(matrix: Tensor, factor: Tensor, turn: int | None) -> Tensor:
 
 
 def shift_of_logabsdet(before: Tensor, after: Tensor, inverse: Tensor) -> Tensor:
-    """log|det after| - log|det before| of matrices that differ by rounding: tr(A⁻¹ δ), `(...)` in float64."""
-    return (inverse.double().mT * (after.double() - before.double())).sum((-2, -1))
+    """log|det after| - log|det before| of matrices that differ by rounding: tr(A⁻¹ δ), `(...)` in
+    float64. δ is exact in the dtype that both have."""
+    return (inverse.mT * (after - before)).sum((-2, -1), dtype=torch.float64)

@@ -13,8 +13,8 @@ SHARE = 0.1
 
 
 class Factors(nn.Module):
-    """L `(..., n, r)` and R `(..., m, r)` with A = L Rᵀ. Frozen Parameters, not buffers: distributed wrappers re-broadcast
-    buffers at every forward pass."""
+    """L `(..., n, r)` and R `(..., m, r)` with A = L Rᵀ. Frozen Parameters, not buffers: distributed wrappers
+    re-broadcast buffers at every forward pass."""
 
     def __init__(self, base: Tensor, rank: int) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class Factors(nn.Module):
 
 
 def shared(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """L, R with L Rᵀ = left · diag(values) · rightᵀ: each singular value σ is shared out to its two columns, √σ each, or
-    less to L where σ is small (see `SHARE`)."""
+    """L, R with L Rᵀ = left · diag(values) · rightᵀ: each singular value σ is shared out to its two columns, √σ each,
+    or less to L where σ is small (see `SHARE`)."""
     largest = values[..., :1]
     length = torch.maximum(values, SHARE * torch.where(largest > 0, largest, 1.0)).sqrt()[..., None, :]
     return left * (values[..., None, :] / length), right * length

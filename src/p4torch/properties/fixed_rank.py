@@ -14,18 +14,18 @@ from p4torch.properties.shapes import check_real_matrix
 
 
 class FixedRank(Perturbation):
-    """S = {A `(..., n, m)` : rank A <= r}; tracked factors L `(..., n, r)`, R `(..., m, r)` with A = L Rᵀ, and B = (U, V)
-    of the same shapes.
+    """S = {A `(..., n, m)` : rank A <= r}; tracked factors L `(..., n, r)`, R `(..., m, r)` with A = L Rᵀ, and
+    B = (U, V) of the same shapes.
 
         R_B(A) = (L + U) (R + V)ᵀ,   B₀: U = V = 0
 
-    Near B₀, dA = dU Rᵀ + L dVᵀ, the whole tangent space of S: r(n + m - r) dimensions. Nothing is drawn at random. Where
-    A has rank below r, columns of L are 0 and those of R are not, so that the rank can grow.
+    Near B₀, dA = dU Rᵀ + L dVᵀ, the whole tangent space of S: r(n + m - r) dimensions. Nothing is drawn at random.
+    Where A has rank below r, columns of L are 0 and those of R are not, so that the rank can grow.
 
     The factors are the truth, A is their product, formed anew at each merge: its rank is r up to one rounding of its
     entries, whatever the number of merges. A step of a linear layer costs O((n + m)r) a row, and A is not read at all
-    (where r(n + m) >= nm, the product is formed instead). A merge costs O(nmr): L + U and R + V are balanced, √σ to each
-    of a pair of columns, by QR and an SVD of r x r, and turned so that they stay as they were as far as they can.
+    (where r(n + m) >= nm, the product is formed instead). A merge costs O(nmr): L + U and R + V are balanced, √σ to
+    each of a pair of columns, by QR and an SVD of r x r, and turned so that they stay as they were as far as they can.
     `solve`, `inverse`, `logabsdet` are those of any dense matrix; they exist for r = n only.
 
     Args:
@@ -78,7 +78,7 @@ class FixedRank(Perturbation):
     # --- the set ------------------------------------------------------------------------------------------------------
 
     def defect(self, tensor: Tensor) -> Tensor:
-        """The distance to S relative to the norm, in the Frobenius norm: (Σ_{i>r} σ_i² / Σ_i σ_i²)^½. O(nm min(n, m))."""
+        """The distance to S relative to the norm, (Σ_{i>r} σ_i² / Σ_i σ_i²)^½, by all singular values."""
         values = torch.linalg.svdvals(tensor.detach().double())
         rest = torch.linalg.vector_norm(values[..., self.rank :], dim=-1)
         return rest / torch.linalg.vector_norm(values, dim=-1).clamp_min(torch.finfo(values.dtype).tiny)

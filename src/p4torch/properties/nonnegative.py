@@ -31,8 +31,8 @@ class Nonnegative(Perturbation):
             default, 0, the zeros of a base are a pattern that is kept.
 
     Raises:
-        ArgumentError: for a base that is not real and finite, or has negative entries and no positive one: nothing would
-            be left to train; for `floor` < 0.
+        ArgumentError: for a base that is not real and finite, or has negative entries and no positive one: nothing
+            would be left to train; for `floor` < 0.
 
     Source: Kivinen and Warmuth (1997), exponentiated gradient, whose steps are those of B.
     """
@@ -66,7 +66,9 @@ class Nonnegative(Perturbation):
             events = tensor.flatten(self.skips.dim())
             lost = (events <= 0).all(-1) & (events < 0).any(-1)
             if bool(lost.any()):
-                came = f"{int(lost.sum())} of {lost.numel()} without a positive entry, of which only zeros would be left"
+                came = (
+                    f"{int(lost.sum())} of {lost.numel()} without a positive entry, of which only zeros would be left"
+                )
                 raise ArgumentError.of("tensor", "positive in some entries, if `floor` is 0", came)
             warn_of_zeros(negative)
         return torch.where(negative, self.floor, tensor)

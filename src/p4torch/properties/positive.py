@@ -10,8 +10,8 @@ from p4torch.directions import Maps, of_matrix, of_rows
 from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import Proposal, Veto
 from p4torch.properties.checks import RESIDUAL_BOUND, check_number
-from p4torch.properties.shapes import check_real_matrix, check_square
 from p4torch.properties.definite import Root, congruence, distance, indefinite, raised, reformed, shift_of_logabsdet
+from p4torch.properties.shapes import check_real_matrix, check_square
 from p4torch.tracking import TrackedInverse
 
 #: Of the iterative inversion that corrects the inverse.
@@ -23,14 +23,14 @@ class PositiveDefinite(LowRank):
 
         R_B(A) = L E Eᵀ Lᵀ,   E = exp(U Vᵀ) = I + U φ₁(VᵀU) Vᵀ,   B₀: U = 0, V ~ `scale` · N(0, 1)
 
-    Positive definite for every B. With M = L U φ₁(VᵀU) and F = L V + M VᵀV / 2 it is A + M Fᵀ + F Mᵀ: a symmetric change
-    of rank 2k. Near B₀, dA = L (dU Vᵀ + V dUᵀ) Lᵀ, which has nk - k(k-1)/2 dimensions.
+    Positive definite for every B. With M = L U φ₁(VᵀU) and F = L V + M VᵀV / 2 it is A + M Fᵀ + F Mᵀ: a symmetric
+    change of rank 2k. Near B₀, dA = L (dU Vᵀ + V dUᵀ) Lᵀ, which has nk - k(k-1)/2 dimensions.
 
-    L (any factor, not a triangular one) is the truth and A follows it: a merge updates both, O(n²k), and then forms some
-    rows and columns of A, in turn, anew from L: max(16, n/32) of them, all if n <= 64. So A is exactly symmetric and within
-    rounding of L Lᵀ. A⁻¹ follows A by the Woodbury identity, log|det R_B(A)| = log|det A| + 2 tr(VᵀU), the sign is 1. A
-    step costs O(n²k). `correct` forms A from L, O(n³), and makes a step of the iterative inversion. A merge is skipped if
-    A has become singular to working precision.
+    L (any factor, not a triangular one) is the truth and A follows it: a merge updates both, O(n²k), and then forms
+    some rows and columns of A, in turn, anew from L: max(16, n/32) of them, all if n <= 64. So A is exactly symmetric
+    and within rounding of L Lᵀ. A⁻¹ follows A by the Woodbury identity, log|det R_B(A)| = log|det A| + 2 tr(VᵀU), the
+    sign is 1. A step costs O(n²k). `correct` forms A from L, O(n³), and makes a step of the iterative inversion. A
+    merge is skipped if A has become singular to working precision.
 
     Args:
         base: `(..., n, n)`. Another one is projected: symmetrised, and eigenvalues raised to `floor`.
@@ -153,7 +153,7 @@ class PositiveDefinite(LowRank):
         logabsdet = update.logabsdet + shift_of_logabsdet(update.base, candidate, update.inverse)
         veto = Veto(
             f"the inverse's residual is above {RESIDUAL_BOUND:g}: A is too badly conditioned for its dtype",
-            ~(tracked.residual(candidate, update.inverse) <= RESIDUAL_BOUND),
+            ~(update.residual <= RESIDUAL_BOUND),
         )
         pairs = [(self.root.factor, factor), (tracked.inverse, update.inverse), (tracked.logabsdet, logabsdet)]
         return Proposal(candidate, pairs, [veto])

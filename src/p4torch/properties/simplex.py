@@ -2,22 +2,81 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from p4torch import linalg
 from p4torch.errors import ArgumentError
+from p4torch.twins import transformed, twin_gradients
 
-#: Sinkhorn's sweeps where they go on until rows and columns sum to 1, and how many of them are between two looks.
-LIMIT, LOOK = 2000, 20
+#: Sinkhorn's sweeps where they go on until rows and columns sum to 1: at most, and between two looks.
+LIMIT, LOOK = 100, 10
+
+#: The most that there are when a tensor is admitted.
+ADMISSION = 1000
 
 
-def weighted(base: Tensor, logs: Tensor, columns: bool = False) -> Tensor:
-    """A ⊙ exp(X - c) with c the largest X of each row where A > 0, and then, with `columns`, of each column: no weight
-    overflows, and not all of a row (or column) underflow. Both fall out of what is normalised afterwards."""
-    positive = base > 0
-    for dim in (-1, -2) if columns else (-1,):
-        logs = logs - torch.where(positive, logs.detach(), -torch.inf).amax(dim, keepdim=True)
-    return base * torch.where(positive, logs, 0).exp()
+def tilted(base: Tensor, p: Tensor, q: Tensor, sweeps: int) -> Tensor:
+    """A ⊙ exp(P Qᵀ), its rows divided by their sums: softmax(log A + P Qᵀ), in which nothing overflows. With sweeps, of
+    Sinkhorn, columns come first, also by logarithms: then each column has an entry of at least 1/n²."""
+    logs = linalg.at_least_single(base).log()
+    logs = linalg.add_low_rank(logs, p.to(logs.dtype), q.to(logs.dtype))
+    if sweeps:
+        logs = logs - logs.logsumexp(-2, keepdim=True)
+    weights = logs.softmax(-1)
+    return (sinkhorn(weights, sweeps) if sweeps else weights).to(base.dtype)
+
+
+def readable_sinkhorn(weights: Tensor, sweeps: int) -> Tensor:
+    """D K D', after so many sweeps of Sinkhorn: columns by their sums, then rows. Rows sum to 1, columns nearly."""
+    rows, columns = _scales(weights, sweeps)
+    return rows * weights * columns.mT
+
+
+def sinkhorn(weights: Tensor, sweeps: int) -> Tensor:
+    """`readable_sinkhorn`, with the derivatives of its limit."""
+    if transformed():
+        return readable_sinkhorn(weights, sweeps)
+    return _Sinkhorn.apply(weights, sweeps)  # type: ignore[no-untyped-call]
+
+
+def _scales(weights: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    rows = 1 / weights.sum(-1, keepdim=True)
+    columns = torch.ones_like(rows)
+    for _ in range(sweeps):
+        columns = 1 / (weights.mT @ rows)
+        rows = 1 / (weights @ columns)
+    return rows, columns
+
+
+class _Sinkhorn(torch.autograd.Function):
+    """W = D K D' with rows and columns that sum to 1, hence dW = W ⊙ (dK / K + α 1ᵀ + 1 βᵀ). With G = ∂L/∂W,
+    ∂L/∂K = D (G - a 1ᵀ - 1 bᵀ) D' where a + W b = (W ⊙ G) 1 and b + Wᵀa = (W ⊙ G)ᵀ 1: solved by as many sweeps, which
+    converge as fast. Only products with vectors, and no tape of the sweeps."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, sweeps: int) -> Tensor:
+        rows, columns = _scales(weights, sweeps)
+        scaled = rows * weights * columns.mT
+        ctx.save_for_backward(weights, rows, columns, scaled)
+        ctx.sweeps = sweeps
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weights, rows, columns, scaled = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *twin_gradients(partial(readable_sinkhorn, sweeps=ctx.sweeps), (True,), (weights,), (g,)), None
+        product = scaled * g
+        of_rows, of_columns = product.sum(-1, keepdim=True), product.sum(-2).unsqueeze(-1)
+        a, b = of_rows, torch.zeros_like(of_columns)
+        for _ in range(ctx.sweeps):
+            b = of_columns - scaled.mT @ a
+            a = of_rows - scaled @ b
+        return (g - a - b.mT).mul_(rows).mul_(columns.mT), None
 
 
 def rows_normalised(weights: Tensor) -> Tensor:
@@ -25,23 +84,25 @@ def rows_normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def sinkhorn(weights: Tensor, sweeps: int) -> Tensor:
-    """D K D', after so many sweeps of Sinkhorn: columns by their sums, then rows. Rows sum to 1, columns nearly."""
-    rows = 1 / weights.sum(-1, keepdim=True)
-    columns = torch.ones_like(rows)
-    for _ in range(sweeps):
-        columns = 1 / (weights.mT @ rows)
-        rows = 1 / (weights @ columns)
-    return rows * weights * columns.mT
+def doubly_normalised(weights: Tensor, tolerance: float, limit: int = LIMIT) -> Tensor:
+    """The limit of Sinkhorn's sweeps, where at most `limit` of them come within the tolerance; what others leave over
+    is spread out."""
+    for _ in range(-(-limit // LOOK)):
+        weights = readable_sinkhorn(weights, LOOK)
+        far = distance(weights, True) > tolerance
+        if not bool(far.any()):
+            return weights
+    return torch.where(far[..., None, None], spread(weights), weights)
 
 
-def doubly_normalised(weights: Tensor, tolerance: float) -> Tensor:
-    """The limit of Sinkhorn's sweeps where they come within the tolerance in at most `LIMIT`."""
-    for _ in range(LIMIT // LOOK):
-        weights = sinkhorn(weights, LOOK)
-        if not bool((distance(weights, True) > tolerance).any()):
-            break
-    return weights
+def spread(weights: Tensor) -> Tensor:
+    """A doubly stochastic matrix as near, up to a factor, as row and column sums are to 1: rows and then columns that
+    sum to more are scaled down, and what all lack is added in proportion, r cᵀ / Σr. Altschuler, Weed and Rigollet
+    (2017)."""
+    for dim in (-1, -2):
+        weights = weights / weights.sum(dim, keepdim=True).clamp_min(1)
+    rows, columns = ((1 - weights.sum(dim, keepdim=True)).clamp_min(0) for dim in (-1, -2))
+    return weights + rows * columns / rows.sum(-2, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def distance(tensor: Tensor, doubly: bool) -> Tensor:
@@ -55,24 +116,15 @@ def distance(tensor: Tensor, doubly: bool) -> Tensor:
 
 def admitted(tensor: Tensor, floor: float, doubly: bool) -> Tensor:
     """Entries below `floor` (of the mean 1/m of a row) become that, then rows are divided by their sums; with `doubly`,
-    rows and columns until both sum to 1. Float64. Raises ArgumentError where no such scaling exists."""
+    rows and columns until both sum to 1. Float64. Raises ArgumentError where there is nothing to scale."""
     exact = tensor.double()
     _check_mass(exact, "row")
-    clipped = exact.clamp_min(0)
-    clipped = clipped / clipped.sum(-1, keepdim=True)
-    clipped = clipped.clamp_min(floor / tensor.shape[-1])
+    clipped = rows_normalised(exact.clamp_min(0)).clamp_min(floor / tensor.shape[-1])
     if not doubly:
         return rows_normalised(clipped)
     if floor == 0:
         _check_mass(exact.mT, "column")
-    tolerance = torch.finfo(tensor.dtype).eps
-    scaled = doubly_normalised(clipped, tolerance)
-    off = distance(scaled, True)
-    if bool((off > tolerance**0.5).any()):
-        came = f"row or column sums off by {float(off.max()):.3g} after {LIMIT} sweeps: too many zeros"
-        expected = "scalable to a doubly stochastic matrix (a positive `floor` makes it so)"
-        raise ArgumentError.of("tensor", expected, came)
-    return scaled
+    return doubly_normalised(clipped, torch.finfo(tensor.dtype).eps, ADMISSION)
 
 
 def _check_mass(exact: Tensor, what: str) -> None:

@@ -9,17 +9,10 @@ from p4torch import linalg
 from p4torch.directions import of_matrix
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import Directions, LowRank
-from p4torch.merging import Proposal, Veto
+from p4torch.merging import Proposal
 from p4torch.properties.checks import check_number
 from p4torch.properties.shapes import check_real_matrix, check_square
-from p4torch.properties.simplex import (
-    admitted,
-    distance,
-    doubly_normalised,
-    rows_normalised,
-    sinkhorn,
-    weighted,
-)
+from p4torch.properties.simplex import admitted, distance, doubly_normalised, tilted
 from p4torch.properties.zeros import rounded_positive, warn_of_zeros
 
 
@@ -28,31 +21,33 @@ class Stochastic(LowRank):
 
         R_B(A) = N(A ⊙ exp(U Vᵀ)),   B₀: U = 0, V ~ `scale` · N(0, 1)
 
-    U `(..., n, k)`, V `(..., m, k)`. N divides rows by their sums; the largest exponent of a row is subtracted first. Of
-    doubly stochastic matrices N is `sweeps` sweeps of Sinkhorn, in every step: rows sum to 1, columns up to about
-    |U Vᵀ| σ₂^(2 `sweeps`), σ₂ the second singular value of A. So a merge, which goes on until both do, leaves the weight
-    as it was. Only close to a permutation matrix (σ₂ near 1) does it not.
+    U `(..., n, k)`, V `(..., m, k)`. N divides rows by their sums: R_B(A) = softmax(log A + U Vᵀ). If `doubly`,
+    N is `sweeps` sweeps of Sinkhorn, in every step: rows sum to 1, columns up to about |U Vᵀ| σ₂^(2 `sweeps`), σ₂ the
+    second singular value of A. So a merge, which goes on until both do, leaves the weight as it was, and the gradient,
+    that of the limit, is right. Close to a permutation matrix (σ₂ near 1) this takes more sweeps; a merge makes 100,
+    and spreads over all entries what is left.
 
     Near B₀ each row moves along A_i ⊙ (V - Σ_j A_ij V_j): nk directions, up to n(m - 1); if doubly, k(n - 1), up to
-    (n - 1)², for U that is equal in all rows only scales columns. An entry that is 0 stays 0 for ever: a permutation matrix does not move at all. See
-    `floor`. Positive entries stay positive, through merges too.
+    (n - 1)², for U that is equal in all rows only scales columns. An entry that is 0 stays 0 for ever: a permutation
+    matrix does not move at all. See `floor`. Positive entries stay positive, through merges too.
 
     Nothing is tracked. A step forms R_B(A) and its gradient, O(nmk) and some passes over nm entries more than a plain
-    layer (`sweeps` times four, if doubly): the perturbation keeps the optimizer's memory small, not the time. Merges are
-    exact, in float64; they make rows, and columns, sum to 1 again: nothing is left to correct.
+    layer (`sweeps` times four, if doubly, through vectors): the perturbation keeps the optimizer's memory small, not
+    the time. Merges are exact, in float64; they make rows, and columns, sum to 1 again: nothing is left to correct.
 
     Args:
         base: `(..., n, m)`. Projected by cutting negative entries off and dividing rows by their sums, or by Sinkhorn.
         doubly: whether columns sum to 1, too.
         rank: k >= 1; None for 1, or 2 if doubly. (n + m)k numbers train.
-        floor: when a tensor is admitted, entries below `floor`/m are raised to it (in float64, then rows are normalised).
+        floor: when a tensor is admitted, entries below `floor`/m are raised to it (in float64, then rows are
+            normalised).
         sweeps: of Sinkhorn in each step.
         scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
 
     Raises:
-        ArgumentError: for a base that is not a real, finite matrix, or not square if doubly; for one with a row that has
-            no positive entry, or whose negative entries cancel the positive ones; for one that Sinkhorn's sweeps cannot
-            scale; for options out of range.
+        ArgumentError: for a base that is not a real, finite matrix, or not square if doubly; for one with a row that
+            has no positive entry, or whose negative entries cancel the positive ones (if doubly: or a column); for
+            options out of range.
 
     Source: Sinkhorn and Knopp (1967); Kivinen and Warmuth (1997), exponentiated gradient, for the rows.
     """
@@ -82,8 +77,7 @@ class Stochastic(LowRank):
     # --- R_B ----------------------------------------------------------------------------------------------------------
 
     def moved(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        weights = weighted(base, linalg.low_rank(p, q), self.doubly)
-        return sinkhorn(weights, self.sweeps) if self.doubly else rows_normalised(weights)
+        return tilted(base, p, q, self.sweeps if self.doubly else 0)
 
     def forward(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
@@ -116,11 +110,9 @@ class Stochastic(LowRank):
 
     def propose(self, base: Tensor) -> Proposal:
         exact, tolerance = self.moved(base.double(), self.u.double(), self.v.double()), torch.finfo(base.dtype).eps
-        if not self.doubly:
-            return Proposal(rounded_positive(exact, base.dtype))
-        exact = doubly_normalised(exact, tolerance)
-        far = ~(distance(exact, True) <= tolerance**0.5)
-        return Proposal(rounded_positive(exact, base.dtype), vetoes=[Veto("Sinkhorn's sweeps do not converge", far)])
+        if self.doubly:
+            exact = doubly_normalised(exact, tolerance)
+        return Proposal(rounded_positive(exact, base.dtype))
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, doubly={self.doubly}, scale={self.scale:g}"

@@ -13,7 +13,7 @@ from p4torch.errors import ProjectionWarning
 def warn_of_zeros(negative: Tensor) -> None:
     """Say how many negative entries become zeros that never train. `negative` is a mask."""
     warnings.warn(
-        f"{int(negative.sum())} negative entries of {negative.numel()} become 0 and stay 0: give a `floor` to train them",
+        f"{int(negative.sum())} of {negative.numel()} entries are negative: they become 0 and stay 0 without a `floor`",
         ProjectionWarning,
         stacklevel=4,
     )
