@@ -86,6 +86,16 @@ def test_balance_keeps_the_product_and_moves_the_factors_little(n: int, m: int, 
         torch.testing.assert_close(after, before, rtol=0, atol=EXACT)
 
 
+def test_a_refresh_leaves_the_factors_as_they_were() -> None:
+    base = of_rank(3, 8, 6)
+    perturbation = moved(base, 3)
+    perturbation.merge(base)
+    before = [value.clone() for value in perturbation.factors.parameters()]
+    perturbation.refresh(base)
+    for got, expected in zip(perturbation.factors.parameters(), before, strict=True):
+        torch.testing.assert_close(got.detach(), expected.detach(), rtol=0, atol=EXACT)
+
+
 @pytest.mark.parametrize("base", [torch.zeros(6, 5), of_rank(1, 6, 5, dtype=torch.float32)])
 def test_the_rank_can_grow(base: Tensor) -> None:
     """B₀ is not stationary where the base has a smaller rank than it may have."""

@@ -34,27 +34,31 @@ def congruence(moved: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([m, f], -1), torch.cat([f, m], -1)
 
 
-def spectrum(tensor: Tensor) -> Tensor:
-    """The eigenvalues of the symmetric part in rising order, `(..., n)`, float64."""
-    exact = tensor.detach().double()
-    return torch.linalg.eigvalsh((exact + exact.mT) / 2)
-
-
 def indefinite(tensor: Tensor) -> Tensor:
     """`(...)`: where the smallest eigenvalue is not above rounding, n ε times the largest."""
-    values = spectrum(tensor)
-    return ~(values[..., 0] > tensor.shape[-1] * torch.finfo(tensor.dtype).eps * values[..., -1].abs())
+    return _least(_spectrum(tensor), tensor.dtype) <= 0
 
 
 def distance(tensor: Tensor) -> Tensor:
     """‖A - Aᵀ‖ / 2‖A‖ in the Frobenius norm; where A is not definite to working precision, also 1 - λ/|λ|max with its
     least eigenvalue λ, which is 1 for a singular one: the relative distance alone could not tell it from rounding."""
-    exact, values = tensor.detach().double(), spectrum(tensor)
+    exact, values = tensor.detach().double(), _spectrum(tensor)
     tiny = torch.finfo(values.dtype).tiny
     size = torch.linalg.matrix_norm(exact).clamp_min(tiny)
     skew = torch.linalg.matrix_norm(exact - exact.mT) / (2 * size)
     negative = 1 - values[..., 0] / values.abs().amax(-1).clamp_min(tiny)
-    return skew + torch.where(indefinite(tensor), negative, 0.0)
+    return skew + torch.where(_least(values, tensor.dtype) <= 0, negative, 0.0)
+
+
+def _spectrum(tensor: Tensor) -> Tensor:
+    """The eigenvalues of the symmetric part in rising order, `(..., n)`, float64."""
+    exact = tensor.detach().double()
+    return torch.linalg.eigvalsh((exact + exact.mT) / 2)
+
+
+def _least(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """By how much the smallest eigenvalue is above what rounding explains."""
+    return values[..., 0] - values.shape[-1] * torch.finfo(dtype).eps * values[..., -1].abs()
 
 
 def raised(tensor: Tensor, floor: float) -> Tensor:

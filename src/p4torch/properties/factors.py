@@ -19,19 +19,16 @@ class Factors(nn.Module):
     def __init__(self, base: Tensor, rank: int) -> None:
         super().__init__()
         batch, (n, m) = base.shape[:-2], base.shape[-2:]
-        self.left = nn.Parameter(base.new_empty(*batch, n, rank), requires_grad=False)
-        self.right = nn.Parameter(base.new_empty(*batch, m, rank), requires_grad=False)
+        self.left = nn.Parameter(base.new_zeros(*batch, n, rank), requires_grad=False)
+        self.right = nn.Parameter(base.new_zeros(*batch, m, rank), requires_grad=False)
 
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
-        """The best factors of a base, from its SVD in float64."""
-        rank = self.left.shape[-1]
+        """The best factors of a base, from its SVD in float64; of those, the nearest to the present ones."""
+        rank, before = self.left.shape[-1], (self.left.double(), self.right.double())
         left, values, right = torch.linalg.svd(base.double(), full_matrices=False)
-        for factor, value in zip(
-            (self.left, self.right),
-            shared(left[..., :rank], values[..., :rank], right[..., :rank, :].mT),
-            strict=True,
-        ):
+        found = shared(left[..., :rank], values[..., :rank], right[..., :rank, :].mT)
+        for factor, value in zip((self.left, self.right), turned(found, before), strict=True):
             factor.copy_(value)
 
 
@@ -48,6 +45,10 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     remembers of their entries stays true. O((n + m)r²), from QR and an SVD of r x r."""
     (q_left, t_left), (q_right, t_right) = torch.linalg.qr(left), torch.linalg.qr(right)
     u, values, v = torch.linalg.svd(t_left @ t_right.mT)
-    new_left, new_right = shared(q_left @ u, values, q_right @ v.mT)
-    turn = linalg.orthonormalized(new_left.mT @ left + new_right.mT @ right)
-    return new_left @ turn, new_right @ turn
+    return turned(shared(q_left @ u, values, q_right @ v.mT), (left, right))
+
+
+def turned(found: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """L Q, R Q with the orthogonal Q that brings them closest to those before: the polar factor of LᵀL' + RᵀR'."""
+    turn = linalg.orthonormalized(found[0].mT @ before[0] + found[1].mT @ before[1])
+    return found[0] @ turn, found[1] @ turn

@@ -36,7 +36,7 @@ class FixedRank(Perturbation):
         ArgumentError: for a base that is not a real, finite matrix; for a rank out of range.
 
     Source: Mishra, Meyer, Bonnabel and Sepulchre (2014), fixed-rank matrix factorizations and Riemannian low-rank
-    optimization, section 3, for balanced factors; Eckart and Young (1936) for the projection.
+    optimization, for balanced factors; Eckart and Young (1936) for the projection.
     """
 
     def __init__(self, base: Tensor, rank: int) -> None:

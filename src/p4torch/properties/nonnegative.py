@@ -34,7 +34,7 @@ class Nonnegative(Perturbation):
         ArgumentError: for a base that is not real and finite, or has negative entries and no positive one: nothing
             would be left to train; for `floor` < 0.
 
-    Source: Kivinen and Warmuth (1997), exponentiated gradient, whose steps are those of B.
+    Source: Kivinen and Warmuth (1997), exponentiated gradient, for steps that multiply.
     """
 
     def __init__(self, base: Tensor, floor: float = 0.0) -> None:

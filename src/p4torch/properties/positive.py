@@ -42,7 +42,7 @@ class PositiveDefinite(LowRank):
         ArgumentError: for a base that is not square, real and finite, or whose symmetric part has no positive
             eigenvalue: nothing of it could be kept; for options out of range.
 
-    Source: Bhatia (2007), Positive Definite Matrices, chapter 6, for congruences; Higham (2002) for nearness in S.
+    Source: Bhatia (2007), Positive Definite Matrices, chapter 6, for congruences; Higham (1988), for nearness.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class Stochastic(LowRank):
             has no positive entry, or whose negative entries cancel the positive ones (if doubly: or a column); for
             options out of range.
 
-    Source: Sinkhorn and Knopp (1967); Kivinen and Warmuth (1997), exponentiated gradient, for the rows.
+    Source: Sinkhorn and Knopp (1967); Kivinen and Warmuth (1997), exponentiated gradient, for steps that multiply.
     """
 
     def __init__(
