@@ -153,7 +153,9 @@ def test_a_floor_lets_a_permutation_train() -> None:
         stuck, free = p4.Stochastic(base, doubly), p4.Stochastic(base, doubly, floor=0.1)
         assert torch.equal(stuck.right_inverse(base), base)
         admitted = free.right_inverse(base)
-        assert (admitted > 0.01).all() and worst(admitted, doubly) <= EXACT
+        torch.testing.assert_close(float(admitted.min()), 0.1 / 4)
+        assert worst(admitted, doubly) <= EXACT
+        torch.testing.assert_close(free.right_inverse(admitted), admitted, rtol=0, atol=EXACT)
         (free(admitted) * torch.randn(4, 4)).sum().backward()
         (stuck(base) * torch.randn(4, 4)).sum().backward()
         assert free.u.grad is not None and free.u.grad.abs().max() > ROUNDING
@@ -196,6 +198,7 @@ def test_beyond_repair(rows: list[list[float]], doubly: bool, message: str) -> N
         (torch.ones(3), {}, "`base` must be of at least 2 dimensions"),
         (torch.eye(2), {"sweeps": 0}, "`sweeps` must be an integer >= 1, got 0"),
         (torch.eye(2), {"floor": -1.0}, "`floor` must be a number >= 0, got -1.0"),
+        (torch.eye(2), {"floor": 1.0}, "`floor` must be less than 1, got 1.0"),
         (torch.eye(2), {"rank": 0}, "`rank` must be an integer >= 1, got 0"),
     ],
 )

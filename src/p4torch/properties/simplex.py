@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,10 @@ from p4torch.twins import transformed, twin_gradients
 #: Sinkhorn's sweeps where they go on until rows and columns sum to 1: at most, and between two looks.
 LIMIT, LOOK = 100, 10
 
-#: The most that there are when a tensor is admitted.
+#: On a CPU, steps look after so many sweeps whether scales still change, by more than so many machine epsilons.
+GLANCE, SETTLED = 3, 8
+
+#: The most sweeps that there are when a tensor is admitted.
 ADMISSION = 1000
 
 
@@ -32,34 +36,46 @@ def tilted(base: Tensor, p: Tensor, q: Tensor, sweeps: int) -> Tensor:
 
 def readable_sinkhorn(weights: Tensor, sweeps: int) -> Tensor:
     """D K D', after so many sweeps of Sinkhorn: columns by their sums, then rows. Rows sum to 1, columns nearly."""
-    rows, columns = _scales(weights, sweeps)
-    return rows * weights * columns.mT
-
-
-def sinkhorn(weights: Tensor, sweeps: int) -> Tensor:
-    """`readable_sinkhorn`, with the derivatives of its limit."""
-    if transformed():
-        return readable_sinkhorn(weights, sweeps)
-    return _Sinkhorn.apply(weights, sweeps)  # type: ignore[no-untyped-call]
-
-
-def _scales(weights: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
     rows = 1 / weights.sum(-1, keepdim=True)
     columns = torch.ones_like(rows)
     for _ in range(sweeps):
         columns = 1 / (weights.mT @ rows)
         rows = 1 / (weights @ columns)
-    return rows, columns
+    return rows * weights * columns.mT
+
+
+def sinkhorn(weights: Tensor, sweeps: int) -> Tensor:
+    """`readable_sinkhorn`, with the derivatives of its limit; on a CPU it ends where more sweeps change nothing."""
+    if transformed():
+        return readable_sinkhorn(weights, sweeps)
+    return _Sinkhorn.apply(weights, sweeps)  # type: ignore[no-untyped-call]
+
+
+def _swept(step: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """Repeat (x, y) <- step(x); on a CPU, where looking costs nothing, until x changes by rounding alone."""
+    x = start
+    for sweep in range(sweeps):
+        before = x
+        x, y = step(before)
+        if sweep % GLANCE == GLANCE - 1 and x.device.type == "cpu":
+            change = (x - before).abs().amax() / x.abs().amax()
+            if not bool(change > SETTLED * torch.finfo(x.dtype).eps):
+                break
+    return x, y
 
 
 class _Sinkhorn(torch.autograd.Function):
     """W = D K D' with rows and columns that sum to 1, hence dW = W ⊙ (dK / K + α 1ᵀ + 1 βᵀ). With G = ∂L/∂W,
-    ∂L/∂K = D (G - a 1ᵀ - 1 bᵀ) D' where a + W b = (W ⊙ G) 1 and b + Wᵀa = (W ⊙ G)ᵀ 1: solved by as many sweeps, which
+    ∂L/∂K = D (G - a 1ᵀ - 1 bᵀ) D' where a + W b = (W ⊙ G) 1 and b + Wᵀa = (W ⊙ G)ᵀ 1: solved by sweeps, too, which
     converge as fast. Only products with vectors, and no tape of the sweeps."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, sweeps: int) -> Tensor:
-        rows, columns = _scales(weights, sweeps)
+        def step(rows: Tensor) -> tuple[Tensor, Tensor]:
+            columns = 1 / (weights.mT @ rows)
+            return 1 / (weights @ columns), columns
+
+        rows, columns = _swept(step, 1 / weights.sum(-1, keepdim=True), sweeps)
         scaled = rows * weights * columns.mT
         ctx.save_for_backward(weights, rows, columns, scaled)
         ctx.sweeps = sweeps
@@ -72,10 +88,12 @@ class _Sinkhorn(torch.autograd.Function):
             return *twin_gradients(partial(readable_sinkhorn, sweeps=ctx.sweeps), (True,), (weights,), (g,)), None
         product = scaled * g
         of_rows, of_columns = product.sum(-1, keepdim=True), product.sum(-2).unsqueeze(-1)
-        a, b = of_rows, torch.zeros_like(of_columns)
-        for _ in range(ctx.sweeps):
+
+        def step(a: Tensor) -> tuple[Tensor, Tensor]:
             b = of_columns - scaled.mT @ a
-            a = of_rows - scaled @ b
+            return of_rows - scaled @ b, b
+
+        a, b = _swept(step, of_rows, ctx.sweeps)
         return (g - a - b.mT).mul_(rows).mul_(columns.mT), None
 
 
@@ -115,16 +133,24 @@ def distance(tensor: Tensor, doubly: bool) -> Tensor:
 
 
 def admitted(tensor: Tensor, floor: float, doubly: bool) -> Tensor:
-    """Entries below `floor` (of the mean 1/m of a row) become that, then rows are divided by their sums; with `doubly`,
-    rows and columns until both sum to 1. Float64. Raises ArgumentError where there is nothing to scale."""
+    """Negative entries cut off, rows divided by their sums, or, with `doubly`, rows and columns until both sum to 1;
+    and least entries of `floor`/m, see `lifted`. Float64. Raises ArgumentError where there is nothing to scale."""
     exact = tensor.double()
     _check_mass(exact, "row")
-    clipped = rows_normalised(exact.clamp_min(0)).clamp_min(floor / tensor.shape[-1])
+    clipped = lifted(rows_normalised(exact.clamp_min(0)), floor, (-1,))
     if not doubly:
-        return rows_normalised(clipped)
+        return clipped
     if floor == 0:
         _check_mass(exact.mT, "column")
-    return doubly_normalised(clipped, torch.finfo(tensor.dtype).eps, ADMISSION)
+    return lifted(doubly_normalised(clipped, torch.finfo(tensor.dtype).eps, ADMISSION), floor, (-2, -1))
+
+
+def lifted(tensor: Tensor, floor: float, dims: tuple[int, ...]) -> Tensor:
+    """(1 - t) A + t/m, with the t for which the least entry (of each row, or matrix) is `floor`/m, 0 <= floor < 1; none
+    where it is not below that. All sums stay."""
+    m, least = tensor.shape[-1], tensor.amin(dims, keepdim=True)
+    share = ((floor / m - least) / (1 / m - least).clamp_min(torch.finfo(least.dtype).tiny)).clamp(0, 1)
+    return tensor + share * (1 / m - tensor)
 
 
 def _check_mass(exact: Tensor, what: str) -> None:

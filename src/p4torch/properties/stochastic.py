@@ -22,10 +22,10 @@ class Stochastic(LowRank):
         R_B(A) = N(A ⊙ exp(U Vᵀ)),   B₀: U = 0, V ~ `scale` · N(0, 1)
 
     U `(..., n, k)`, V `(..., m, k)`. N divides rows by their sums: R_B(A) = softmax(log A + U Vᵀ). If `doubly`,
-    N is `sweeps` sweeps of Sinkhorn, in every step: rows sum to 1, columns up to about |U Vᵀ| σ₂^(2 `sweeps`), σ₂ the
-    second singular value of A. So a merge, which goes on until both do, leaves the weight as it was, and the gradient,
-    that of the limit, is right. Close to a permutation matrix (σ₂ near 1) this takes more sweeps; a merge makes 100,
-    and spreads over all entries what is left.
+    N is up to `sweeps` sweeps of Sinkhorn, in every step: rows sum to 1, columns up to about |U Vᵀ| σ₂^(2 `sweeps`), σ₂
+    the second singular value of A. So a merge, which goes on until both do, leaves the weight as it was, and the
+    gradient, that of the limit, is right. Close to a permutation matrix (σ₂ near 1) this takes more sweeps; a merge
+    makes 100, and spreads over all entries what is left.
 
     Near B₀ each row moves along A_i ⊙ (V - Σ_j A_ij V_j): nk directions, up to n(m - 1); if doubly, k(n - 1), up to
     (n - 1)², for U that is equal in all rows only scales columns. An entry that is 0 stays 0 for ever: a permutation
@@ -39,9 +39,9 @@ class Stochastic(LowRank):
         base: `(..., n, m)`. Projected by cutting negative entries off and dividing rows by their sums, or by Sinkhorn.
         doubly: whether columns sum to 1, too.
         rank: k >= 1; None for 1, or 2 if doubly. (n + m)k numbers train.
-        floor: when a tensor is admitted, entries below `floor`/m are raised to it (in float64, then rows are
-            normalised).
-        sweeps: of Sinkhorn in each step.
+        floor: 0 <= floor < 1. A tensor that is admitted with smaller entries than `floor`/m is mixed with 1/m so much
+            that its least entry (of each row, or of the matrix, if doubly) is that.
+        sweeps: of Sinkhorn in each step, at most; on a CPU fewer where they settle before.
         scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
 
     Raises:
@@ -59,7 +59,7 @@ class Stochastic(LowRank):
         rank: int | None = None,
         *,
         floor: float = 0.0,
-        sweeps: int = 16,
+        sweeps: int = 32,
         scale: float = 1.0,
         directions: Directions = "random",
         train_directions: bool = True,
@@ -70,6 +70,8 @@ class Stochastic(LowRank):
         if doubly:
             check_square(base, "doubly stochastic rows and columns")
         check_number("floor", floor, 0.0)
+        if floor >= 1:
+            raise ArgumentError.of("floor", "less than 1", floor)
         if not isinstance(sweeps, int) or isinstance(sweeps, bool) or sweeps < 1:
             raise ArgumentError.of("sweeps", "an integer >= 1", repr(sweeps))
         self.doubly, self.floor, self.sweeps = doubly, floor, sweeps
