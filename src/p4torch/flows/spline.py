@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
-from p4torch.flows.bijection import Bijection, check_event, check_features
+from p4torch.flows.bijection import Bijection, check_event, check_features, check_hidden
 from p4torch.flows.knots import UNIT_SLOPE, knots
 
 #: Beyond it a spline on the line is the identity: of standardised features, few lie there.
@@ -22,7 +23,7 @@ def rational_quadratic(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool = Fa
         y = bottom + h (s ξ² + d₀ ξ(1-ξ)) / D,   D = s + (d₀ + d₁ - 2s) ξ(1-ξ),   s = h / w,   ξ = (u - left) / w
         dy/du = s² (d₁ ξ² + 2s ξ(1-ξ) + d₀ (1-ξ)²) / D²
 
-    u `(...)` and raw `(..., 3k + 1)` as in `p4torch.flows.knots`. Outside of [-b, b] it is the identity.
+    u `(...)` and raw `(3k + 1, ...)` as in `p4torch.flows.knots`. Outside of [-b, b] it is the identity.
 
     Source: Gregory and Delbourgo (1982); Durkan, Bekasov, Murray and Papamakarios (2019), neural spline flows.
     """
@@ -59,7 +60,7 @@ class SplineCoupling(Bijection):
 
     Args:
         features: n.
-        moved: which of the features move, 1 <= len(moved) <= n; all others are what the network sees.
+        moved: which of the features move, not all of them; the others are what the network sees.
         circular: which of all features are angles in [-π, π).
         hidden: widths of the network's hidden layers.
         bins: k of each spline.
@@ -90,55 +91,59 @@ class SplineCoupling(Bijection):
             known = [index for index in chosen if isinstance(index, int) and 0 <= index < features]
             if len(set(known)) < len(chosen):
                 raise ArgumentError.of(name, f"different integers from 0 to {features - 1}", list(chosen))
-        if not moved:
-            raise ArgumentError.of("moved", "at least one feature", list(moved))
+        if not 0 < len(moved) < features:
+            raise ArgumentError.of("moved", f"1 to {features - 1} of {features} features", list(moved))
         if not isinstance(bins, int) or bins < 2:
             raise ArgumentError.of("bins", "an integer >= 2", repr(bins))
+        check_hidden(hidden)
         angles = set(circular)
         kept = [index for index in range(features) if index not in set(moved)]
         self.bins = bins
-        self._line = [index for index in kept if index not in angles]
-        self._circle = [index for index in kept if index in angles]
+        line, circle = ([index for index in kept if (index in angles) is seen] for seen in (False, True))
+        self._seen = [len(line), len(circle)]
         self.register_buffer("place", torch.tensor(list(moved)), persistent=False)
-        self.register_buffer("angle", torch.tensor([index in angles for index in moved]), persistent=False)
-        order = [*kept, *moved]
-        self.register_buffer("kept", torch.tensor(self._line + self._circle, dtype=torch.int64), persistent=False)
-        self.register_buffer("back", torch.tensor(order).argsort(), persistent=False)
-        widths = [len(self._line) + 2 * len(self._circle), *hidden]
+        self.register_buffer("angle", torch.tensor([[index in angles] for index in moved]), persistent=False)
+        self.register_buffer("kept", torch.tensor(line + circle), persistent=False)
+        widths = [len(line) + 2 * len(circle), *hidden]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), activation()]
         last = nn.Linear(widths[-1], len(moved) * (3 * bins + 1))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.net = nn.Sequential(*layers, last)
+        self.hidden, self.last = nn.Sequential(*layers), last
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raw, scale, shift, bound = self._parameters_at(x)
-        u = x[..., self.place]
+        u, raw, scale, shift, bound = self._inputs(x)
         u = torch.where(self.angle, _wrap(u + shift), u * scale.exp() + shift)
         y, slope = rational_quadratic(u, raw, bound)
-        return x.index_copy(-1, self.place, y), (slope + scale).sum(-1)
+        return self._outputs(x, y), (slope + scale).sum(0).reshape(x.shape[:-1])
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        raw, scale, shift, bound = self._parameters_at(z)
-        u, slope = rational_quadratic(z[..., self.place], raw, bound, inverse=True)
-        x = torch.where(self.angle, _wrap(u - shift), (u - shift) * (-scale).exp())
-        return z.index_copy(-1, self.place, x), (slope - scale).sum(-1)
+        y, raw, scale, shift, bound = self._inputs(z)
+        u, slope = rational_quadratic(y, raw, bound, inverse=True)
+        u = u - shift
+        u = torch.where(self.angle, _wrap(u), u * (-scale).exp())
+        return self._outputs(z, u), (slope - scale).sum(0).reshape(z.shape[:-1])
 
-    def _parameters_at(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The splines' raw parameters `(..., m, 3k + 1)`, log-scale and shift `(..., m)`, and bounds `(m,)`."""
+    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What moves, on columns `(m, P)`; the splines' raw parameters `(3k + 1, m, P)`, log-scale and shift `(m, P)`,
+        and bounds `(m, 1)`. On columns all that follows is fast."""
         check_event(x, self.features)
-        seen = x[..., self.kept]
-        line, circle = seen.split([len(self._line), len(self._circle)], dim=-1)
-        raw = self.net(torch.cat([line, circle.cos(), circle.sin()], -1)).unflatten(-1, (-1, 3 * self.bins + 1))
-        shift, first, slopes = raw[..., -1], raw[..., 2 * self.bins], raw[..., 2 * self.bins + 1 : -1]
-        angle = self.angle
-        end = torch.where(angle, first, torch.zeros_like(first))[..., None]
-        raw = torch.cat([raw[..., : 2 * self.bins], torch.cat([end, slopes, end], -1) + UNIT_SLOPE], -1)
-        scale = torch.where(angle, torch.zeros_like(first), first.tanh())
-        bound = torch.where(angle, math.pi, BOUND).to(x.dtype)
-        return raw, scale, shift, bound
+        points = x.reshape(-1, self.features)
+        seen = points[:, self.kept]
+        line, circle = seen.split(self._seen, dim=-1)
+        hidden = self.hidden(torch.cat([line, circle.cos(), circle.sin()], -1))
+        raw = torch.addmm(self.last.bias[:, None], self.last.weight, hidden.mT).unflatten(0, (3 * self.bins + 1, -1))
+        shape, first, slopes, shift = raw.split([2 * self.bins, 1, self.bins - 1, 1])
+        end = first * self.angle  # on the circle the slope at both ends, on the line those are 1
+        raw = torch.cat([shape, torch.cat([end, slopes, end]) + UNIT_SLOPE])
+        scale = (first * ~self.angle).tanh()
+        bound = torch.where(self.angle, math.pi, BOUND).to(x.dtype)
+        return points[:, self.place].mT, raw, scale[0], shift[0], bound
+
+    def _outputs(self, x: Tensor, moved: Tensor) -> Tensor:
+        return x.index_copy(-1, self.place, moved.mT.reshape(*x.shape[:-1], -1))
 
     def extra_repr(self) -> str:
         return f"features={self.features}, moved={self.place.tolist()}, bins={self.bins}"
