@@ -102,4 +102,7 @@ PERTURBATIONS: dict[str, Row] = {
     "positive-definite-batched": Row(
         p4.PositiveDefinite, {"shape": (3, 4, 4), "batch": False, "compile": False, "steps": 300}
     ),
+    "symplectic": Row(p4.Symplectic),
+    "symplectic-rank2": Row(partial(p4.Symplectic, rank=2), {"compile": False, "steps": 300}, large=Large()),
+    "symplectic-2x2": Row(p4.Symplectic, {"shape": (2, 2), "compile": False, "steps": 300}),
 }

@@ -25,6 +25,7 @@ from p4torch.properties import (
     PositiveDefinite,
     SpectralBound,
     Stochastic,
+    Symplectic,
     UnitDeterminant,
 )
 from p4torch.schedule import MergeScheduler
@@ -52,6 +53,7 @@ __all__ = [
     "Site",
     "SpectralBound",
     "Stochastic",
+    "Symplectic",
     "UnitDeterminant",
     "Veto",
     "finalize",

@@ -8,6 +8,7 @@ from p4torch.properties.orthogonal import Orthogonal
 from p4torch.properties.positive import PositiveDefinite
 from p4torch.properties.spectral import SpectralBound
 from p4torch.properties.stochastic import Stochastic
+from p4torch.properties.symplectic import Symplectic
 from p4torch.properties.update import LowRankUpdate
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "PositiveDefinite",
     "SpectralBound",
     "Stochastic",
+    "Symplectic",
     "UnitDeterminant",
 ]
