@@ -50,7 +50,7 @@ lint: $(STAMP) ## Style and formatting (ruff), nothing changed
 	$(BIN)/ruff format --check .
 
 types: $(STAMP) ## Types (mypy, strict)
-	$(BIN)/mypy src benchmarks
+	$(BIN)/mypy src benchmarks examples
 
 floors: $(STAMP) ## Imports go down only (import-linter)
 	$(BIN)/lint-imports

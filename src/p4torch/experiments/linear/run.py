@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from p4torch.experiments.linear.suites import Config
 from p4torch.experiments.linear.table import claims, markdown, summarise
 from p4torch.training import provenance
 from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import differences, prepare, read_json, write_json
+from p4torch.training.folder import differences, prepare, read_json, write_compact, write_json
 
 Row = dict[str, Any]
 
@@ -107,22 +106,6 @@ def conclude(config: Config, out: Path, rows: list[Row], cost: list[Row]) -> Res
     write_whole(out / "table.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     figures = [draw_companion(config, rows, out / "linear"), draw_gap(summary, out / "gap")]
     return Results(text, [path for path in figures if path is not None])
-
-
-def write_compact(path: Path, value: Any) -> None:
-    """JSON in one line, whole or not at all: curves would take a line a number otherwise. NaN becomes null."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
 
 
 def _earlier(out: Path) -> dict[str, Any]:

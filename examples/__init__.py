@@ -1,0 +1,1 @@
+"""Runs on real work, one script each: `python -m examples.recurrent --help`."""

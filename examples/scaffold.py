@@ -1,0 +1,161 @@
+"""What the example scripts share: options, variants trained in turns with a checkpoint each, and the run folder.
+
+Seconds are CPU seconds of one thread, around the steps only: the waiting for a shared machine is not in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from benchmarks.layers import Missing
+from benchmarks.peers import load, versions
+from rich.console import Console
+
+from p4torch.cli.options import integers
+from p4torch.display import display
+from p4torch.errors import P4Error
+from p4torch.experiments import figures
+from p4torch.training import load_checkpoint, provenance, save_checkpoint
+from p4torch.training.checkpoint import write_whole
+from p4torch.training.folder import prepare, read_json, write_compact, write_json
+
+Row = dict[str, Any]
+
+#: Stands below every table.
+SECONDS = "Seconds are CPU seconds of one thread, of the steps alone (no data, no evaluation), merges included.\n"
+
+
+class Stopwatch:
+    """CPU seconds spent inside `with stopwatch:`."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._since = time.process_time()
+
+    def __exit__(self, *exception: object) -> None:
+        self.seconds += time.process_time() - self._since
+
+
+class Training(Protocol):
+    """A variant while it trains. The batch of a step is a pure function of (seed, step), so that a resume is exact."""
+
+    step: int
+
+    @property
+    def note(self) -> str:
+        """How it is doing, for people."""
+
+    def advance(self) -> None:
+        """One optimizer step, timed by a `Stopwatch`, and what is recorded after it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resume needs, records and seconds included: tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+
+    def row(self) -> Row:
+        """What metrics.json keeps."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A variant to train. `name` is that of its checkpoint; names of one run differ."""
+
+    name: str
+    title: str
+    steps: int
+    start: Callable[[], Training] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run leaves: metrics.json, table.md and figures by file name (without ending)."""
+
+    metrics: dict[str, Any]
+    table: str
+    figures: dict[str, Any]
+
+
+def train(jobs: Sequence[Job], out: Path, console: Console, chunk: int) -> dict[Job, Row]:
+    """The rows of all jobs, trained in turns of `chunk` steps, so that what disturbs the machine hits all alike.
+
+    A checkpoint follows each turn. Jobs that have one go on from it.
+    """
+    folder = out / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    running = {job: job.start() for job in jobs}
+    rows: dict[Job, Row] = {}
+    with display(jobs, console, lambda job, row: f"{job.title}: done") as shown:
+        for job, training in running.items():
+            shown.started(job)
+            if (folder / f"{job.name}.pt").exists():
+                training.load_state_dict(load_checkpoint(folder / f"{job.name}.pt"))
+        while running:
+            for job, training in list(running.items()):
+                before = training.step
+                for _ in range(min(chunk, job.steps - before)):
+                    training.advance()
+                if training.step > before:
+                    save_checkpoint(folder / f"{job.name}.pt", training.state_dict())
+                shown.progressed(job, training)
+                if training.step >= job.steps:
+                    rows[job] = running.pop(job).row()
+                    shown.finished(job, rows[job])
+    return {job: rows[job] for job in jobs}
+
+
+def peer(package: str, console: Console) -> Any:
+    """A package that is compared with, or None, said by name: its rows are left out then."""
+    try:
+        return load(package)
+    except Missing as error:
+        console.print(str(error), highlight=False, markup=False)
+        return None
+
+
+def add_options(parser: argparse.ArgumentParser, out: str, seeds: str = "0") -> None:
+    """The options that all scripts have."""
+    parser.add_argument("--out", type=Path, default=Path(out), help=f"run folder, new or empty ({out})")
+    parser.add_argument("--short", action="store_true", help="a few steps of everything, in seconds")
+    parser.add_argument("--seeds", default=seeds, type=integers, help=f"with commas between them ({seeds})")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+
+
+def run(
+    module: str, options: argparse.Namespace, fields: dict[str, Any], work: Callable[[Path, Console], Results]
+) -> int:
+    """Do the work in the run folder and write what it leaves; the exit code. `fields` is the whole configuration."""
+    torch.set_num_threads(1)
+    console, out, started = Console(), options.out, time.monotonic()
+    try:
+        prepare(out, fields, resume=options.resume)
+        record = provenance(seeds=list(options.seeds), peers=versions())
+        record["command"] = " ".join(["python -m", module, *sys.argv[1:]])
+        if (out / "provenance.json").exists():
+            record["earlier"] = read_json(out / "provenance.json")
+        try:
+            results = work(out, console)
+        finally:
+            write_json(out / "provenance.json", {**record, "wall_seconds": time.monotonic() - started})
+    except P4Error as error:
+        console.print(f"Error: {error}", highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("Stopped; go on with --resume.")
+        return 130
+    write_compact(out / "metrics.json", results.metrics)
+    text = f"{results.table}\n{SECONDS}"
+    write_whole(out / "table.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    for name, figure in results.figures.items():
+        figures.save(figure, out / name)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return 0
