@@ -14,7 +14,9 @@ from p4torch.errors import (
     ProjectionWarning,
     RecoveryWarning,
 )
+from p4torch.joint import Joint, merge
 from p4torch.merging import MergeReport, Proposal, Veto
+from p4torch.networks import LipschitzNetwork
 from p4torch.perturbation import Perturbation
 from p4torch.properties import (
     FixedRank,
@@ -29,7 +31,7 @@ from p4torch.properties import (
     UnitDeterminant,
 )
 from p4torch.schedule import MergeScheduler
-from p4torch.sites import Site, finalize, merge, parameter_groups, penalty, perturb, sites
+from p4torch.sites import Site, finalize, parameter_groups, penalty, perturb, sites
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,8 @@ __all__ = [
     "CheckpointError",
     "FixedRank",
     "Invertible",
+    "Joint",
+    "LipschitzNetwork",
     "LowRankUpdate",
     "MergeReport",
     "MergeScheduler",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from p4torch import linalg, rows
 from p4torch.directions import Apply, GradientSketch, Maps, of_matrix, of_rows
 from p4torch.errors import ArgumentError
-from p4torch.merging import Agreement, MergeReport, Proposal
+from p4torch.merging import Decision, MergeReport, Proposal
 from p4torch.perturbation import Perturbation
 
 Side = Literal["add", "left", "right"]
@@ -155,15 +155,10 @@ class LowRank(Perturbation):
     def _normal(self, generator: torch.Generator) -> Tensor:
         return torch.randn(self.v.shape, generator=generator, dtype=torch.float64)
 
-    def merge(
-        self,
-        base: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        force: bool = False,
-        agree: Agreement | None = None,
+    def commit(
+        self, base: Tensor, decision: Decision, accepted: Tensor, generator: torch.Generator, *reason: str
     ) -> MergeReport:
-        report = super().merge(base, generator, force=force, agree=agree)
+        report = super().commit(base, decision, accepted, generator, *reason)
         self.sketch = None
         return report
 

@@ -1,4 +1,4 @@
-"""Sites: where perturbations sit in a model. `perturb` puts one there, `merge` merges, `finalize` removes all."""
+"""Sites: where perturbations sit in a model. `perturb` puts one there, `finalize` removes all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.errors import ArgumentError, CheckpointError, OptimizerError
 from p4torch.linear import factored_class, plain_class, sole_perturbation
 from p4torch.merging import Agreement, MergeReport
 from p4torch.perturbation import Perturbation, Unperturbed
@@ -33,6 +33,27 @@ class Site:
         generator = direction_generator(seed, self.name, int(self.perturbation.attempts))
         return self.perturbation.merge(self.base, generator, force=force, agree=agree).at(self.name)
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """B by full name, as far as it trains."""
+        named = self.perturbation.own_parameters()
+        return {f"{self.name}.{name}": value for name, value in named if value.requires_grad}
+
+    def companions(self) -> dict[str, nn.Parameter]:
+        """The ordinary trainable parameters of the module: its bias."""
+        return {name: value for name, value in self.module.named_parameters(recurse=False) if value.requires_grad}
+
+    def check_frozen(self) -> None:
+        """What is tracked and the base must not train: `model.requires_grad_(True)` unfreezes them. Raises
+        OptimizerError."""
+        own = {name for name, _ in self.perturbation.own_parameters()}
+        frozen = {"base": self.base, **dict(self.perturbation.named_parameters())}
+        thawed = [name for name, value in frozen.items() if value.requires_grad and name not in own]
+        if thawed:
+            raise OptimizerError(
+                f"`{self.name}` must be frozen, but requires a gradient in {', '.join(thawed)}: "
+                "undo `requires_grad_(True)` for it"
+            )
+
     def correct(self) -> None:
         """Undo rounding drift."""
         self.perturbation.correct(self.base)
@@ -46,6 +67,20 @@ def direction_generator(seed: int, site: str, index: int) -> torch.Generator:
     """The counter-based CPU generator of a reset: equal on every rank and device, and after a resume."""
     digest = hashlib.sha256(f"{seed}/{site}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Wrapper(nn.Module):
+    """A model with something around it that `finalize` takes off."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise ArgumentError.of("model", "an nn.Module", type(model).__name__)
+        self.model = model
+
+    def unwrap(self) -> nn.Module:
+        """What `finalize` leaves: the model, after its perturbations are gone."""
+        return self.model
 
 
 def perturb(module: nn.Module, tensor_name: str, property: Callable[..., Perturbation], **options: Any) -> nn.Module:
@@ -121,17 +156,6 @@ def sites(model: nn.Module) -> Iterator[Site]:
             yield Site(name, module, tensor_name, original(module, tensor_name), perturbation)
 
 
-def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[MergeReport]:
-    """Merge every site now: A <- R_B(A), B <- B₀. `force` overrides bounds, never finiteness or the residual.
-
-    Not between a forward and its backward pass: autograd would (rightly) refuse the backward pass. An optimizer's
-    state is not touched; in training use `MergeScheduler`.
-    """
-    found = list(sites(model))
-    guard_checkpoints(model)
-    return [site.merge(seed=seed, force=force) for site in found]
-
-
 def penalty(model: nn.Module) -> Tensor:
     """The sum of all sites' penalties `()`, to be added to a loss."""
     terms = [site.perturbation.penalty(site.base) for site in sites(model)]
@@ -169,7 +193,16 @@ def finalize(model: nn.Module) -> nn.Module:
             hooks = module._load_state_dict_pre_hooks
             for key in [key for key, hook in hooks.items() if _is_admission(hook)]:
                 del hooks[key]
-    return model
+    return _unwrap(model)
+
+
+@torch.no_grad()
+def _unwrap(module: nn.Module) -> nn.Module:
+    """The same without wrappers: a child's place is taken by what it wraps."""
+    for name, child in module.named_children():
+        if child is not (plain := _unwrap(child)):
+            setattr(module, name, plain)
+    return module.unwrap() if isinstance(module, Wrapper) else module
 
 
 def _plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
