@@ -34,7 +34,7 @@ _ONE = (
 
 _OTHERS: dict[type[nn.Module], Callable[[Any], float]] = {
     nn.Sigmoid: lambda layer: 0.25,
-    nn.Hardsigmoid: lambda layer: 1 / 6,
+    nn.Hardsigmoid: lambda layer: 0.1667,  # 1/6, rounded up: torch has it in single precision
     nn.Hardswish: lambda layer: 1.5,
     nn.SELU: lambda layer: 1.0507009873554805 * 1.6732632423543772,  # the slope left of 0
     nn.LeakyReLU: lambda layer: max(1.0, abs(layer.negative_slope)),
