@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import p4torch as p4
+from p4torch import linalg
 
 Factory = Callable[[Tensor], p4.Perturbation]
 
@@ -45,6 +46,12 @@ def positive(generator: torch.Generator, shape: tuple[int, ...] = (6, 6), sweeps
         tensor = tensor / tensor.sum(-2, keepdim=True)
         tensor = tensor / tensor.sum(-1, keepdim=True)
     return tensor
+
+
+def unitary(generator: torch.Generator, shape: tuple[int, int] = (6, 6)) -> Tensor:
+    """Orthonormal columns, or rows, complex."""
+    tensor = torch.randn(shape, generator=generator, dtype=torch.complex128)
+    return linalg.orthonormalized(tensor)
 
 
 stochastic = partial(positive, sweeps=1)
@@ -105,4 +112,14 @@ PERTURBATIONS: dict[str, Row] = {
     "symplectic": Row(p4.Symplectic),
     "symplectic-rank2": Row(partial(p4.Symplectic, rank=2), {"compile": False, "steps": 300}, large=Large()),
     "symplectic-2x2": Row(p4.Symplectic, {"shape": (2, 2), "compile": False, "steps": 300}),
+    "unitary": Row(p4.Unitary, {"sample": unitary, "tangent": 11, "compile": False}),  # of 2n - 1
+    "unitary-rank2": Row(
+        partial(p4.Unitary, rank=2),
+        {"sample": unitary, "tangent": 20, "compile": False, "steps": 300},
+        large=Large(sample=partial(unitary, shape=(64, 64))),
+    ),
+    "unitary-tall": Row(
+        partial(p4.Unitary, rank=2), {"sample": partial(unitary, shape=(7, 3)), "compile": False, "steps": 300}
+    ),
+    "unitary-wide": Row(p4.Unitary, {"sample": partial(unitary, shape=(3, 7)), "compile": False, "steps": 300}),
 }

@@ -28,6 +28,7 @@ from p4torch.properties import (
     SpectralBound,
     Stochastic,
     Symplectic,
+    Unitary,
     UnitDeterminant,
 )
 from p4torch.schedule import MergeScheduler
@@ -59,6 +60,7 @@ __all__ = [
     "Stochastic",
     "Symplectic",
     "UnitDeterminant",
+    "Unitary",
     "Veto",
     "finalize",
     "flows",

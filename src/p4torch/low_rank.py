@@ -173,7 +173,7 @@ class LowRank(Perturbation):
 
     def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
         """∂L/∂U = G V near B₀, so its history moves onto new directions V' by the least-squares V⁺ V'."""
-        return {"u": torch.linalg.pinv(previous["v"].double()) @ self.v.double()}
+        return {"u": torch.linalg.pinv(linalg.in_double(previous["v"])) @ linalg.in_double(self.v)}
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}"

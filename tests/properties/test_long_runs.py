@@ -36,7 +36,8 @@ class Run:
         module.weight = nn.Parameter(base)
         p4.perturb(module, "weight", self.factory)
         (self.site,) = p4.sites(module)
-        self.optimizer = torch.optim.Adam(p4.parameter_groups(module), lr=LEARNING_RATE, fused=True)
+        fused = not base.is_complex()  # torch has none for complex numbers
+        self.optimizer = torch.optim.Adam(p4.parameter_groups(module), lr=LEARNING_RATE, fused=fused)
         self.scheduler = p4.MergeScheduler(module, self.optimizer, every=EVERY)
         noise = torch.randn(NOISES, *target.shape, dtype=target.dtype)
         size = NOISE * float(target.abs().square().mean().sqrt())

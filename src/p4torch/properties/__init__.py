@@ -9,6 +9,7 @@ from p4torch.properties.positive import PositiveDefinite
 from p4torch.properties.spectral import SpectralBound
 from p4torch.properties.stochastic import Stochastic
 from p4torch.properties.symplectic import Symplectic
+from p4torch.properties.unitary import Unitary
 from p4torch.properties.update import LowRankUpdate
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "Stochastic",
     "Symplectic",
     "UnitDeterminant",
+    "Unitary",
 ]
