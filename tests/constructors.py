@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import p4torch as p4
@@ -19,6 +20,15 @@ class Row:
     factory: Callable[[Tensor], p4.Perturbation]
     options: dict[str, Any] = field(default_factory=dict)
 
+
+#: The cyclic group of three elements: exchanging three blocks of two, and turning a plane beside what it fixes.
+CYCLE = torch.stack([torch.eye(6).roll(2 * shift, 0) for shift in range(3)])
+TURNS = torch.stack(
+    [
+        torch.block_diag(torch.matrix_exp(torch.tensor([[0.0, -t], [t, 0.0]], dtype=torch.float64)), torch.eye(2))
+        for t in (0.0, 2 * torch.pi / 3, 4 * torch.pi / 3)
+    ]
+)
 
 PERTURBATIONS: dict[str, Row] = {
     "invertible": Row(p4.Invertible),
@@ -45,5 +55,26 @@ PERTURBATIONS: dict[str, Row] = {
     ),
     "spectral-bound-slack": Row(
         partial(p4.SpectralBound, bound=100.0, rank=2), {"shape": (4, 7), "compile": False, "steps": 300}
+    ),
+    "symmetric": Row(partial(p4.LinearSubspace, kind="symmetric")),
+    "symmetric-rank2": Row(partial(p4.LinearSubspace, kind="symmetric", rank=2), {"compile": False, "steps": 300}),
+    "skew": Row(partial(p4.LinearSubspace, kind="skew"), {"tangent": 5}),  # v vᵀ is not skew
+    "skew-rank2": Row(partial(p4.LinearSubspace, kind="skew", rank=2), {"compile": False, "steps": 300}),
+    "circulant": Row(partial(p4.LinearSubspace, kind="circulant")),
+    "circulant-odd": Row(partial(p4.LinearSubspace, kind="circulant"), {"shape": (5, 5), "compile": False}),
+    "toeplitz": Row(partial(p4.LinearSubspace, kind="toeplitz"), {"tangent": 11}),
+    "toeplitz-wide": Row(
+        partial(p4.LinearSubspace, kind="toeplitz"), {"shape": (3, 5), "tangent": 7, "compile": False, "steps": 300}
+    ),
+    "lower": Row(partial(p4.LinearSubspace, kind="lower")),
+    "upper": Row(partial(p4.LinearSubspace, kind="upper", rank=2), {"compile": False, "steps": 300}),
+    "masked": Row(
+        partial(p4.LinearSubspace, mask=torch.ones(4, 7, dtype=torch.bool).triu(1)),
+        {"shape": (4, 7), "tangent": 4, "steps": 300},
+    ),
+    "equivariant": Row(partial(p4.LinearSubspace, group=CYCLE)),
+    "equivariant-pair": Row(
+        partial(p4.LinearSubspace, group=(TURNS, CYCLE)),
+        {"shape": (4, 6), "tangent": 4, "compile": False, "steps": 300},
     ),
 }

@@ -16,7 +16,7 @@ from p4torch.errors import (
 )
 from p4torch.merging import MergeReport, Proposal, Veto
 from p4torch.perturbation import Perturbation
-from p4torch.properties import Invertible, LowRankUpdate, Orthogonal, SpectralBound, UnitDeterminant
+from p4torch.properties import Invertible, LinearSubspace, LowRankUpdate, Orthogonal, SpectralBound, UnitDeterminant
 from p4torch.schedule import MergeScheduler
 from p4torch.sites import Site, finalize, merge, parameter_groups, penalty, perturb, sites
 
@@ -26,6 +26,7 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "Invertible",
+    "LinearSubspace",
     "LowRankUpdate",
     "MergeReport",
     "MergeScheduler",
