@@ -57,6 +57,19 @@ def unitary(generator: torch.Generator, shape: tuple[int, int] = (6, 6)) -> Tens
 stochastic = partial(positive, sweeps=1)
 doubly = partial(positive, sweeps=100)
 
+
+def shifts(size: int, count: int) -> Tensor:
+    """The cyclic group of so many elements, which exchange blocks of numbers: permutations `(count, size, size)`."""
+    return torch.stack([torch.eye(size).roll(size // count * shift, 0) for shift in range(count)])
+
+
+def turns(count: int) -> Tensor:
+    """The same group: turns of a plane, beside another one that stays. `(count, 4, 4)`."""
+    angles = 2 * torch.pi / count * torch.arange(count, dtype=torch.float64)
+    skew = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    return torch.stack([torch.block_diag(torch.matrix_exp(angle * skew), torch.eye(2)) for angle in angles])
+
+
 PERTURBATIONS: dict[str, Row] = {
     "invertible": Row(p4.Invertible),
     "invertible-2x2": Row(p4.Invertible, {"shape": (2, 2), "compile": False}),
@@ -122,4 +135,29 @@ PERTURBATIONS: dict[str, Row] = {
         partial(p4.Unitary, rank=2), {"sample": partial(unitary, shape=(7, 3)), "compile": False, "steps": 300}
     ),
     "unitary-wide": Row(p4.Unitary, {"sample": partial(unitary, shape=(3, 7)), "compile": False, "steps": 300}),
+    "symmetric": Row(partial(p4.LinearSubspace, kind="symmetric"), large=Large()),
+    "symmetric-rank2": Row(partial(p4.LinearSubspace, kind="symmetric", rank=2), {"compile": False, "steps": 300}),
+    "skew": Row(partial(p4.LinearSubspace, kind="skew"), {"tangent": 5}, Large()),  # v vᵀ is not skew
+    "skew-rank2": Row(partial(p4.LinearSubspace, kind="skew", rank=2), {"compile": False, "steps": 300}),
+    "circulant": Row(partial(p4.LinearSubspace, kind="circulant"), large=Large()),
+    "circulant-odd": Row(partial(p4.LinearSubspace, kind="circulant"), {"shape": (5, 5), "compile": False}),
+    "toeplitz": Row(partial(p4.LinearSubspace, kind="toeplitz"), {"tangent": 11}, Large()),
+    "toeplitz-wide": Row(
+        partial(p4.LinearSubspace, kind="toeplitz"), {"shape": (3, 5), "tangent": 7, "compile": False, "steps": 300}
+    ),
+    "lower": Row(partial(p4.LinearSubspace, kind="lower"), large=Large()),
+    "upper": Row(partial(p4.LinearSubspace, kind="upper", rank=2), {"compile": False, "steps": 300}),
+    "masked": Row(
+        partial(p4.LinearSubspace, mask=torch.ones(4, 7, dtype=torch.bool).triu(1)),
+        {"shape": (4, 7), "tangent": 4, "steps": 300},
+        Large(factory=partial(p4.LinearSubspace, mask=torch.ones(64, 64, dtype=torch.bool).triu(-20))),
+    ),
+    "equivariant": Row(
+        partial(p4.LinearSubspace, group=shifts(6, 3)),
+        large=Large(factory=partial(p4.LinearSubspace, group=shifts(64, 4))),
+    ),
+    "equivariant-pair": Row(
+        partial(p4.LinearSubspace, group=(turns(3), shifts(6, 3))),
+        {"shape": (4, 6), "tangent": 4, "compile": False, "steps": 300},
+    ),
 }

@@ -21,6 +21,7 @@ from p4torch.perturbation import Perturbation
 from p4torch.properties import (
     FixedRank,
     Invertible,
+    LinearSubspace,
     LowRankUpdate,
     Nonnegative,
     Orthogonal,
@@ -42,6 +43,7 @@ __all__ = [
     "FixedRank",
     "Invertible",
     "Joint",
+    "LinearSubspace",
     "LipschitzNetwork",
     "LowRankUpdate",
     "MergeReport",

@@ -8,6 +8,7 @@ from p4torch.properties.orthogonal import Orthogonal
 from p4torch.properties.positive import PositiveDefinite
 from p4torch.properties.spectral import SpectralBound
 from p4torch.properties.stochastic import Stochastic
+from p4torch.properties.subspaces import LinearSubspace
 from p4torch.properties.symplectic import Symplectic
 from p4torch.properties.unitary import Unitary
 from p4torch.properties.update import LowRankUpdate
@@ -15,6 +16,7 @@ from p4torch.properties.update import LowRankUpdate
 __all__ = [
     "FixedRank",
     "Invertible",
+    "LinearSubspace",
     "LowRankUpdate",
     "Nonnegative",
     "Orthogonal",
