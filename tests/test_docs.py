@@ -15,7 +15,6 @@ import pytest
 import torch
 from rich.console import Console
 
-
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SLOW = {"docs/molecules.md"}

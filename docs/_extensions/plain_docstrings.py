@@ -1,4 +1,4 @@
-"""Docstrings here are plain text: indented blocks are formulas, and | and * are mathematics. This makes reST of them."""
+"""Docstrings here are plain text: indented blocks are formulas, and | and * are mathematics. This makes reST of it."""
 
 from __future__ import annotations
 
