@@ -17,7 +17,7 @@ version = release = p4torch.__version__
 extensions = ["plain_docstrings", "sphinx.ext.napoleon", "sphinx.ext.autodoc", "myst_parser", "repository_links"]
 exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
-default_role = "code"
+default_role = "py:obj"  # a link where there is such a name, else code
 smartquotes = False
 highlight_language = "none"
 myst_heading_anchors = 3
