@@ -21,6 +21,8 @@ SLOW = {"docs/molecules.md"}
 #: A block of Python; `<!-- needs: geotorch -->` before it names packages without which it is left out.
 BLOCK = re.compile(r"(?:<!-- needs: ([\w, ]+) -->\n+)?```python\n(.*?)```", flags=re.DOTALL)
 PUBLIC = ("p4torch", "p4torch.flows", "p4torch.testing", "p4torch.training", "p4torch.molecules")
+#: Not exported, but a good start for a property of one's own.
+TO_DERIVE_FROM = {"p4torch.low_rank.LowRank"}
 DOCUMENTED = re.compile(r"^\.\. auto(?:class|exception|function|data):: (\S+)$", flags=re.MULTILINE)
 
 
@@ -64,7 +66,7 @@ def test_public_names_are_documented_once() -> None:
     public -= {"p4torch.flows", "p4torch.testing"}  # modules: they have sections
     assert not public - found.keys(), "not documented"
     assert not [name for name, times in found.items() if times > 1], "documented twice"
-    assert not found.keys() - public, "documented, but not public"
+    assert found.keys() - public == TO_DERIVE_FROM, "documented, but not public"
 
 
 # --- what single pages need, and what comes out of them -----------------------------------------------------------
