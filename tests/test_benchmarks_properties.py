@@ -28,10 +28,10 @@ def run(out: Path, *arguments: str) -> tuple[int, str]:
 
 
 def test_elements_lie_in_their_sets() -> None:
-    weight = Subject("Orthogonal").element(6)
+    weight = Subject("Orthogonal").element(6, 1)
     assert float(Orthogonal(weight).defect(weight)) < ROUNDING
-    assert torch.equal(weight, Subject("Orthogonal").element(6))
-    assert not torch.equal(weight, Subject("Orthogonal").element(6, index=1))
+    assert torch.equal(weight, Subject("Orthogonal").element(6, 1))
+    assert not torch.equal(weight, Subject("Orthogonal").element(6, 1, index=1))
 
 
 def test_a_training_keeps_the_property_and_its_merges_the_weight() -> None:

@@ -36,7 +36,7 @@ class Walk:
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
-        self.layer = self.subject.layer(FEATURES, self.subject.ranks[-1] if self.subject.ranks else None)
+        self.layer = self.subject.layer(FEATURES, self.subject.largest_rank)
         (self.site,) = p4.sites(self.layer)
         self.optimizer = torch.optim.Adam(p4.parameter_groups(self.layer), lr=RATE)
         self.scheduler = p4.MergeScheduler(self.layer, self.optimizer, every=EVERY)
@@ -46,7 +46,7 @@ class Walk:
     def run(self, steps: int) -> None:
         for step in range(steps):
             if step % LAP == 0:
-                target = self.subject.element(FEATURES, 1 + step // LAP)
+                target = self.subject.element(FEATURES, self.subject.largest_rank, 1 + step // LAP)
             x = torch.randn(ROWS, FEATURES, dtype=target.dtype)
             self.optimizer.zero_grad()
             (self.layer(x) - x @ target.mT).abs().square().mean().backward()
@@ -79,7 +79,7 @@ def training(subject: Subject, steps: int) -> dict[str, Any]:
     exact = in_double(walk.site.perturbation)
     found = {
         "steps": steps,
-        "rank": subject.ranks[-1] if subject.ranks else None,
+        "rank": subject.largest_rank,
         "merged": walk.scheduler.merged,
         "skipped": walk.scheduler.skipped,
         "defect": float(exact.defect(linalg.in_double(base)).max()),
@@ -117,7 +117,7 @@ def distance(exact: p4.Perturbation, base: Tensor) -> float | None:
 def directions(subject: Subject) -> dict[str, Any]:
     """In how many independent directions B moves R_B(A) at B₀: the rank of the Jacobian, complex ones as pairs."""
     torch.manual_seed(0)
-    rank = subject.ranks[0] if subject.ranks else None
+    rank = subject.least_rank
     (site,) = p4.sites(subject.layer(SMALL, rank, torch.float64))
     named = dict(site.perturbation.own_parameters())
 
@@ -137,7 +137,7 @@ def directions(subject: Subject) -> dict[str, Any]:
 def times(subject: Subject, effort: Effort) -> dict[str, Any]:
     """A training step relative to that of `nn.Linear` of the same dtype, and a merge in training steps."""
     ranks: tuple[int | None, ...] = subject.ranks or (None,)
-    builders = {"nn.Linear": lambda: Side(training_step(plain(subject.element(LARGE))))}
+    builders = {"nn.Linear": lambda: Side(training_step(plain(subject.element(LARGE, subject.least_rank))))}
     for rank in ranks:
         builders[f"step {rank}"] = partial(_step, subject, rank)
         builders[f"merge {rank}"] = partial(_merge, subject, rank)

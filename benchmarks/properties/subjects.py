@@ -31,10 +31,9 @@ def positive(features: int, generator: torch.Generator) -> Tensor:
     return 0.1 + 0.9 * torch.rand(features, features, generator=generator, dtype=torch.float64)
 
 
-def of_half_rank(features: int, generator: torch.Generator) -> Tensor:
-    left = torch.randn(features, features // 2, generator=generator, dtype=torch.float64)
-    right = torch.randn(features // 2, features, generator=generator, dtype=torch.float64)
-    return left @ right / features
+def of_rank_8(features: int, generator: torch.Generator) -> Tensor:
+    left, right = torch.randn(2, features, 8, generator=generator, dtype=torch.float64)
+    return left @ right.mT / (8 * features) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -48,24 +47,26 @@ class Subject:
     ranks: tuple[int, ...] = (1, 4)
 
     @property
+    def least_rank(self) -> int | None:
+        return self.ranks[0] if self.ranks else None
+
+    @property
+    def largest_rank(self) -> int | None:
+        return self.ranks[-1] if self.ranks else None
+
+    @property
     def name(self) -> str:
         return self.kind + (f", {self.title}" if self.title else "")
 
-    def element(self, features: int, index: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    def element(self, features: int, rank: int | None, index: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """The index-th random element of S. Raises Missing."""
         drawn = self.start(features, torch.Generator().manual_seed(index))
-        tensor = drawn.to(dtype.to_complex() if drawn.is_complex() else dtype)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", p4.ProjectionWarning)
-            layer = self._layer(tensor, self.ranks[0] if self.ranks else None)
-        weight: Tensor = layer.weight
+        weight = self._layer(drawn.to(dtype.to_complex() if drawn.is_complex() else dtype), rank).weight
         return weight.detach()
 
     def layer(self, features: int, rank: int | None, dtype: torch.dtype = torch.float32) -> nn.Linear:
         """A linear layer whose weight is perturbed, at B₀. Raises Missing."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", p4.ProjectionWarning)
-            return self._layer(self.element(features, dtype=dtype), rank)
+        return self._layer(self.element(features, rank, dtype=dtype), rank)
 
     def _layer(self, tensor: Tensor, rank: int | None) -> nn.Linear:
         kind = getattr(p4, self.kind, None)
@@ -73,7 +74,9 @@ class Subject:
             raise Missing(f"p4torch has no {self.kind}")
         layer = plain(tensor)
         ranked = {} if rank is None else {"rank": rank}
-        p4.perturb(layer, "weight", kind, **self.options, **ranked)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", p4.ProjectionWarning)
+            p4.perturb(layer, "weight", kind, **self.options, **ranked)
         return layer
 
 
@@ -95,10 +98,10 @@ SUBJECTS = (
     Subject("PositiveDefinite"),
     Subject("SpectralBound"),
     Subject("LowRankUpdate"),
-    Subject("FixedRank", start=of_half_rank),
+    Subject("FixedRank", start=of_rank_8, ranks=(2, 8)),
     Subject("Stochastic", start=positive),
     Subject("Stochastic", "doubly", {"doubly": True}, start=positive),
-    Subject("Nonnegative", start=positive),
+    Subject("Nonnegative", start=positive, ranks=()),
     Subject("LinearSubspace", "symmetric"),
     Subject("FixedSpectrum"),
 )
