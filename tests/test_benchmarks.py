@@ -300,3 +300,17 @@ def test_select_takes_families_and_jobs() -> None:
 
 def test_cells_of_a_row_without_a_ratio_give_the_reason() -> None:
     assert report.details(Row("x", "a / b", bar="lu", reason="peer nflows is missing"))[-1] == "peer nflows is missing"
+
+
+def test_the_table_names_the_machine_of_each_family(tmp_path: Path) -> None:
+    here = machine.description(rounds=1, seconds=1.0)
+    kept = report.Report(tmp_path, here)
+    kept.add(job("one"), [Row("one", "a / b", 0.5)])
+    assert kept.write_table([]).read_text().startswith(f"{here['machine']['cpu']}, {here['machine']['cores']} cores")
+    there = {**here, "machine": {**here["machine"], "cpu": "abacus"}}
+    again = report.Report(tmp_path, there)
+    again.plan([job("one")], [], resume=True)
+    again.add(job("two", family="other"), [Row("two", "a / b", 0.5)])
+    first = again.write_table([]).read_text().splitlines()[0]
+    assert f"{here['machine']['cpu']}, " in first.split(": fake; ")[0]
+    assert first.split(": fake; ")[1].startswith("abacus, ") and ": other. Float32" in first

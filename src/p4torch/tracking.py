@@ -156,10 +156,11 @@ class TrackedInverse(nn.Module):
         rounded, image, unit, trace = _base_after(base, u, v, inverse, seen, sums)
         sign, logabsdet = self.sign * change_sign, self.logabsdet + change + trace
 
-        residual = (image[..., :PROBES] - probes).abs().amax((-2, -1))
+        off = _off(image[..., PROBES:], part)
+        residual = torch.maximum((image[..., :PROBES] - probes).abs().amax((-2, -1)), off.abs().amax((-2, -1)))
         rounding = _rounding(base) * unit
         drifted = ~(residual <= rounding) & nonsingular & unit.isfinite()
-        _improve(inverse, part, image[..., PROBES:], ~drifted & (residual <= CONVERGENT))
+        _improve(inverse, part, off, ~drifted & (residual <= CONVERGENT))
         if bool(drifted.any()):
             inverse = _corrected(rounded, inverse, order, rounding, drifted)
             residual = linalg.probe_residual(rounded, inverse, probes)[0]
@@ -233,15 +234,19 @@ def _base_after(
     return rounded, image, units.double().amax((-2, -1)), trace
 
 
-def _improve(inverse: Tensor, part: slice, image: Tensor, where: Tensor) -> None:
-    """X_J <- X_J + X R_J in place for the columns J, R_J = I_J - A X_J: a Newton-Schulz step, which leaves R R_J. The
-    `image` is A X_J in float64: in float32 its rounding would be worse than the drift."""
-    if not bool(where.any()):
-        return
-    x, residual = linalg.at_least_single(inverse), -image
-    residual[..., part, :].diagonal(dim1=-2, dim2=-1).add_(1)
-    step = linalg.thin(x, residual.to(x.dtype))
-    inverse[..., part] += torch.where(where[..., None, None], step, 0).to(inverse.dtype)
+def _off(image: Tensor, part: slice) -> Tensor:
+    """R_J = I_J - A X_J from A X_J, for the columns J; in place. All of R for a small matrix, whose part is all."""
+    image.neg_()[..., part, :].diagonal(dim1=-2, dim2=-1).add_(1)
+    return image
+
+
+def _improve(inverse: Tensor, part: slice, off: Tensor, where: Tensor) -> None:
+    """X_J <- X_J + X R_J in place for the columns J: a Newton-Schulz step, which leaves R R_J. R_J = I_J - A X_J is in
+    float64: in float32 its rounding would be worse than the drift."""
+    if bool(where.any()):
+        x = linalg.at_least_single(inverse)
+        step = linalg.thin(x, off.to(x.dtype))
+        inverse[..., part] += torch.where(where[..., None, None], step, 0).to(inverse.dtype)
 
 
 def _corrected(base: Tensor, inverse: Tensor, order: int, rounding: Tensor, where: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from tests.properties.test_invertible import EXACT, assert_tracked, linear_of, m
 from torch import Tensor
 
 import p4torch as p4
+from p4torch.properties.checks import RESIDUAL_BOUND
 
 # --- merges, bounds, residual -----------------------------------------------------------------------------------
 
@@ -94,17 +95,32 @@ def test_no_bounds_no_skips() -> None:
     assert perturbation.penalty(base) == 0
 
 
-@pytest.mark.parametrize("distance", [0.0, 1e-9])
-def test_a_singular_update_is_never_merged(distance: float) -> None:
-    base = regular(6, dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_singular_update_is_never_merged(dtype: torch.dtype) -> None:
+    base = regular(6, dtype=dtype)
     perturbation = p4.Invertible(base, change_bounds=None, logabsdet_bounds=None)
-    stretch(perturbation, base, distance)
+    with torch.no_grad():  # a column of zeros, without any rounding
+        perturbation.v.zero_()[0] = 1.0
+        perturbation.u.copy_(-base[:, :1])
     kept, inverse = base.clone(), perturbation.tracked.inverse.clone()
     for _ in range(25):
         report = perturbation.merge(base, force=True)
         assert report.skipped == 1
         assert "singular" in (report.reason or "")
     assert torch.equal(base, kept) and torch.equal(perturbation.tracked.inverse, inverse)
+
+
+def test_what_is_merged_at_the_edge_has_an_inverse() -> None:
+    """Singular but for the rounding of U: most are refused; where the rounding is kind, the inverse is one."""
+    base = regular(6, 400, dtype=torch.float32)
+    perturbation = p4.Invertible(base, change_bounds=None, logabsdet_bounds=None)
+    with torch.no_grad():
+        v = perturbation.v
+        perturbation.u.copy_(-(base @ v) / v.square().sum(-2, keepdim=True))
+    report = perturbation.merge(base, force=True)
+    assert report.skipped > report.merged
+    residual = base.double() @ perturbation.tracked.inverse.double() - torch.eye(6)
+    assert residual.abs().max() <= RESIDUAL_BOUND
 
 
 def test_the_residual_gates_merges() -> None:

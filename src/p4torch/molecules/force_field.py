@@ -16,7 +16,7 @@ from p4torch.molecules.forces.reading import read_terms
 from p4torch.molecules.threads import map_on_threads
 from p4torch.twins import transformed, twin_gradients
 
-#: Numbers that one array over all pairs holds, on a CPU and elsewhere: small enough for a core's caches, long enough that
+#: Numbers that one array over all pairs holds, on a CPU and elsewhere: small enough for caches, large enough that
 #: threads seldom wait for Python. One size for any number of threads: they see the same chunks and give the same bits.
 CHUNK, DEVICE_CHUNK = 2**18, 2**24
 
@@ -34,8 +34,8 @@ class ForceField(nn.Module):
 
     x is float32 or float64 and decides the precision: the constants are kept in float64, `.to(dtype)` leaves them so.
     Energy and first derivatives are hand-written; they go through the batch in chunks that fit into a cache, on
-    `torch.get_num_threads()` threads, whose number does not change the result. Second derivatives, `torch.compile` and `torch.func` use `energy_reference`, the
-    same formulas in plain operations.
+    `torch.get_num_threads()` threads, whose number does not change the result. Second derivatives, `torch.compile` and
+    `torch.func` use `energy_reference`, the same formulas in plain operations.
     A frame without a finite energy (coinciding atoms) leaves the other frames' values and gradients alone.
     """
 
