@@ -35,6 +35,7 @@ def rewrite(app: Sphinx, what: str, name: str, object: object, options: object, 
 
 def escaped(line: str) -> str:
     """The line, escaped outside of its `code`."""
-    parts = line.split("`")
+    bullet, text = re.match(r"( *\* )?(.*)", line).groups("")
+    parts = text.split("`")
     parts[::2] = [re.sub(r"([|*\\]|_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
-    return "`".join(parts)
+    return bullet + "`".join(parts)
