@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -106,7 +107,9 @@ def in_double(perturbation: p4.Perturbation) -> p4.Perturbation:
 def distance(exact: p4.Perturbation, base: Tensor) -> float | None:
     """‖A - P(A)‖ / ‖A‖ with P(A) in S, the projection: at least the distance from S. None without a projection."""
     try:
-        return relative(exact.project(base) - base, base)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", p4.ProjectionWarning)
+            return relative(exact.project(base) - base, base)
     except NotImplementedError:
         return None
 
