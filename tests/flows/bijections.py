@@ -13,6 +13,7 @@ from p4torch.flows import (
     Inverse,
     InvertibleLinear,
     InvertibleMLP,
+    SplineCoupling,
     Swap,
 )
 
@@ -23,6 +24,8 @@ BIJECTIONS: dict[str, tuple[Callable[[], Bijection], int]] = {
     "swap, odd": (lambda: Swap(5), 5),
     "coupling": (lambda: AffineCoupling(4, hidden=(8, 8)), 4),
     "coupling, odd, no hidden layer": (lambda: AffineCoupling(5, hidden=(), activation=nn.Tanh), 5),
+    "spline coupling": (lambda: SplineCoupling(4, moved=(0, 2), hidden=(8,)), 4),
+    "spline coupling, angles": (lambda: SplineCoupling(5, (1, 4), circular=(0, 1), hidden=(), bins=3), 5),
     "linear": (lambda: InvertibleLinear(4), 4),
     "linear, no bias, rank 2": (lambda: InvertibleLinear(4, bias=False, rank=2, init="orthogonal"), 4),
     "linear, exponential, reversed": (lambda: InvertibleLinear(4, rank=2, form="exponential", init="reverse"), 4),

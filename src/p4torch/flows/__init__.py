@@ -6,6 +6,7 @@ from p4torch.flows.coupling import AffineCoupling
 from p4torch.flows.flow import Flow, StandardNormal
 from p4torch.flows.linear import InvertibleLinear
 from p4torch.flows.mlp import InvertibleMLP
+from p4torch.flows.spline import SplineCoupling
 
 __all__ = [
     "AffineCoupling",
@@ -16,6 +17,7 @@ __all__ = [
     "Inverse",
     "InvertibleLinear",
     "InvertibleMLP",
+    "SplineCoupling",
     "StandardNormal",
     "Swap",
 ]

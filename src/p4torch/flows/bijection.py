@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,12 @@ def check_features(features: int, least: int = 1) -> int:
     if not isinstance(features, int) or isinstance(features, bool) or features < least:
         raise ArgumentError.of("features", f"an integer >= {least}", repr(features))
     return features
+
+
+def check_hidden(hidden: Sequence[int]) -> None:
+    """Refuse widths of hidden layers that are none."""
+    if any(not isinstance(width, int) or width < 1 for width in hidden):
+        raise ArgumentError.of("hidden", "a sequence of integers >= 1", hidden)
 
 
 def check_event(x: Tensor, features: int) -> None:

@@ -8,8 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from p4torch.errors import ArgumentError
-from p4torch.flows.bijection import Bijection, check_event, check_features
+from p4torch.flows.bijection import Bijection, check_event, check_features, check_hidden
 from p4torch.flows.fused_run import Step
 
 
@@ -31,8 +30,7 @@ class AffineCoupling(Bijection):
     ) -> None:
         super().__init__()
         self.features = check_features(features, least=2)
-        if any(not isinstance(width, int) or width < 1 for width in hidden):
-            raise ArgumentError.of("hidden", "a sequence of integers >= 1", hidden)
+        check_hidden(hidden)
         changed = features // 2
         self.kept = features - changed
         self.nets = _TwinMLP([self.kept, *hidden, changed], activation)

@@ -1,0 +1,139 @@
+"""Rational-quadratic splines: their bins against the readable twin, their ends, and couplings on line and circle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from p4torch.errors import ArgumentError
+from p4torch.flows import SplineCoupling
+from p4torch.flows.knots import knots, readable_knots
+from p4torch.flows.spline import BOUND, rational_quadratic
+
+#: Two orders of the same few float64 operations, on numbers of up to ten.
+ROUNDING = 1e-12
+#: There and back in float32, relative to the bound: a bin may be 1/500 as wide as high, or the other way round.
+SINGLE = 2e-3
+#: Of a point and of its value in float32, each some roundings of the bound; that of the point grows with the slope.
+ROUNDINGS = 20 * torch.finfo(torch.float32).eps
+#: A continuous function at two points this close to each other, and what it may change by.
+CLOSE, SMALL = 1e-9, 1e-6
+
+
+def drawn(bins: int, *shape: int, size: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return size * torch.randn(3 * bins + 1, *shape, dtype=dtype)
+
+
+@given(st.integers(2, 9), st.booleans(), st.integers(0, 2**16), st.floats(0.5, 4.0))
+def test_bins_are_those_of_the_twin(bins: int, inverse: bool, seed: int, bound: float) -> None:
+    torch.manual_seed(seed)
+    raw, limit = drawn(bins, 4, 5).requires_grad_(), torch.full((4, 1), bound, dtype=torch.float64)
+    u = (2 * torch.rand(4, 5, dtype=torch.float64) - 1) * bound
+    found, expected = knots(u, raw, limit, inverse), readable_knots(u, raw, limit, inverse)
+    weights = [torch.randn_like(u) for _ in found]
+    torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING)
+    gradients = (torch.autograd.grad(values, raw, weights)[0] for values in (found, expected))
+    torch.testing.assert_close(*gradients, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_first_and_second_derivatives(inverse: bool) -> None:
+    raw = drawn(3, 6).requires_grad_()
+    u = torch.linspace(-2.7, 2.8, 6, dtype=torch.float64).requires_grad_()
+    bound = torch.full((6,), 3.0, dtype=torch.float64)
+
+    def both(u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        return rational_quadratic(u, raw, bound, inverse)
+
+    assert torch.autograd.gradcheck(both, (u, raw))
+    assert torch.autograd.gradgradcheck(both, (u, raw))
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_there_and_back(size: float) -> None:
+    raw, bound = drawn(8, 2000, size=size), torch.tensor(BOUND, dtype=torch.float64)
+    u = 1.2 * BOUND * (2 * torch.rand(2000, dtype=torch.float64) - 1)
+    y, slope = rational_quadratic(u, raw, bound)
+    back, opposite = rational_quadratic(y, raw, bound, inverse=True)
+    assert y.isfinite().all() and slope.isfinite().all()
+    if size == 1.0:
+        torch.testing.assert_close(back, u, rtol=0, atol=ROUNDING * 1e3)
+        torch.testing.assert_close(opposite, -slope, rtol=0, atol=ROUNDING * 1e3)
+
+
+def test_single_precision() -> None:
+    raw, bound = drawn(8, 5000, dtype=torch.float32), torch.tensor(BOUND)
+    u = BOUND * (2 * torch.rand(5000) - 1)
+    y, slope = rational_quadratic(u, raw, bound)
+    back, _ = rational_quadratic(y, raw, bound, inverse=True)
+    exact, exact_slope = rational_quadratic(u.double(), raw.double(), bound.double())
+    assert (back - u).abs().max() <= SINGLE * BOUND
+    assert ((y - exact).abs() / (1 + exact_slope.exp())).max() <= ROUNDINGS * BOUND
+    torch.testing.assert_close(slope.double(), exact_slope, rtol=0, atol=SINGLE)
+
+
+def test_increasing_and_the_identity_outside() -> None:
+    raw, bound = drawn(5, 1).expand(-1, 4001), torch.tensor(2.0, dtype=torch.float64)
+    u = torch.linspace(-3, 3, 4001, dtype=torch.float64)
+    y, slope = rational_quadratic(u, raw, bound)
+    assert (y.diff() > 0).all()
+    outside = u.abs() >= 2
+    assert torch.equal(y[outside], u[outside]) and not slope[outside].any()
+
+
+def moved(coupling: SplineCoupling, size: float = 0.3) -> SplineCoupling:
+    with torch.no_grad():
+        for value in coupling.parameters():
+            value.add_(size * torch.randn_like(value))
+    return coupling
+
+
+def test_starts_as_the_identity() -> None:
+    coupling, x = SplineCoupling(6, (0, 2, 5), circular=(1, 2)).double(), torch.randn(20, 6, dtype=torch.float64)
+    z, logabsdet = coupling(x)
+    torch.testing.assert_close(z, x, rtol=0, atol=ROUNDING)
+    assert logabsdet.abs().max() <= ROUNDING
+
+
+@pytest.mark.parametrize("feature", [1, 2])
+def test_nothing_happens_at_the_cut_of_an_angle(feature: int) -> None:
+    """Feature 1 is seen and feature 2 moves: the density is the same on both sides, z up to a full turn."""
+    coupling = moved(SplineCoupling(4, (0, 2), circular=(1, 2)).double())
+    x = torch.randn(50, 4, dtype=torch.float64)
+    below, above = x.clone(), x.clone()
+    below[:, feature], above[:, feature] = math.pi - CLOSE, -math.pi + CLOSE
+    (z, density), (other, same) = coupling(below), coupling(above)
+    torch.testing.assert_close(density, same, rtol=0, atol=SMALL)
+    off = z - other
+    off[:, [1, 2]] = torch.remainder(off[:, [1, 2]] + math.pi, 2 * math.pi) - math.pi
+    assert off.abs().max() <= SMALL
+    assert (z[:, 2] >= -math.pi).all() and (z[:, 2] < math.pi).all()
+
+
+def test_other_features_stay() -> None:
+    coupling, x = moved(SplineCoupling(5, (3, 1))), torch.randn(7, 5)
+    z, _ = coupling(x)
+    assert torch.equal(z[:, [0, 2, 4]], x[:, [0, 2, 4]]) and (z[:, [1, 3]] != x[:, [1, 3]]).all()
+
+
+@pytest.mark.parametrize(
+    ("moved", "options", "message"),
+    [
+        ((), {}, "`moved` must be 1 to 3 of 4 features, got \\[\\]"),
+        ((0, 1, 2, 3), {}, "`moved` must be 1 to 3 of 4"),
+        ((1, 1), {}, "`moved` must be different integers from 0 to 3"),
+        ((4,), {}, "`moved` must be different integers from 0 to 3"),
+        ((0,), {"circular": (7,)}, "`circular` must be different integers from 0 to 3"),
+        ((0,), {"bins": 1}, "`bins` must be an integer >= 2, got 1"),
+        ((0,), {"hidden": (0,)}, "`hidden` must be a sequence of integers >= 1"),
+    ],
+)
+def test_bad_options(moved: Sequence[int], options: dict[str, object], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        SplineCoupling(4, moved, **options)  # type: ignore[arg-type]
