@@ -27,7 +27,9 @@ DOCUMENTED = re.compile(r"^\.\. auto(?:class|exception|function|data):: (\S+)$",
 
 
 def blocks(page: Path) -> list[tuple[str | None, str]]:
-    return BLOCK.findall(page.read_text(encoding="utf-8"))
+    """(needs, code); empty lines before the code make line numbers those of the page."""
+    text = page.read_text(encoding="utf-8")
+    return [(match[1], "\n" * text.count("\n", 0, match.start(2)) + match[2]) for match in BLOCK.finditer(text)]
 
 
 def pages() -> list[Any]:
