@@ -16,7 +16,17 @@ from p4torch.errors import (
 )
 from p4torch.merging import MergeReport, Proposal, Veto
 from p4torch.perturbation import Perturbation
-from p4torch.properties import Invertible, LowRankUpdate, Orthogonal, SpectralBound, UnitDeterminant
+from p4torch.properties import (
+    FixedRank,
+    Invertible,
+    LowRankUpdate,
+    Nonnegative,
+    Orthogonal,
+    PositiveDefinite,
+    SpectralBound,
+    Stochastic,
+    UnitDeterminant,
+)
 from p4torch.schedule import MergeScheduler
 from p4torch.sites import Site, finalize, merge, parameter_groups, penalty, perturb, sites
 
@@ -25,19 +35,23 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "CheckpointError",
+    "FixedRank",
     "Invertible",
     "LowRankUpdate",
     "MergeReport",
     "MergeScheduler",
+    "Nonnegative",
     "OptimizerError",
     "Orthogonal",
     "P4Error",
     "Perturbation",
+    "PositiveDefinite",
     "ProjectionWarning",
     "Proposal",
     "RecoveryWarning",
     "Site",
     "SpectralBound",
+    "Stochastic",
     "UnitDeterminant",
     "Veto",
     "finalize",

@@ -35,7 +35,7 @@ class Perturbation(nn.Module):
     """
 
     directions: ClassVar[tuple[str, ...]] = ()
-    event_dim: ClassVar[int] = 2
+    event_dim: int = 2
 
     attempts: Tensor
     skips: Tensor
