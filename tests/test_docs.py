@@ -71,6 +71,14 @@ def test_public_names_are_documented_once() -> None:
     assert found.keys() - public == TO_DERIVE_FROM, "documented, but not public"
 
 
+def test_every_table_of_results_is_in_a_page() -> None:
+    pages = "".join(page.read_text("utf-8") for page in DOCS.rglob("*.md"))
+    tables = {path.relative_to(ROOT).as_posix() for path in (ROOT / "results").glob("*/table.md")}
+    assert tables and tables <= {
+        f"results/{name}" for name in re.findall(r"\{include\} (?:\.\./)+results/(\S+)", pages)
+    }
+
+
 # --- what single pages need, and what comes out of them -----------------------------------------------------------
 
 

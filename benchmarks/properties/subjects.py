@@ -36,13 +36,26 @@ def of_rank_8(features: int, generator: torch.Generator) -> Tensor:
     return left @ right.mT / (8 * features) ** 0.5
 
 
+def ring(features: int) -> dict[str, Any]:
+    """Four rotations of a ring of points, n/4 at a time."""
+    return {"group": torch.stack([torch.eye(features).roll(shift * features // 4, 0) for shift in range(4)])}
+
+
+def band(features: int) -> dict[str, Any]:
+    """A band of a quarter of the matrix."""
+    ones = torch.ones(features, features, dtype=torch.bool)
+    return {"mask": ones.triu(-features // 8) & ones.tril(features // 8)}
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A property with options; `ranks` are the ones whose step is timed, none where the property has no rank."""
+    """A property with options; `sized` makes those that depend on n. `ranks` are the ones whose step is timed, none
+    where the property has no rank."""
 
     kind: str
     title: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    sized: Callable[[int], Mapping[str, Any]] = lambda features: {}
     start: Start = near_identity
     ranks: tuple[int, ...] = (1, 4)
 
@@ -73,10 +86,10 @@ class Subject:
         if kind is None:
             raise Missing(f"p4torch has no {self.kind}")
         layer = plain(tensor)
-        ranked = {} if rank is None else {"rank": rank}
+        options = {**self.options, **self.sized(len(tensor)), **({} if rank is None else {"rank": rank})}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", p4.ProjectionWarning)
-            p4.perturb(layer, "weight", kind, **self.options, **ranked)
+            p4.perturb(layer, "weight", kind, **options)
         return layer
 
 
@@ -102,6 +115,12 @@ SUBJECTS = (
     Subject("Stochastic", start=positive),
     Subject("Stochastic", "doubly", {"doubly": True}, start=positive),
     Subject("Nonnegative", start=positive, ranks=()),
-    Subject("LinearSubspace", "symmetric"),
+    Subject("LinearSubspace", "symmetric", {"kind": "symmetric"}),
+    Subject("LinearSubspace", "skew", {"kind": "skew"}),
+    Subject("LinearSubspace", "circulant", {"kind": "circulant"}, ranks=()),
+    Subject("LinearSubspace", "Toeplitz", {"kind": "toeplitz"}, ranks=()),
+    Subject("LinearSubspace", "lower triangular", {"kind": "lower"}),
+    Subject("LinearSubspace", "band mask", sized=band),
+    Subject("LinearSubspace", "group of 4", sized=ring),
     Subject("FixedSpectrum"),
 )
