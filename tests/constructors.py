@@ -160,4 +160,6 @@ PERTURBATIONS: dict[str, Row] = {
         partial(p4.LinearSubspace, group=(turns(3), shifts(6, 3))),
         {"shape": (4, 6), "tangent": 4, "compile": False, "steps": 300},
     ),
+    "fixed-spectrum": Row(p4.FixedSpectrum),
+    "fixed-spectrum-rank2": Row(partial(p4.FixedSpectrum, rank=2), {"compile": False, "steps": 300}, large=Large()),
 }

@@ -20,6 +20,7 @@ from p4torch.networks import LipschitzNetwork
 from p4torch.perturbation import Perturbation
 from p4torch.properties import (
     FixedRank,
+    FixedSpectrum,
     Invertible,
     LinearSubspace,
     LowRankUpdate,
@@ -41,6 +42,7 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "FixedRank",
+    "FixedSpectrum",
     "Invertible",
     "Joint",
     "LinearSubspace",

@@ -7,6 +7,7 @@ from p4torch.properties.nonnegative import Nonnegative
 from p4torch.properties.orthogonal import Orthogonal
 from p4torch.properties.positive import PositiveDefinite
 from p4torch.properties.spectral import SpectralBound
+from p4torch.properties.spectrum import FixedSpectrum
 from p4torch.properties.stochastic import Stochastic
 from p4torch.properties.subspaces import LinearSubspace
 from p4torch.properties.symplectic import Symplectic
@@ -15,6 +16,7 @@ from p4torch.properties.update import LowRankUpdate
 
 __all__ = [
     "FixedRank",
+    "FixedSpectrum",
     "Invertible",
     "LinearSubspace",
     "LowRankUpdate",
