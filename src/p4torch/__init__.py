@@ -19,6 +19,7 @@ from p4torch.perturbation import Perturbation
 from p4torch.properties import Invertible, LowRankUpdate, Orthogonal, SpectralBound, UnitDeterminant
 from p4torch.schedule import MergeScheduler
 from p4torch.sites import Site, finalize, merge, parameter_groups, penalty, perturb, sites
+from p4torch.views import View
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "SpectralBound",
     "UnitDeterminant",
     "Veto",
+    "View",
     "finalize",
     "flows",
     "merge",

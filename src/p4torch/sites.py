@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.linear import factored_class, plain_class, sole_perturbation
+from p4torch.checkpoints import chain_of, original, perturbations, unguard_checkpoints
+from p4torch.checkpoints import guard_checkpoints as guard_checkpoints
+from p4torch.classes import exchange_class, perturbed_class, plain_class
+from p4torch.errors import ArgumentError
+from p4torch.linear import sole_perturbation
 from p4torch.merging import Agreement, MergeReport
 from p4torch.perturbation import Perturbation, Unperturbed
+from p4torch.places import (
+    check_embedding,
+    check_padding,
+    check_sole_holder,
+    check_untied,
+    joined,
+    locate,
+    paths,
+    plain_parameter,
+)
+from p4torch.views import View, ViewLike, view_of
 
 
 @dataclass(frozen=True)
@@ -48,52 +62,84 @@ def direction_generator(seed: int, site: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def perturb(module: nn.Module, tensor_name: str, property: Callable[..., Perturbation], **options: Any) -> nn.Module:
+def perturb(
+    module: nn.Module,
+    tensor_name: str,
+    property: Callable[..., Perturbation],
+    *,
+    view: ViewLike = None,
+    **options: Any,
+) -> nn.Module:
     """Put a perturbation on a tensor of a module, in place: `p4.perturb(layer, "weight", p4.Invertible, rank=2)`.
 
     The present value becomes the frozen base: it is kept if it lies in the feasible set, else projected with a
     `ProjectionWarning`. `layer.weight` is then R_B(A); an `nn.Linear` computes with the factors directly. Build the
     optimizer afterwards (see `parameter_groups`). A plain checkpoint loads into the perturbed module, too.
 
+    Args:
+        module: a layer, or a model that holds it.
+        tensor_name: "weight", or a dotted path such as "encoder.0.weight". What the module shows is searched for other
+            places that use the same tensor, so a path from the model on finds tied weights before they come apart.
+        property: a class such as `Invertible`, or a function that makes a perturbation from a base.
+        view: which matrices `(..., n, m)` the property acts on. By default the tensor as it is: a matrix, or a stack
+            of them in its last two dimensions; for the kernel of a convolution there is no default. "matrix": the first
+            dimension and all others; of a kernel `(out, rest)`. "stack": the blocks of a recurrent layer's or an
+            attention's weight; of a kernel one `(out, in)` for each position. "tensor": as it is, a kernel, too. Or two
+            functions of your own, from the tensor to matrices and back, or a `View`.
+        options: of the property.
+
     Returns:
         the module.
 
     Raises:
-        ArgumentError: no such parameter, it is perturbed already, or the property refuses it; nothing has changed then.
+        ArgumentError: no such parameter, or it cannot be perturbed: it is tied, perturbed already, lazy, without
+            values, of no floating-point dtype, without such a view, or the property refuses it; nothing has changed
+            then.
     """
-    tensor = _plain_parameter(module, tensor_name)
     if not callable(property) or isinstance(property, nn.Module):
         raise ArgumentError.of("property", "a class such as p4.Invertible", type(property).__name__)
-    perturbation = property(tensor.detach(), **options)
+    model, (module, tensor_name) = module, locate(module, tensor_name)
+    tensor = plain_parameter(module, tensor_name)
+    check_embedding(module, tensor_name)
+    check_sole_holder(model, module, tensor_name, tensor)
+    viewed = view_of(module, tensor_name, tensor, view, _event_dim(property))
+    matrix = tensor.detach() if viewed is None else viewed.fit(tensor.detach())
+    perturbation = property(matrix, **options)
     if not isinstance(perturbation, Perturbation):
         raise ArgumentError.of("property", "a Perturbation class", f"one that makes {type(perturbation).__name__}")
-    plain = type(module)
-    if tensor_name == "weight":
-        module.__class__ = factored_class(plain)
+    check_padding(module, tensor_name, perturbation, viewed is not None)
+    names = list(module._parameters)
+    perturbation.trainable = tensor.requires_grad  # what `finalize` gives back
+    perturbation.followers = tuple(names[names.index(tensor_name) + 1 :])
+    _register(module, tensor_name, perturbation, matrix, viewed)
+    for loaded in (module, model):
+        guard_checkpoints(loaded)
+    return model
+
+
+def _register(
+    module: nn.Module, tensor_name: str, perturbation: Perturbation, matrix: Tensor, view: View | None
+) -> None:
+    """Hand a tensor over to torch's `parametrize`, all or nothing."""
+    tensor = cast(nn.Parameter, module._parameters[tensor_name])
+    kind, values, gradient = type(module), tensor.detach(), tensor.grad
     try:
+        tensor.grad = None
+        tensor.data = matrix
+        exchange_class(module, lambda plain: perturbed_class(plain, tensor_name))
         parametrize.register_parametrization(module, tensor_name, perturbation)
     except BaseException:
-        module.__class__ = plain
+        module.__class__ = kind
+        tensor.data, tensor.grad = values, gradient
         raise
-    base = original(module, tensor_name)
-    perturbation.trainable = tensor.requires_grad  # what `finalize` gives back
-    base.requires_grad_(False)
-    base.grad = None
-    guard_checkpoints(module)
-    return module
+    tensor.requires_grad_(False)
+    if view is not None:
+        parametrize.register_parametrization(module, tensor_name, view, unsafe=True)  # it changes the shape
 
 
-def original(module: nn.Module, tensor_name: str) -> nn.Parameter:
-    """The base of a parametrized tensor."""
-    return cast(nn.Parameter, module.parametrizations[tensor_name].original)  # type: ignore[index, union-attr]
-
-
-def perturbations(module: nn.Module) -> Iterator[tuple[str, Perturbation]]:
-    """The perturbed tensors of one module, without its children."""
-    if "parametrizations" in module._modules:  # not by attribute: a compiled module shows those of the one inside
-        for tensor_name, chain in cast(nn.ModuleDict, module.parametrizations).items():
-            if isinstance(chain[0], Perturbation):  # type: ignore[index]
-                yield tensor_name, chain[0]  # type: ignore[index]
+def _event_dim(property: Callable[..., Perturbation]) -> int:
+    """That of a property before it is made; of a function that makes one, that of matrices."""
+    return getattr(property.func if isinstance(property, partial) else property, "event_dim", 2)
 
 
 def lookup(module: nn.Module, tensor_name: str) -> tuple[Perturbation, Tensor]:
@@ -109,15 +155,23 @@ def sites(model: nn.Module) -> Iterator[Site]:
     """All sites of a model, in the order of `named_modules`; a module that is shared counts once.
 
     Names are those of the plain model: what compiling or a distributed wrapper puts before them is left out.
+
+    Raises:
+        ArgumentError: no model, or one that uses a base in a second place, where nothing perturbs it (tied weights).
     """
+    found = list(_sites(model))
+    if found:
+        chains = [(site, chain_of(site.module, site.tensor_name)) for site in found]
+        check_untied(model, {id(site.base): (site.name, chain) for site, chain in chains})
+    yield from found
+
+
+def _sites(model: nn.Module) -> Iterator[Site]:
     if not isinstance(model, nn.Module):
         raise ArgumentError.of("model", "an nn.Module", type(model).__name__)
-    wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    plain = cast(nn.Module, model.module) if wrapped else model
-    for path, module in plain.named_modules():
-        path = ".".join(part for part in path.split(".") if part != "_orig_mod")
+    for path, module in paths(model):
         for tensor_name, perturbation in perturbations(module):
-            name = f"{path}.{tensor_name}" if path else tensor_name
+            name = joined(path, tensor_name)
             yield Site(name, module, tensor_name, original(module, tensor_name), perturbation)
 
 
@@ -158,75 +212,28 @@ def finalize(model: nn.Module) -> nn.Module:
 
     The effective weights stay as they are, also where a merge would have been refused.
     """
-    for site in list(sites(model)):
-        module, trainable = site.module, site.perturbation.trainable
-        parametrize.remove_parametrizations(module, site.tensor_name, leave_parametrized=True)
-        cast(nn.Parameter, getattr(module, site.tensor_name)).requires_grad_(trainable)
-        if not parametrize.is_parametrized(module):
-            module.__class__ = plain_class(type(module))
+    found = list(_sites(model))
+    for site in reversed(found):  # the last one first, so that every parameter finds its place again
+        exchange_class(site.module, lambda kind: kind)  # a class of its own: copies share torch's
+        parametrize.remove_parametrizations(site.module, site.tensor_name, leave_parametrized=True)
+        _restore(site)
+    for module in {id(site.module): site.module for site in found}.values():
+        exchange_class(module, plain_class)
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()
     for module in model.modules():
-        if next(sites(module), None) is None:
-            hooks = module._load_state_dict_pre_hooks
-            for key in [key for key, hook in hooks.items() if _is_admission(hook)]:
-                del hooks[key]
+        if next(_sites(module), None) is None:
+            unguard_checkpoints(module)
     return model
 
 
-def _plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
-    if not isinstance(module, nn.Module):
-        raise ArgumentError.of("module", "an nn.Module", type(module).__name__)
-    if parametrize.is_parametrized(module, tensor_name):
-        raise ArgumentError.of("tensor_name", "a tensor without a parametrization", f"{tensor_name!r}, which has one")
-    tensor = module._parameters.get(tensor_name)
-    if tensor is None:
-        names = ", ".join(name for name, value in module._parameters.items() if value is not None) or "none"
-        raise ArgumentError.of("tensor_name", f"a parameter of {type(module).__name__} ({names})", repr(tensor_name))
-    return tensor
-
-
-# --- checkpoints ----------------------------------------------------------------------------------------------
-
-
-def guard_checkpoints(module: nn.Module) -> None:
-    """Make `module.load_state_dict` check every site in the module before it writes anything, and accept plain tensors
-    for them. `perturb` does it for the module it is given; `parameter_groups`, `merge` and a `MergeScheduler` for their
-    model."""
-    if not any(_is_admission(hook) for hook in module._load_state_dict_pre_hooks.values()):
-        module.register_load_state_dict_pre_hook(_admit_checkpoint)
-
-
-def _is_admission(hook: Any) -> bool:
-    return getattr(hook, "hook", hook) is _admit_checkpoint
-
-
-def _admit_checkpoint(
-    module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
-) -> None:
-    for path, child in module.named_modules(prefix=prefix.removesuffix(".")):
-        for tensor_name, perturbation in perturbations(child):
-            _admit(child, tensor_name, perturbation, state, f"{path}." if path else "")
-
-
-def _admit(module: nn.Module, tensor_name: str, perturbation: Perturbation, state: dict[str, Any], prefix: str) -> None:
-    """Check the shapes of one site, and turn a plain `weight` into a base with B₀ and fresh tracked values."""
-    inner = f"{prefix}parametrizations.{tensor_name}."
-    plain = state.get(prefix + tensor_name)
-    base = original(module, tensor_name)
-    if plain is not None:
-        if plain.shape != base.shape:
-            raise _misfit(prefix + tensor_name, base.shape, plain.shape)
-        admitted = copy.deepcopy(perturbation)
-        try:
-            state[inner + "original"] = admitted.right_inverse(plain.detach().to(base))
-        except ArgumentError as error:
-            raise CheckpointError(f"`{prefix}{tensor_name}` in the checkpoint cannot be a base: {error}") from error
-        state.update({f"{inner}0.{key}": value for key, value in admitted.state_dict().items()})
-        del state[prefix + tensor_name]
-    for key, value in module.parametrizations[tensor_name].state_dict().items():  # type: ignore[index, union-attr]
-        came = state.get(inner + key)
-        if came is not None and came.shape != value.shape:
-            raise _misfit(inner + key, value.shape, came.shape)
-
-
-def _misfit(name: str, expected: torch.Size, came: torch.Size) -> CheckpointError:
-    return CheckpointError(f"`{name}` in the checkpoint must have shape {tuple(expected)}, got {tuple(came)}")
+@torch.no_grad()
+def _restore(site: Site) -> None:
+    """A parameter as it was before: contiguous, trainable, and at its place among the others."""
+    parameters = site.module._parameters
+    parameter = cast(nn.Parameter, parameters[site.tensor_name])
+    parameter.data = parameter.data.contiguous()
+    parameter.requires_grad_(site.perturbation.trainable)
+    for name in site.perturbation.followers:
+        if name in parameters:
+            parameters[name] = parameters.pop(name)
