@@ -16,7 +16,7 @@ from p4torch.perturbation import Perturbation
 
 def chain_of(module: nn.Module, tensor_name: str) -> parametrize.ParametrizationList:
     """What torch makes a parametrized tensor from: the perturbation, maybe a view, maybe more."""
-    return cast(parametrize.ParametrizationList, module.parametrizations[tensor_name])  # type: ignore[index, union-attr]
+    return cast(parametrize.ParametrizationList, module.parametrizations[tensor_name])  # type: ignore[index]
 
 
 def original(module: nn.Module, tensor_name: str) -> nn.Parameter:

@@ -66,7 +66,7 @@ def plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
     """
     name = repr(tensor_name)
     if parametrize.is_parametrized(module, tensor_name):
-        chain = module.parametrizations[tensor_name]  # type: ignore[index, union-attr]
+        chain = module.parametrizations[tensor_name]  # type: ignore[index]
         came = f"{name}, which has one: {', '.join(type(part).__name__ for part in chain)}"
         raise ArgumentError.of("tensor_name", "a tensor without a parametrization", came)
     tensor = module._parameters.get(tensor_name)

@@ -123,8 +123,7 @@ def _stack(module: nn.Module, tensor_name: str, tensor: Tensor) -> View | None:
         return None
     rows, columns = tensor.shape
     height = 0
-    gated = isinstance(module, (nn.RNNBase, nn.RNNCellBase))
-    if gated and tensor_name.startswith(("weight_ih", "weight_hh")):
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and tensor_name.startswith(("weight_ih", "weight_hh")):
         height = module.hidden_size
     elif isinstance(module, nn.MultiheadAttention) and tensor_name == "in_proj_weight":
         height = module.embed_dim
