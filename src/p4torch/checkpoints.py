@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +11,7 @@ from torch.nn.utils import parametrize
 
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.perturbation import Perturbation
-
-
-def chain_of(module: nn.Module, tensor_name: str) -> parametrize.ParametrizationList:
-    """What torch makes a parametrized tensor from: the perturbation, maybe a view, maybe more."""
-    return cast(parametrize.ParametrizationList, module.parametrizations[tensor_name])  # type: ignore[index]
-
-
-def original(module: nn.Module, tensor_name: str) -> nn.Parameter:
-    """The base of a parametrized tensor."""
-    return cast(nn.Parameter, chain_of(module, tensor_name).original)
-
-
-def perturbations(module: nn.Module) -> Iterator[tuple[str, Perturbation]]:
-    """The perturbed tensors of one module, without its children."""
-    if "parametrizations" in module._modules:  # not by attribute: a compiled module shows those of the one inside
-        for tensor_name, chain in cast(nn.ModuleDict, module.parametrizations).items():
-            if isinstance(chain[0], Perturbation):  # type: ignore[index]
-                yield tensor_name, chain[0]  # type: ignore[index]
+from p4torch.places import chain_of, perturbations
 
 
 def guard_checkpoints(module: nn.Module) -> None:

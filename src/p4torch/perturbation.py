@@ -39,9 +39,7 @@ class Perturbation(nn.Module):
 
     attempts: Tensor
     skips: Tensor
-    #: Of the parameter that the perturbation was put on: whether it trained, and which ones came after it.
     trainable: bool = True
-    followers: tuple[str, ...] = ()
 
     def __init__(self, base: Tensor) -> None:
         super().__init__()

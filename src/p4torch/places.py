@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 import torch
@@ -14,6 +14,8 @@ from p4torch.errors import ArgumentError
 from p4torch.perturbation import Perturbation
 from p4torch.properties.update import LowRankUpdate
 
+#: A module and the name of a tensor in it.
+Place = tuple[nn.Module, str]
 #: What `nn.utils.weight_norm`, `spectral_norm` and `prune` call the parameters that they compute a tensor from.
 _HOOKED = ("_g", "_v", "_orig")
 
@@ -89,56 +91,80 @@ def plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
     return tensor
 
 
-def check_embedding(module: nn.Module, tensor_name: str) -> None:
-    """Refuse tables of embeddings whose gradient, or whose forward pass, does what no perturbation can follow."""
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and tensor_name == "weight":
-        kind = type(module).__name__
-        if module.sparse:
-            raise ArgumentError.of("module", f"an {kind} with a dense gradient", "sparse=True")
-        if module.max_norm is not None:
-            raise ArgumentError.of(
-                "module", f"an {kind} that leaves its rows as they are", f"max_norm={module.max_norm}"
-            )
+def holders(model: nn.Module, tensor_name: str) -> list[Place]:
+    """All places of the model where the tensor of a dotted path is a parameter, that path's own first. More than one:
+    tied weights.
 
-
-def check_padding(module: nn.Module, tensor_name: str, perturbation: Perturbation, viewed: bool) -> None:
-    """Refuse a padding row, which torch promises to leave alone, where rows move together. A row without a gradient
-    stays where it is under elementwise and row-wise properties, and under a plain low-rank update: its row of U is 0.
+    Raises:
+        ArgumentError: no such parameter; or another parameter shares its memory, and they would come apart.
     """
-    padding = getattr(module, "padding_idx", None)
-    if padding is None or not isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or tensor_name != "weight":
-        return
-    if viewed or (perturbation.event_dim > 1 and not isinstance(perturbation, LowRankUpdate)):
-        expected = f"an {type(module).__name__} without a padding row for {type(perturbation).__name__}, which moves it"
-        raise ArgumentError.of("module", expected, f"padding_idx={padding}")
-
-
-def check_sole_holder(model: nn.Module, module: nn.Module, tensor_name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that the model uses in two places: only one of them would be perturbed."""
+    module, name = locate(model, tensor_name)
+    tensor, found = plain_parameter(module, name), [(module, name)]
     for path, other in paths(model):
-        for name, value in other._parameters.items():
-            if value is not None and (other, name) != (module, tensor_name) and _same(value, tensor):
-                here = next(joined(path, tensor_name) for path, found in paths(model) if found is module)
-                raise _tied(joined(path, name), here)
+        for other_name, value in other._parameters.items():
+            if value is tensor and (other is not module or other_name != name):
+                found.append((other, other_name))
+            elif value is not None and value is not tensor and _share_memory(value, tensor):
+                raise _tied(joined(path, other_name), tensor_name, "two Parameters that share their memory")
+    return found
 
 
-def check_untied(model: nn.Module, bases: dict[int, tuple[str, nn.Module]]) -> None:
-    """Refuse bases, given by id with their name and the parametrization that holds them, which others hold as well."""
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    if is_lazy(one) or one.is_meta or one.layout is not torch.strided or one.device != other.device:
+        return False
+    return one.numel() == other.numel() > 0 and one.data_ptr() == other.data_ptr()
+
+
+def check_untied(model: nn.Module, bases: Mapping[int, tuple[str, nn.Module]]) -> None:
+    """Refuse a base, given by id with its site and the chain of parametrizations that holds it, that others hold."""
     for path, module in paths(model):
         for name, value in module._parameters.items():
-            found = bases.get(id(value))
-            if found is not None and module is not found[1]:
-                raise _tied(joined(path, name).replace(".parametrizations.", ".").removesuffix(".original"), found[0])
+            site, chain = bases.get(id(value), ("", module))
+            if module is not chain:
+                other = joined(path, name).replace("parametrizations.", "").removesuffix(".original")
+                raise _tied(other, site, "perturb them together, by a path: p4.perturb(model, ...)")
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one is other:
-        return True
-    if is_lazy(one) or one.layout is not torch.strided or one.is_meta or one.device != other.device:
-        return False
-    return one.numel() == other.numel() and one.data_ptr() == other.data_ptr()
+def _tied(one: str, other: str, why: str) -> ArgumentError:
+    came = f"`{one}` and `{other}`: {why}"
+    return ArgumentError.of("model", "without a perturbed tensor that is also used where it is not perturbed", came)
 
 
-def _tied(one: str, other: str) -> ArgumentError:
-    came = f"one tensor at {one} and {other}, of which a perturbation would move one only"
-    return ArgumentError.of("model", "without tied weights where it is perturbed", came)
+def check_embedding(module: nn.Module, tensor_name: str, perturbation: Perturbation, viewed: bool) -> None:
+    """Refuse tables of embeddings that do what no perturbation, or not this one, can follow.
+
+    torch promises that the row at `padding_idx` stays. It does under elementwise and row-wise properties, and under a
+    plain low-rank update, where its row of U remains 0; under others rows move together.
+    """
+    if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or tensor_name != "weight":
+        return
+    kind = type(module).__name__
+    together = viewed or (perturbation.event_dim > 1 and not isinstance(perturbation, LowRankUpdate))
+    if module.sparse:
+        raise ArgumentError.of("module", f"an {kind} with a dense gradient", "sparse=True")
+    if module.max_norm is not None:
+        raise ArgumentError.of("module", f"an {kind} that does not rescale its rows", f"max_norm={module.max_norm}")
+    if module.padding_idx is not None and together:
+        expected = f"an {kind} without a padding row, which {type(perturbation).__name__} would move"
+        raise ArgumentError.of("module", expected, f"padding_idx={module.padding_idx}")
+
+
+# --- what is there already ----------------------------------------------------------------------------------------
+
+
+def chain_of(module: nn.Module, tensor_name: str) -> parametrize.ParametrizationList:
+    """What torch makes a parametrized tensor from: the perturbation, maybe a view, maybe more."""
+    return cast(parametrize.ParametrizationList, module.parametrizations[tensor_name])  # type: ignore[index]
+
+
+def original(module: nn.Module, tensor_name: str) -> nn.Parameter:
+    """The base of a parametrized tensor."""
+    return cast(nn.Parameter, chain_of(module, tensor_name).original)
+
+
+def perturbations(module: nn.Module) -> Iterator[tuple[str, Perturbation]]:
+    """The perturbed tensors of one module, without its children."""
+    if "parametrizations" in module._modules:  # not by attribute: a compiled module shows those of the one inside
+        for tensor_name, chain in cast(nn.ModuleDict, module.parametrizations).items():
+            if isinstance(chain[0], Perturbation):  # type: ignore[index]
+                yield tensor_name, chain[0]  # type: ignore[index]

@@ -6,30 +6,30 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from p4torch.checkpoints import chain_of, original, perturbations, unguard_checkpoints
+from p4torch.attaching import attach, detach
 from p4torch.checkpoints import guard_checkpoints as guard_checkpoints
-from p4torch.classes import exchange_class, perturbed_class, plain_class
+from p4torch.checkpoints import unguard_checkpoints
 from p4torch.errors import ArgumentError
 from p4torch.linear import sole_perturbation
 from p4torch.merging import Agreement, MergeReport
 from p4torch.perturbation import Perturbation, Unperturbed
 from p4torch.places import (
+    chain_of,
     check_embedding,
-    check_padding,
-    check_sole_holder,
     check_untied,
+    holders,
     joined,
-    locate,
+    original,
     paths,
+    perturbations,
     plain_parameter,
 )
-from p4torch.views import View, ViewLike, view_of
+from p4torch.views import ViewLike, view_of
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def perturb(
 
     Args:
         module: a layer, or a model that holds it.
-        tensor_name: "weight", or a dotted path such as "encoder.0.weight". What the module shows is searched for other
-            places that use the same tensor, so a path from the model on finds tied weights before they come apart.
+        tensor_name: "weight", or a dotted path such as "encoder.0.weight". Other places in `module` that hold the same
+            Parameter (tied weights) are perturbed with it: for those give the whole model and a path.
         property: a class such as `Invertible`, or a function that makes a perturbation from a base.
         view: which matrices `(..., n, m)` the property acts on. By default the tensor as it is: a matrix, or a stack
             of them in its last two dimensions; for the kernel of a convolution there is no default. "matrix": the first
@@ -92,49 +92,25 @@ def perturb(
         the module.
 
     Raises:
-        ArgumentError: no such parameter, or it cannot be perturbed: it is tied, perturbed already, lazy, without
-            values, of no floating-point dtype, without such a view, or the property refuses it; nothing has changed
-            then.
+        ArgumentError: no such parameter, or it cannot be perturbed: it is perturbed already, lazy, without values, of
+            no floating-point dtype, without such a view, or the property refuses it; nothing has changed then.
     """
     if not callable(property) or isinstance(property, nn.Module):
         raise ArgumentError.of("property", "a class such as p4.Invertible", type(property).__name__)
-    model, (module, tensor_name) = module, locate(module, tensor_name)
-    tensor = plain_parameter(module, tensor_name)
-    check_embedding(module, tensor_name)
-    check_sole_holder(model, module, tensor_name, tensor)
-    viewed = view_of(module, tensor_name, tensor, view, _event_dim(property))
+    found = holders(module, tensor_name)
+    tensor = plain_parameter(*found[0])
+    viewed = view_of(*found[0], tensor, view, _event_dim(property))
     matrix = tensor.detach() if viewed is None else viewed.fit(tensor.detach())
     perturbation = property(matrix, **options)
     if not isinstance(perturbation, Perturbation):
         raise ArgumentError.of("property", "a Perturbation class", f"one that makes {type(perturbation).__name__}")
-    check_padding(module, tensor_name, perturbation, viewed is not None)
-    names = list(module._parameters)
+    for holder, name in found:
+        check_embedding(holder, name, perturbation, viewed is not None)
     perturbation.trainable = tensor.requires_grad  # what `finalize` gives back
-    perturbation.followers = tuple(names[names.index(tensor_name) + 1 :])
-    _register(module, tensor_name, perturbation, matrix, viewed)
-    for loaded in (module, model):
+    attach(found, tensor, matrix, [perturbation] if viewed is None else [perturbation, viewed])
+    for loaded in (module, *(holder for holder, _ in found)):
         guard_checkpoints(loaded)
-    return model
-
-
-def _register(
-    module: nn.Module, tensor_name: str, perturbation: Perturbation, matrix: Tensor, view: View | None
-) -> None:
-    """Hand a tensor over to torch's `parametrize`, all or nothing."""
-    tensor = cast(nn.Parameter, module._parameters[tensor_name])
-    kind, values, gradient = type(module), tensor.detach(), tensor.grad
-    try:
-        tensor.grad = None
-        tensor.data = matrix
-        exchange_class(module, lambda plain: perturbed_class(plain, tensor_name))
-        parametrize.register_parametrization(module, tensor_name, perturbation)
-    except BaseException:
-        module.__class__ = kind
-        tensor.data, tensor.grad = values, gradient
-        raise
-    tensor.requires_grad_(False)
-    if view is not None:
-        parametrize.register_parametrization(module, tensor_name, view, unsafe=True)  # it changes the shape
+    return module
 
 
 def _event_dim(property: Callable[..., Perturbation]) -> int:
@@ -152,21 +128,25 @@ _UNPERTURBED = Unperturbed(torch.zeros(1, 1))
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
-    """All sites of a model, in the order of `named_modules`; a module that is shared counts once.
+    """All sites of a model, in the order of `named_modules`; a module or tensor that is shared counts once.
 
     Names are those of the plain model: what compiling or a distributed wrapper puts before them is left out.
 
     Raises:
-        ArgumentError: no model, or one that uses a base in a second place, where nothing perturbs it (tied weights).
+        ArgumentError: no model, or one that uses a base elsewhere, unperturbed: a tied weight of which `perturb` has
+            seen one place only.
     """
-    found = list(_sites(model))
+    found: dict[int, Site] = {}
+    for site in _places(model):
+        found.setdefault(id(site.base), site)
     if found:
-        chains = [(site, chain_of(site.module, site.tensor_name)) for site in found]
-        check_untied(model, {id(site.base): (site.name, chain) for site, chain in chains})
-    yield from found
+        chains = {base: (site.name, chain_of(site.module, site.tensor_name)) for base, site in found.items()}
+        check_untied(model, chains)
+    yield from found.values()
 
 
-def _sites(model: nn.Module) -> Iterator[Site]:
+def _places(model: nn.Module) -> Iterator[Site]:
+    """All sites; tied weights once for each place."""
     if not isinstance(model, nn.Module):
         raise ArgumentError.of("model", "an nn.Module", type(model).__name__)
     for path, module in paths(model):
@@ -212,28 +192,11 @@ def finalize(model: nn.Module) -> nn.Module:
 
     The effective weights stay as they are, also where a merge would have been refused.
     """
-    found = list(_sites(model))
-    for site in reversed(found):  # the last one first, so that every parameter finds its place again
-        exchange_class(site.module, lambda kind: kind)  # a class of its own: copies share torch's
-        parametrize.remove_parametrizations(site.module, site.tensor_name, leave_parametrized=True)
-        _restore(site)
-    for module in {id(site.module): site.module for site in found}.values():
-        exchange_class(module, plain_class)
-        if isinstance(module, nn.RNNBase):
-            module._init_flat_weights()
+    done: set[int] = set()
+    for site in list(_places(model)):
+        detach(site.module, site.tensor_name, evaluate=id(site.base) not in done)
+        done.add(id(site.base))
+        site.base.requires_grad_(site.perturbation.trainable)
     for module in model.modules():
-        if next(_sites(module), None) is None:
-            unguard_checkpoints(module)
+        unguard_checkpoints(module)
     return model
-
-
-@torch.no_grad()
-def _restore(site: Site) -> None:
-    """A parameter as it was before: contiguous, trainable, and at its place among the others."""
-    parameters = site.module._parameters
-    parameter = cast(nn.Parameter, parameters[site.tensor_name])
-    parameter.data = parameter.data.contiguous()
-    parameter.requires_grad_(site.perturbation.trainable)
-    for name in site.perturbation.followers:
-        if name in parameters:
-            parameters[name] = parameters.pop(name)

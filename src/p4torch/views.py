@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from math import prod
@@ -92,7 +93,7 @@ def view_of(module: nn.Module, tensor_name: str, tensor: Tensor, view: ViewLike,
         ArgumentError: no such view, or none of this tensor; or none was asked for where there is no natural one.
     """
     if isinstance(view, View):
-        return view
+        return copy.deepcopy(view)  # one tensor each
     if isinstance(view, tuple) and len(view) == 2:
         return View(*view)
     kernel = isinstance(module, _CONVOLUTIONS) and tensor_name == "weight"
