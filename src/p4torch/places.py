@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -29,7 +29,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def paths(model: nn.Module, every: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """All modules, each once or at `every` of its paths, with the paths that they have in the plain model."""
     for path, module in unwrapped(model).named_modules(remove_duplicate=not every):
-        yield ".".join(part for part in path.split(".") if part != "_orig_mod"), module
+        yield _uncompiled(path) if "_orig_mod" in path else path, module
+
+
+def _uncompiled(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
 
 
 def joined(path: str, name: str) -> str:
@@ -115,14 +119,14 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
     return one.numel() == other.numel() > 0 and one.data_ptr() == other.data_ptr()
 
 
-def check_untied(model: nn.Module, bases: Mapping[int, tuple[str, nn.Module]]) -> None:
+def check_untied(modules: Sequence[tuple[str, nn.Module]], bases: Mapping[int, tuple[str, nn.Module]]) -> None:
     """Refuse a base, given by id with its site and the chain of parametrizations that holds it, that others hold."""
-    for path, module in paths(model):
+    for path, module in modules:
         for name, value in module._parameters.items():
-            site, chain = bases.get(id(value), ("", module))
-            if module is not chain:
+            found = bases.get(id(value))
+            if found is not None and module is not found[1]:
                 other = joined(path, name).replace("parametrizations.", "").removesuffix(".original")
-                raise _tied(other, site, "perturb them together, by a path: p4.perturb(model, ...)")
+                raise _tied(other, found[0], "perturb them together, by a path: p4.perturb(model, ...)")
 
 
 def _tied(one: str, other: str, why: str) -> ArgumentError:

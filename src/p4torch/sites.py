@@ -136,23 +136,27 @@ def sites(model: nn.Module) -> Iterator[Site]:
         ArgumentError: no model, or one that uses a base elsewhere, unperturbed: a tied weight of which `perturb` has
             seen one place only.
     """
+    modules = _modules(model)
     found: dict[int, Site] = {}
-    for site in _places(model):
+    for site in _places(modules):
         found.setdefault(id(site.base), site)
     if found:
         chains = {base: (site.name, chain_of(site.module, site.tensor_name)) for base, site in found.items()}
-        check_untied(model, chains)
+        check_untied(modules, chains)
     yield from found.values()
 
 
-def _places(model: nn.Module) -> Iterator[Site]:
-    """All sites; tied weights once for each place."""
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     if not isinstance(model, nn.Module):
         raise ArgumentError.of("model", "an nn.Module", type(model).__name__)
-    for path, module in paths(model):
+    return list(paths(model))
+
+
+def _places(modules: list[tuple[str, nn.Module]]) -> Iterator[Site]:
+    """All sites; tied weights once for each place."""
+    for path, module in modules:
         for tensor_name, perturbation in perturbations(module):
-            name = joined(path, tensor_name)
-            yield Site(name, module, tensor_name, original(module, tensor_name), perturbation)
+            yield Site(joined(path, tensor_name), module, tensor_name, original(module, tensor_name), perturbation)
 
 
 def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[MergeReport]:
@@ -193,7 +197,7 @@ def finalize(model: nn.Module) -> nn.Module:
     The effective weights stay as they are, also where a merge would have been refused.
     """
     done: set[int] = set()
-    for site in list(_places(model)):
+    for site in list(_places(_modules(model))):
         detach(site.module, site.tensor_name, evaluate=id(site.base) not in done)
         done.add(id(site.base))
         site.base.requires_grad_(site.perturbation.trainable)
