@@ -35,6 +35,7 @@ from p4torch.properties import (
 )
 from p4torch.schedule import MergeScheduler
 from p4torch.sites import Site, finalize, parameter_groups, penalty, perturb, sites
+from p4torch.views import View
 
 __version__ = "0.1.0"
 
@@ -66,6 +67,7 @@ __all__ = [
     "UnitDeterminant",
     "Unitary",
     "Veto",
+    "View",
     "finalize",
     "flows",
     "merge",
