@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,7 +178,7 @@ def test_copies_are_independent(row: Row) -> None:
 @pytest.mark.slow
 def test_compiles(row: Row) -> None:
     torch.compiler.reset()
-    warnings.resetwarnings()  # dynamo works with warnings of its own
+    warnings.simplefilter("ignore")  # dynamo works with warnings of its own
     model, inputs = moved(row.perturbed()), row.inputs()
     whole = not isinstance(model, nn.RNNBase)  # torch compiles around recurrent layers
     compiled = torch.compile(model, fullgraph=whole, backend="aot_eager")
@@ -184,3 +186,12 @@ def test_compiles(row: Row) -> None:
     output_of(compiled, inputs).sum().backward()
     p4.merge(model, force=True)
     assert_close(output_of(compiled, inputs), output_of(model, inputs))
+
+
+def test_the_page_runs() -> None:
+    page = Path(__file__).parents[1] / "docs" / "modules.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 6
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), names)

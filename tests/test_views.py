@@ -58,6 +58,12 @@ def test_kernels(
         assert torch.equal(entry, kernel)
 
 
+def test_a_kernel_is_a_matrix_by_default() -> None:
+    for layer in (nn.Conv2d(3, 4, 2), nn.ConvTranspose2d(4, 4, 3)):
+        p4.perturb(layer, "weight", p4.LowRankUpdate)
+        assert next(p4.sites(layer)).base.shape == (4, layer.weight.numel() // 4)
+
+
 def test_a_kernel_of_one_position_is_its_matrix() -> None:
     layer = nn.Conv2d(4, 4, 1, bias=False, dtype=torch.float64)
     p4.perturb(layer, "weight", p4.Invertible, view="matrix")
@@ -120,9 +126,6 @@ def test_views_of_your_own(make: Any) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "view", "message"),
     [
-        (nn.Conv2d(3, 4, 2), "weight", None, r"`view` must be matrix, stack, tensor or a pair of functions for the "
-         r"kernel \(4, 3, 2, 2\), `weight` of Conv2d, got None"),
-        (nn.ConvTranspose1d(3, 4, 2), "weight", None, "for the kernel"),
         (nn.Linear(3, 4), "weight", "rows", "`view` must be one of matrix, stack, tensor, or a pair of functions"),
         (nn.Linear(3, 4), "weight", "stack", r"`view` must be matrix.* for \(4, 3\), `weight` of Linear, got 'stack'"),
         (nn.Linear(3, 4), "bias", "matrix", r"`view` must be none for \(4,\), `bias` of Linear, got 'matrix'"),

@@ -117,8 +117,8 @@ def perturb(
             Parameter (tied weights) are perturbed with it: for those give the whole model and a path.
         property: a class such as `Invertible`, or a function that makes a perturbation from a base.
         view: which matrices `(..., n, m)` the property acts on. By default the tensor as it is: a matrix, or a stack
-            of them in its last two dimensions; for the kernel of a convolution there is no default. "matrix": the first
-            dimension and all others; of a kernel `(out, rest)`. "stack": the blocks of a recurrent layer's or an
+            of them in its last two dimensions; of the kernel of a convolution "matrix". "matrix": the first dimension
+            and all others; of a kernel `(out, rest)`. "stack": the blocks of a recurrent layer's or an
             attention's weight; of a kernel one `(out, in)` for each position. "tensor": as it is, a kernel, too. Or two
             functions of your own, from the tensor to matrices and back, or a `View`.
         options: of the property.

@@ -90,7 +90,7 @@ def view_of(module: nn.Module, tensor_name: str, tensor: Tensor, view: ViewLike,
     them, as it is. `event_dim` is that of the property.
 
     Raises:
-        ArgumentError: no such view, or none of this tensor; or none was asked for where there is no natural one.
+        ArgumentError: no such view, or none of this tensor.
     """
     if isinstance(view, View):
         return copy.deepcopy(view)  # one tensor each
@@ -98,8 +98,7 @@ def view_of(module: nn.Module, tensor_name: str, tensor: Tensor, view: ViewLike,
         return View(*view)
     kernel = isinstance(module, _CONVOLUTIONS) and tensor_name == "weight"
     if view is None and kernel and event_dim >= 2:
-        what = f"matrix, stack, tensor or a pair of functions for the kernel {_of(module, tensor_name, tensor)}"
-        raise ArgumentError.of("view", what, "None")
+        view = "matrix"
     if view is None or view == "tensor":
         return None
     if view not in get_args(Name):

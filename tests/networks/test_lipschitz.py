@@ -136,12 +136,29 @@ def test_constants_count() -> None:
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), 1.0, "got 1: BatchNorm1d"),
         (nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))), 1.0, r"got 0.1: Dropout"),
         (nn.Sequential(nn.ReLU()), 1.0, "at least one nn.Linear"),
+        (nn.Sequential(nn.Conv2d(2, 2, 3, groups=2)), 1.0, "got 0: Conv2d"),
+        (nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")), 1.0, "got 0: Conv2d"),
         (nn.TransformerEncoderLayer(4, 2), 1.0, "got itself: TransformerEncoderLayer"),
     ],
 )
 def test_what_cannot_be_certified(model: nn.Module, bound: float, message: str) -> None:
     with pytest.raises(p4.ArgumentError, match=message):
         p4.LipschitzNetwork(model, bound)
+
+
+def test_convolutions_count_their_positions() -> None:
+    layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2), nn.Flatten())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", p4.ProjectionWarning)
+        model = p4.LipschitzNetwork(nn.Sequential(*layers, nn.Linear(64, 3)), 1.0)
+    assert model.constant == pytest.approx(3 * 2)
+    with torch.no_grad():
+        for site in model.sites():
+            site.perturbation.u.copy_(torch.randn_like(site.perturbation.u))
+    assert all(report.ok for report in p4.merge(model))
+    jacobians = torch.func.vmap(torch.func.jacrev(model))(torch.randn(20, 1, 8, 8)).flatten(2)
+    assert torch.linalg.matrix_norm(jacobians, ord=2).max() <= 1.0
+    assert model.lipschitz_bound() <= 1.0 + 1e-6
 
 
 def test_one_layer_twice() -> None:

@@ -39,14 +39,16 @@ class LipschitzNetwork(Joint):
     norm and ‖U Vᵀ‖₂ stays within the budget; then O(np²) a layer. Biases train as ever.
 
     Args:
-        model: an `nn.Sequential` (of `nn.Sequential`s) of `nn.Linear` and of layers whose constant is known, see
-            `p4torch.networks.constants`: ReLU, Tanh, Sigmoid, Softplus, GELU, SiLU, Flatten, ...
+        model: an `nn.Sequential` (of `nn.Sequential`s) of `nn.Linear`, convolutions with zero padding and without
+            groups, and layers whose constant is known, see `p4torch.networks.constants`: ReLU, Tanh, Sigmoid, Softplus,
+            GELU, SiLU, Flatten, ... A convolution's norm is at most √p times that of its kernel as a matrix
+            `(out, rest)`, p its number of positions, since every entry of the input is in p patches at most.
         bound: c > 0. A network above it is scaled down, all layers by the same factor, with a warning.
         rank, options: of `SpectralBound`.
         method: "clip" or "scale".
 
     Raises:
-        ArgumentError: a layer whose constant is not known, by name; no linear layer; a bound out of range.
+        ArgumentError: a layer whose constant is not known, by name; no layer with weights; a bound out of range.
 
     Source: Gouk, Frank, Pfahringer and Cree (2021), regularisation of neural networks by enforcing Lipschitz
     continuity, for the product bound.
@@ -67,7 +69,7 @@ class LipschitzNetwork(Joint):
         check_number("bound", bound, 1e-30)
         weighted, self.constant = _layers(model)
         self.register_buffer("bound", torch.tensor(float(bound), dtype=torch.float64))
-        norms = torch.stack([norm_bound(layer.weight.detach()) for layer in weighted])
+        norms = torch.stack([norm_bound(layer.weight.detach().flatten(1)) for layer in weighted])
         budget = math.log(bound / self.constant) / len(weighted)
         excess = float(norms.log().mean()) - budget
         if excess > 0:
@@ -135,24 +137,35 @@ def _bound_now(site: Site) -> Tensor:
     return known * (1 + rounding_share(site.base))
 
 
-def _layers(model: nn.Module) -> tuple[list[nn.Linear], float]:
-    """The layers with weights, and the product of the others' constants."""
-    weighted: list[nn.Linear] = []
+_Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def _layers(model: nn.Module) -> tuple[list[_Weighted], float]:
+    """The layers with weights, and the product of all that is not their matrices' norms."""
+    weighted: list[_Weighted] = []
     constant = 1.0
     for path, layer in _leaves(model, ""):
-        if type(layer) is nn.Linear:
+        known = _overlap(layer) if isinstance(layer, _Weighted) else lipschitz_constant(layer)
+        if known is None:
+            expected = "made of nn.Sequential, nn.Linear, nn.Conv and layers whose Lipschitz constant is known"
+            raise ArgumentError.of("model", expected, f"{path or 'itself'}: {type(layer).__name__}")
+        if isinstance(layer, _Weighted):
             if any(layer is other for other in weighted):
                 raise ArgumentError.of("model", "a chain of different layers", f"one layer twice: {path}")
             weighted.append(layer)
-            continue
-        known = lipschitz_constant(layer)
-        if known is None:
-            expected = "made of nn.Sequential, nn.Linear and layers whose Lipschitz constant is known"
-            raise ArgumentError.of("model", expected, f"{path or 'itself'}: {type(layer).__name__}")
         constant *= known
     if not weighted:
-        raise ArgumentError.of("model", "a chain with at least one nn.Linear", type(model).__name__)
+        raise ArgumentError.of("model", "a chain with at least one nn.Linear or nn.Conv", type(model).__name__)
     return weighted, constant
+
+
+def _overlap(layer: _Weighted) -> float | None:
+    """‖layer‖ / ‖matrix‖ at most: 1 of a linear layer, √p of a kernel of p positions; None if it is another kind."""
+    if type(layer) is nn.Linear:
+        return 1.0
+    if type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.groups == 1 and layer.padding_mode == "zeros":  # type: ignore[union-attr]
+        return math.prod(layer.kernel_size) ** 0.5  # type: ignore[union-attr]
+    return None
 
 
 def _leaves(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
