@@ -161,11 +161,10 @@ def _layers(model: nn.Module) -> tuple[list[_Weighted], float]:
 
 def _overlap(layer: _Weighted) -> float | None:
     """‖layer‖ / ‖matrix‖ at most: 1 of a linear layer, √p of a kernel of p positions; None if it is another kind."""
-    if type(layer) is nn.Linear:
-        return 1.0
-    if type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.groups == 1 and layer.padding_mode == "zeros":  # type: ignore[union-attr]
-        return math.prod(layer.kernel_size) ** 0.5  # type: ignore[union-attr]
-    return None
+    if isinstance(layer, nn.Linear):
+        return 1.0 if type(layer) is nn.Linear else None
+    plain = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.groups == 1 and layer.padding_mode == "zeros"
+    return math.prod(layer.weight.shape[2:]) ** 0.5 if plain else None
 
 
 def _leaves(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
