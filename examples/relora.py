@@ -28,7 +28,6 @@ from torch import Tensor
 import p4torch as p4
 from examples.language_model import LanguageModel, Text
 from examples.scaffold import Job, Results, Row, Stopwatch, add_options, run, train
-from p4torch.experiments import figures
 from p4torch.schedule import OptimizerState
 from p4torch.sites import direction_generator
 from p4torch.training.chunks import warmup_cosine
@@ -38,7 +37,7 @@ LAYERS = ("query", "key", "value", "out", "up", "down")
 
 #: Learning rates tried for every method, and what `--tune` found (seed 100).
 CANDIDATES = (1e-3, 3e-3, 1e-2)
-RATES = {"full": 3e-3, "lora": 1e-2, "relora": 1e-2}
+RATES = {"full": 3e-3, "lora": 3e-3, "relora": 3e-3}
 
 
 @dataclass(frozen=True)
