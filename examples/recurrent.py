@@ -169,7 +169,7 @@ class Fit:
         elif method == "geotorch":
             weight = self.network.recurrent.detach().clone()
             geotorch.orthogonal(self.network, "recurrent")
-            self.network.recurrent = weight  # geotorch starts from a random one
+            self.network.recurrent = weight  # type: ignore[assignment]  # geotorch starts from a random one
         elif method == "torch":
             parametrizations.orthogonal(self.network, "recurrent", orthogonal_map="matrix_exp")
 
