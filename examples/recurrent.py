@@ -33,7 +33,7 @@ from torch.nn.utils import parametrizations
 
 import p4torch as p4
 from examples.recurrent_network import Network
-from examples.scaffold import Job, Results, Row, Stopwatch, add_options, peer, run, train
+from examples.scaffold import Fit, Job, Results, Row, add_options, peer, run, train
 from p4torch.cli.options import numbers
 from p4torch.sites import direction_generator
 
@@ -138,15 +138,15 @@ class Digits:
         return {"loss": float(F.cross_entropy(logits, self.y_test)), "accuracy": float(right)}
 
 
-class Fit:
+class Learner(Fit):
     """One variant while it trains (`examples.scaffold.Training`)."""
 
     def __init__(self, variant: Variant, setting: Setting, seed: int, geotorch: Any) -> None:
+        super().__init__()
         self.variant, self.setting, self.seed = variant, setting, seed
         self.task = Copying(setting.delay) if variant.task == "copying" else Digits()
         torch.manual_seed(seed)
-        self.network = Network(setting.hidden, self.task.outputs, self.task.symbols)
-        self.scheduler: p4.MergeScheduler | None = None
+        self.model = self.network = Network(setting.hidden, self.task.outputs, self.task.symbols)
         self._constrain(geotorch)
         others = [self.network.threshold, self.network.input, *self.network.output.parameters()]
         known = {id(value) for value in others}
@@ -157,8 +157,6 @@ class Fit:
             self.scheduler = p4.MergeScheduler(
                 self.network, self.optimizer, every=setting.every, optimizer_state="transport", seed=seed
             )
-        self.step, self.watch = 0, Stopwatch()
-        self.curve: list[tuple[int, float, float]] = []
         self._losses: list[Tensor] = []
 
     def _constrain(self, geotorch: Any) -> None:
@@ -193,23 +191,6 @@ class Fit:
             self.curve.append((self.step, self.watch.seconds, float(torch.stack(self._losses).mean())))
             self._losses.clear()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "seconds": self.watch.seconds,
-            "curve": self.curve,
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler else {},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.watch.seconds, self.curve = state["step"], state["seconds"], list(state["curve"])
-        self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-
     @torch.no_grad()
     def row(self) -> Row:
         matrix = self.network.recurrent.detach().double()
@@ -237,7 +218,7 @@ def work(setting: Setting, variants: Sequence[Variant], seeds: Sequence[int], ou
             f"{variant.title}, {variant.matrix_rate:g}, {seed}".replace(", ", "-").replace(" ", ""),
             f"{variant.title}, rate {variant.matrix_rate:g}, seed {seed}",
             setting.copying_steps if variant.task == "copying" else setting.digits_steps,
-            partial(Fit, variant, setting, seed, geotorch),
+            partial(Learner, variant, setting, seed, geotorch),
         )
         for seed in seeds
         for variant in chosen

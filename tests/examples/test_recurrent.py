@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from examples.recurrent import ALPHABET, COPIED, SHORT, Copying, Digits, Fit, Variant
+from examples.recurrent import ALPHABET, COPIED, SHORT, Copying, Digits, Learner, Variant
 from examples.recurrent_network import Network, readable_recurrence, recurrence, rotations
 
 from examples import recurrent
@@ -51,14 +51,14 @@ def test_digits_are_split() -> None:
 
 @pytest.mark.parametrize("method", ["free", "torch", "p4 rank 2"])
 def test_all_start_from_the_same_network(method: str) -> None:
-    fit = Fit(Variant("digits", method, 1e-3), SHORT, 3, None)
+    fit = Learner(Variant("digits", method, 1e-3), SHORT, 3, None)
     torch.manual_seed(3)
     plain = Network(SHORT.hidden, 10)
     torch.testing.assert_close(fit.network.recurrent.detach(), plain.recurrent.detach(), rtol=0, atol=1e-5)
 
 
 def test_a_resume_is_exact(tmp_path: Path) -> None:
-    straight, resumed = (Fit(Variant("copying", "p4 rank 2", 1e-3), SHORT, 0, None) for _ in range(2))
+    straight, resumed = (Learner(Variant("copying", "p4 rank 2", 1e-3), SHORT, 0, None) for _ in range(2))
     for _ in range(3):
         straight.advance()
     save_checkpoint(tmp_path / "state.pt", straight.state_dict())

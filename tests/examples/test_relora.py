@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from examples.language_model import LanguageModel, Text
-from examples.relora import SHORT, Fit, Variant, variants, warm_start
+from examples.relora import SHORT, Learner, Variant, variants, warm_start
 
 from examples import relora
 from p4torch.training import load_checkpoint, save_checkpoint
@@ -32,7 +32,7 @@ def test_the_model_sees_the_past_only() -> None:
 def test_all_start_from_the_same_network() -> None:
     text = Text()
     warm = warm_start(SHORT, 0, text)
-    losses = {float(Fit(variant, SHORT, 0, text, warm).held_out().detach().mean()) for variant in variants(SHORT)}
+    losses = {float(Learner(variant, SHORT, 0, text, warm).held_out().detach().mean()) for variant in variants(SHORT)}
     assert max(losses) - min(losses) < 1e-5
 
 
@@ -40,7 +40,7 @@ def test_a_resume_is_exact(tmp_path: Path) -> None:
     text = Text()
     warm = warm_start(SHORT, 0, text)
     variant = Variant("relora", 1e-2, "transport", 2, "informed")
-    straight, resumed = (Fit(variant, SHORT, 0, text, warm) for _ in range(2))
+    straight, resumed = (Learner(variant, SHORT, 0, text, warm) for _ in range(2))
     for _ in range(6):
         straight.advance()
     save_checkpoint(tmp_path / "state.pt", straight.state_dict())
