@@ -15,7 +15,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-short bench bench-short check lint types floors test format clean
+.PHONY: help demo demo-short bench bench-short check lint types floors docs test format clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,7 +23,7 @@ help: ## Show the targets
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("p4torch needs Python >= 3.10; $(PYTHON) is %d.%d" % v[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[experiments,molecules,dev]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[experiments,molecules,docs,dev]" -c constraints.txt
 	@touch $@
 
 $(BENCH_STAMP): $(STAMP)
@@ -43,7 +43,7 @@ bench: $(BENCH_STAMP) ## All benchmarks, against peers too; on a quiet machine
 bench-short: $(STAMP) ## Fail on what got 1.5 times worse
 	$(BIN)/python -m benchmarks --short --check
 
-check: lint types floors test bench-short demo-short ## lint, types, floors, test, bench-short, demo-short
+check: lint types floors docs test bench-short demo-short ## lint, types, floors, docs, test, bench-short, demo-short
 
 lint: $(STAMP) ## Style and formatting (ruff), nothing changed
 	$(BIN)/ruff check .
@@ -55,6 +55,12 @@ types: $(STAMP) ## Types (mypy, strict)
 floors: $(STAMP) ## Imports go down only (import-linter)
 	$(BIN)/lint-imports
 
+# Needs no network. Old pages would hide a link that has lost its target: made afresh each time.
+docs: $(STAMP) ## The documentation's pages, in docs/_build; a warning is an error
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d docs/_build/.doctrees docs docs/_build
+	@echo "docs/_build/index.html"
+
 # One thread a worker: more would fight over the cores, and sums would depend on their number.
 test: $(STAMP) ## All tests, two workers
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
@@ -64,5 +70,5 @@ format: $(STAMP) ## Sort imports, apply safe fixes, format
 	$(BIN)/ruff format .
 
 clean: ## Remove caches and builds; .venv and runs/ stay
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

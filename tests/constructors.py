@@ -7,43 +7,159 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import p4torch as p4
+from p4torch import linalg
+
+Factory = Callable[[Tensor], p4.Perturbation]
+
+
+@dataclass(frozen=True)
+class Large:
+    """What a long run starts from: an element of S of size 64.
+
+    The factory is that of the row unless another is needed at this size; the sample, if there is none, a random tensor
+    of this shape that the factory projects onto S.
+    """
+
+    shape: tuple[int, ...] = (64, 64)
+    factory: Factory | None = None
+    sample: Callable[[torch.Generator], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """A factory, from a base tensor to a perturbation, and options of `check_perturbation` for it."""
+    """A factory, from a base tensor to a perturbation, and options of `check_perturbation` for it. The rows that have a
+    `large` one are trained for long, too: one of each class, at least."""
 
-    factory: Callable[[Tensor], p4.Perturbation]
+    factory: Factory
     options: dict[str, Any] = field(default_factory=dict)
+    large: Large | None = None
+
+
+def positive(generator: torch.Generator, shape: tuple[int, ...] = (6, 6), sweeps: int = 0) -> Tensor:
+    """Entries exp(x), x ~ N(0, 1/4); with sweeps, columns and then rows are divided by their sums, so many times."""
+    tensor = (0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)).exp()
+    for _ in range(sweeps):
+        tensor = tensor / tensor.sum(-2, keepdim=True)
+        tensor = tensor / tensor.sum(-1, keepdim=True)
+    return tensor
+
+
+def unitary(generator: torch.Generator, shape: tuple[int, int] = (6, 6)) -> Tensor:
+    """Orthonormal columns, or rows, complex."""
+    tensor = torch.randn(shape, generator=generator, dtype=torch.complex128)
+    return linalg.orthonormalized(tensor)
+
+
+stochastic = partial(positive, sweeps=1)
+doubly = partial(positive, sweeps=100)
+
+
+def shifts(size: int, count: int) -> Tensor:
+    """The cyclic group of so many elements, which exchange blocks of numbers: permutations `(count, size, size)`."""
+    return torch.stack([torch.eye(size).roll(size // count * shift, 0) for shift in range(count)])
+
+
+def turns(count: int) -> Tensor:
+    """The same group: turns of a plane, beside another one that stays. `(count, 4, 4)`."""
+    angles = 2 * torch.pi / count * torch.arange(count, dtype=torch.float64)
+    skew = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    return torch.stack([torch.block_diag(torch.matrix_exp(angle * skew), torch.eye(2)) for angle in angles])
 
 
 PERTURBATIONS: dict[str, Row] = {
     "invertible": Row(p4.Invertible),
     "invertible-2x2": Row(p4.Invertible, {"shape": (2, 2), "compile": False}),
-    "invertible-rank3": Row(partial(p4.Invertible, rank=3)),
+    "invertible-rank3": Row(partial(p4.Invertible, rank=3), large=Large()),
     "invertible-batched": Row(p4.Invertible, {"shape": (3, 4, 4), "batch": False, "compile": False}),
-    "invertible-exponential": Row(partial(p4.Invertible, form="exponential")),
+    "invertible-exponential": Row(partial(p4.Invertible, form="exponential"), large=Large()),
     "invertible-exponential-rank2": Row(partial(p4.Invertible, form="exponential", rank=2), {"compile": False}),
     "orthogonal": Row(p4.Orthogonal, {"tangent": 5}),  # k = 1: V dUᵀ - dU Vᵀ vanishes for dU along V
-    "orthogonal-rank2": Row(partial(p4.Orthogonal, rank=2)),
+    "orthogonal-rank2": Row(partial(p4.Orthogonal, rank=2), large=Large()),
     "orthogonal-batched": Row(
         partial(p4.Orthogonal, rank=2), {"shape": (3, 4, 4), "batch": False, "compile": False, "steps": 300}
     ),
     "stiefel-tall": Row(partial(p4.Orthogonal, rank=2), {"shape": (7, 3), "compile": False}),
     "stiefel-wide": Row(p4.Orthogonal, {"shape": (3, 7), "tangent": 6, "compile": False}),
-    "unit-determinant": Row(p4.UnitDeterminant, {"tangent": 5}),  # k(n - k)
+    "unit-determinant": Row(p4.UnitDeterminant, {"tangent": 5}, large=Large()),  # k(n - k)
     "unit-determinant-rank2": Row(partial(p4.UnitDeterminant, rank=2), {"compile": False}),
     "unit-determinant-2x2": Row(p4.UnitDeterminant, {"shape": (2, 2), "tangent": 1, "compile": False, "steps": 300}),
-    "low-rank-update": Row(p4.LowRankUpdate, {"shape": (4, 7), "tangent": 4, "steps": 300}),
+    "low-rank-update": Row(p4.LowRankUpdate, {"shape": (4, 7), "tangent": 4, "steps": 300}, large=Large()),
     "low-rank-update-rank2": Row(partial(p4.LowRankUpdate, rank=2), {"compile": False, "steps": 300}),
-    "spectral-bound": Row(p4.SpectralBound),  # bound: the base's own norm, so that merges clip
+    "spectral-bound": Row(p4.SpectralBound, large=Large()),  # bound: the base's own norm, so that merges clip
     "spectral-bound-scale": Row(
         partial(p4.SpectralBound, bound=1.0, rank=2, method="scale"), {"shape": (7, 4), "compile": False}
     ),
     "spectral-bound-slack": Row(
         partial(p4.SpectralBound, bound=100.0, rank=2), {"shape": (4, 7), "compile": False, "steps": 300}
     ),
+    "fixed-rank": Row(partial(p4.FixedRank, rank=2), {"shape": (7, 5), "tangent": 20}, Large()),  # r(n + m - r)
+    "fixed-rank-dense": Row(partial(p4.FixedRank, rank=3), {"tangent": 27, "compile": False, "steps": 300}),
+    "nonnegative": Row(
+        p4.Nonnegative,
+        {"sample": partial(positive, shape=(4, 6)), "tangent": 24},
+        Large(sample=partial(positive, shape=(64, 64))),
+    ),
+    "nonnegative-vector": Row(
+        p4.Nonnegative,
+        {"sample": partial(positive, shape=(5,)), "tangent": 5, "batch": False, "compile": False, "steps": 300},
+    ),
+    "stochastic": Row(p4.Stochastic, {"sample": stochastic}, Large(sample=partial(stochastic, shape=(64, 64)))),
+    "stochastic-rank2": Row(
+        partial(p4.Stochastic, rank=2),
+        {"sample": partial(stochastic, shape=(7, 4)), "tangent": 14, "compile": False, "steps": 300},
+    ),
+    "stochastic-doubly": Row(
+        partial(p4.Stochastic, doubly=True),
+        {"sample": doubly, "tangent": 10, "steps": 300},  # k(n - 1), k = 2
+        Large(sample=partial(doubly, shape=(64, 64))),
+    ),
+    "positive-definite": Row(p4.PositiveDefinite, large=Large()),
+    "positive-definite-rank2": Row(partial(p4.PositiveDefinite, rank=2), {"compile": False}),
+    "positive-definite-batched": Row(
+        p4.PositiveDefinite, {"shape": (3, 4, 4), "batch": False, "compile": False, "steps": 300}
+    ),
+    "symplectic": Row(p4.Symplectic),
+    "symplectic-rank2": Row(partial(p4.Symplectic, rank=2), {"compile": False, "steps": 300}, large=Large()),
+    "symplectic-2x2": Row(p4.Symplectic, {"shape": (2, 2), "compile": False, "steps": 300}),
+    "unitary": Row(p4.Unitary, {"sample": unitary, "tangent": 11}),  # of 2n - 1
+    "unitary-rank2": Row(
+        partial(p4.Unitary, rank=2),
+        {"sample": unitary, "tangent": 20, "compile": False, "steps": 300},
+        large=Large(sample=partial(unitary, shape=(64, 64))),
+    ),
+    "unitary-tall": Row(
+        partial(p4.Unitary, rank=2), {"sample": partial(unitary, shape=(7, 3)), "compile": False, "steps": 300}
+    ),
+    "unitary-wide": Row(p4.Unitary, {"sample": partial(unitary, shape=(3, 7)), "compile": False, "steps": 300}),
+    "symmetric": Row(partial(p4.LinearSubspace, kind="symmetric"), large=Large()),
+    "symmetric-rank2": Row(partial(p4.LinearSubspace, kind="symmetric", rank=2), {"compile": False, "steps": 300}),
+    "skew": Row(partial(p4.LinearSubspace, kind="skew"), {"tangent": 5}, Large()),  # v vᵀ is not skew
+    "skew-rank2": Row(partial(p4.LinearSubspace, kind="skew", rank=2), {"compile": False, "steps": 300}),
+    "circulant": Row(partial(p4.LinearSubspace, kind="circulant"), large=Large()),
+    "circulant-odd": Row(partial(p4.LinearSubspace, kind="circulant"), {"shape": (5, 5), "compile": False}),
+    "toeplitz": Row(partial(p4.LinearSubspace, kind="toeplitz"), {"tangent": 11}, Large()),
+    "toeplitz-wide": Row(
+        partial(p4.LinearSubspace, kind="toeplitz"), {"shape": (3, 5), "tangent": 7, "compile": False, "steps": 300}
+    ),
+    "lower": Row(partial(p4.LinearSubspace, kind="lower"), large=Large()),
+    "upper": Row(partial(p4.LinearSubspace, kind="upper", rank=2), {"compile": False, "steps": 300}),
+    "masked": Row(
+        partial(p4.LinearSubspace, mask=torch.ones(4, 7, dtype=torch.bool).triu(1)),
+        {"shape": (4, 7), "tangent": 4, "steps": 300},
+        Large(factory=partial(p4.LinearSubspace, mask=torch.ones(64, 64, dtype=torch.bool).triu(-20))),
+    ),
+    "equivariant": Row(
+        partial(p4.LinearSubspace, group=shifts(6, 3)),
+        large=Large(factory=partial(p4.LinearSubspace, group=shifts(64, 4))),
+    ),
+    "equivariant-pair": Row(
+        partial(p4.LinearSubspace, group=(turns(3), shifts(6, 3))),
+        {"shape": (4, 6), "tangent": 4, "compile": False, "steps": 300},
+    ),
+    "fixed-spectrum": Row(p4.FixedSpectrum),
+    "fixed-spectrum-rank2": Row(partial(p4.FixedSpectrum, rank=2), {"compile": False, "steps": 300}, large=Large()),
 }

@@ -14,32 +14,60 @@ from p4torch.errors import (
     ProjectionWarning,
     RecoveryWarning,
 )
+from p4torch.joint import Joint, merge
 from p4torch.merging import MergeReport, Proposal, Veto
+from p4torch.networks import LipschitzNetwork
 from p4torch.perturbation import Perturbation
-from p4torch.properties import Invertible, LowRankUpdate, Orthogonal, SpectralBound, UnitDeterminant
+from p4torch.properties import (
+    FixedRank,
+    FixedSpectrum,
+    Invertible,
+    LinearSubspace,
+    LowRankUpdate,
+    Nonnegative,
+    Orthogonal,
+    PositiveDefinite,
+    SpectralBound,
+    Stochastic,
+    Symplectic,
+    Unitary,
+    UnitDeterminant,
+)
 from p4torch.schedule import MergeScheduler
-from p4torch.sites import Site, finalize, merge, parameter_groups, penalty, perturb, sites
+from p4torch.sites import Site, finalize, parameter_groups, penalty, perturb, sites
+from p4torch.views import View
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
     "CheckpointError",
+    "FixedRank",
+    "FixedSpectrum",
     "Invertible",
+    "Joint",
+    "LinearSubspace",
+    "LipschitzNetwork",
     "LowRankUpdate",
     "MergeReport",
     "MergeScheduler",
+    "Nonnegative",
     "OptimizerError",
     "Orthogonal",
     "P4Error",
     "Perturbation",
+    "PositiveDefinite",
     "ProjectionWarning",
     "Proposal",
     "RecoveryWarning",
     "Site",
     "SpectralBound",
+    "Stochastic",
+    "Symplectic",
     "UnitDeterminant",
+    "Unitary",
     "Veto",
+    "View",
     "finalize",
     "flows",
     "merge",

@@ -51,6 +51,10 @@ class Maps:
             lambda t: self.transposed(t) - self.times(t),
         )
 
+    def symmetric(self) -> Maps:
+        """G + Gᵀ."""
+        return self + Maps(self.transposed, self.times)
+
 
 def of_matrix(matrix: Tensor) -> Maps:
     """G given as a matrix."""

@@ -56,7 +56,7 @@ def slogdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Sign and log|det| of `(..., k, k)`; written out for k = 1, where LAPACK costs more than the rest."""
     if matrix.shape[-1] == 1:
         scalar = matrix[..., 0, 0]
-        return scalar.detach().sign(), scalar.abs().log()
+        return scalar.detach().sgn(), scalar.abs().log()
     sign, logabsdet = torch.linalg.slogdet(at_least_single(matrix))
     return sign.detach(), logabsdet
 
@@ -279,35 +279,36 @@ def short_rows(matrix: Tensor) -> Tensor:
 
 
 def gram_error(rows: Tensor) -> Tensor:
-    """E = A Aᵀ - I of rows A `(..., p, n)`."""
-    gram = rows @ rows.mT
+    """E = A Aᴴ - I of rows A `(..., p, n)`."""
+    gram = rows @ rows.mH
     gram.diagonal(dim1=-2, dim2=-1).sub_(1)
     return gram
 
 
 def probe_rows(rows: Tensor, probes: Tensor) -> Tensor:
-    """An estimate `(...)` of ‖A Aᵀ - I‖ / √p in O(pn): the root mean square of A (Aᵀ s) - s over probes s = ±1
+    """An estimate `(...)` of ‖A Aᴴ - I‖ / √p in O(pn): the root mean square of A (Aᴴ s) - s over probes s = ±1
     `(p, j)`, whose expected square is exactly that."""
-    return (rows @ (rows.mT @ probes) - probes).square().mean((-2, -1)).sqrt()
+    return (rows @ (rows.mH @ probes) - probes).abs().square().mean((-2, -1)).sqrt()
 
 
 def reorthonormalize_block(rows: Tensor, start: int, count: int) -> None:
     """Make rows I = start, ..., start + count - 1 (modulo p) orthonormal to all rows, to first order, in place.
 
-    E = A_I Aᵀ - I_I;  A_I <- A_I - E W A with W = 1/2 for the rows of I and 1 for the others. O(count · pn).
+    E = A_I Aᴴ - I_I;  A_I <- A_I - E W A with W = 1/2 for the rows of I and 1 for the others. O(count · pn).
     """
     index = torch.arange(start, start + count, device=rows.device) % rows.shape[-2]
     block = rows[..., index, :]
-    error = block @ rows.mT
+    error = block @ rows.mH
     error[..., torch.arange(count, device=rows.device), index] -= 1
     error[..., index] *= 0.5
     rows[..., index, :] = block - error @ rows
 
 
 def orthonormalized(matrix: Tensor) -> Tensor:
-    """The polar factor in float64: the nearest matrix with orthonormal rows (columns, if it is tall). `(..., n, m)`.
+    """The polar factor in double precision: the nearest matrix with orthonormal rows (columns, if it is tall),
+    `(..., n, m)`.
 
-    Newton-Schulz steps X <- (3X - X XᵀX) / 2 where the error is below `NEAR`, before that (X Xᵀ)^(-1/2) X, or the SVD.
+    Newton-Schulz steps X <- (3X - X XᴴX) / 2 where the error is below `NEAR`, before that (X Xᴴ)^(-1/2) X, or the SVD.
     """
     rows = short_rows(in_double(matrix))
     for _ in range(STEPS):
@@ -321,8 +322,8 @@ def orthonormalized(matrix: Tensor) -> Tensor:
 
 def _polar_rows(rows: Tensor) -> Tensor:
     scaled = rows / rows.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-    values, vectors = torch.linalg.eigh(scaled @ scaled.mT)
+    values, vectors = torch.linalg.eigh(scaled @ scaled.mH)
     if bool((values[..., 0] * GRAM_CONDITION > values[..., -1]).all()):
-        return (vectors / values.sqrt()[..., None, :]) @ (vectors.mT @ scaled)
+        return (vectors / values.sqrt()[..., None, :]) @ (vectors.mH @ scaled)
     left, _, right = torch.linalg.svd(scaled, full_matrices=False)
     return left @ right

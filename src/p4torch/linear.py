@@ -28,13 +28,3 @@ def sole_perturbation(module: nn.Module, tensor_name: str) -> tuple[Perturbation
     if chain is None or len(chain._modules) != 1:
         return None
     return cast(Perturbation, chain._modules["0"]), cast(Tensor, chain._parameters["original"])
-
-
-def factored_class(plain: type[nn.Module]) -> type[nn.Module]:
-    """The class with the factored path, for exactly `nn.Linear`; subclasses may use their weight in other ways."""
-    return FactoredLinear if plain is nn.Linear else plain
-
-
-def plain_class(factored: type[nn.Module]) -> type[nn.Module]:
-    """The inverse of `factored_class`."""
-    return nn.Linear if factored is FactoredLinear else factored

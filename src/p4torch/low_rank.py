@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from p4torch import linalg, rows
 from p4torch.directions import Apply, GradientSketch, Maps, of_matrix, of_rows
 from p4torch.errors import ArgumentError
-from p4torch.merging import Agreement, MergeReport, Proposal
+from p4torch.merging import Decision, MergeReport, Proposal
 from p4torch.perturbation import Perturbation
 
 Side = Literal["add", "left", "right"]
@@ -155,15 +155,10 @@ class LowRank(Perturbation):
     def _normal(self, generator: torch.Generator) -> Tensor:
         return torch.randn(self.v.shape, generator=generator, dtype=torch.float64)
 
-    def merge(
-        self,
-        base: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        force: bool = False,
-        agree: Agreement | None = None,
+    def commit(
+        self, base: Tensor, decision: Decision, accepted: Tensor, generator: torch.Generator, *reason: str
     ) -> MergeReport:
-        report = super().merge(base, generator, force=force, agree=agree)
+        report = super().commit(base, decision, accepted, generator, *reason)
         self.sketch = None
         return report
 
@@ -178,7 +173,7 @@ class LowRank(Perturbation):
 
     def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
         """∂L/∂U = G V near B₀, so its history moves onto new directions V' by the least-squares V⁺ V'."""
-        return {"u": torch.linalg.pinv(previous["v"].double()) @ self.v.double()}
+        return {"u": torch.linalg.pinv(linalg.in_double(previous["v"])) @ linalg.in_double(self.v)}
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}"

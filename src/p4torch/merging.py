@@ -33,6 +33,25 @@ class Proposal:
 
 
 @dataclass(frozen=True)
+class Cleared:
+    """Where B was not finite and has been reset, `(...)`, and which of its parameters were not."""
+
+    where: Tensor
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A merge that has been judged and not yet made: the proposal, all vetoes, and the parameters of B that were not
+    finite. `accepted` `(...)` is what these leave."""
+
+    proposal: Proposal
+    vetoes: list[Veto]
+    nonfinite: tuple[str, ...]
+    accepted: Tensor
+
+
+@dataclass(frozen=True)
 class MergeReport:
     """What a merge did. A stack of matrices counts each: `merged + skipped` is the size of the stack."""
 

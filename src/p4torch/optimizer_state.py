@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from p4torch import linalg
 from p4torch.errors import OptimizerError
 
 #: Entries whose initial value is not zero: by the group's option of that name, or a number.
@@ -103,5 +104,5 @@ def transport(optimizer: Optimizer, parameter: nn.Parameter, matrix: Tensor | No
         if matrix is None:
             moment.zero_()
         else:
-            moment.copy_(moment.double() @ matrix)
+            moment.copy_(linalg.in_double(moment) @ matrix)
     return bool(moments)

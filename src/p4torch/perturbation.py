@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from p4torch import linalg
 from p4torch.admission import check_base, check_fits
 from p4torch.errors import ArgumentError, ProjectionWarning
-from p4torch.merging import Agreement, MergeReport, Proposal, Veto, assign, finite
+from p4torch.merging import Agreement, Cleared, Decision, MergeReport, Proposal, Veto, assign, finite
 
 
 class Perturbation(nn.Module):
@@ -35,7 +35,7 @@ class Perturbation(nn.Module):
     """
 
     directions: ClassVar[tuple[str, ...]] = ()
-    event_dim: ClassVar[int] = 2
+    event_dim: int = 2
 
     attempts: Tensor
     skips: Tensor
@@ -179,24 +179,48 @@ class Perturbation(nn.Module):
 
         `force` overrides the soft vetoes (bounds), never the hard ones (finiteness, residual).
         """
-        check_fits(base, "base", self.base_shape, self.own_parameters())
-        agree = agree or (lambda mask: mask)
-        generator = generator or torch.default_generator
-        finite_b = agree(self._finite())
-        nonfinite = tuple(name for name, value in self.own_parameters() if not bool(finite(value, 0)))
-        if not nonfinite and not bool(finite_b.all()):  # on another rank
-            nonfinite = tuple(name for name, _ in self.own_parameters())
-        self._reset_where(~finite_b, base, generator)
+        agree, generator = agree or (lambda mask: mask), generator or torch.default_generator
+        cleared = self.clear(base, generator, agree)
         with linalg.full_precision(base.device):
-            proposal = self.propose(base)
+            decision = self.judge(self.propose(base), cleared, force=force)
+        return self.commit(base, decision, agree(decision.accepted), generator)
+
+    # The four steps of a merge. Several sites that merge together take each of them in turn.
+
+    @torch.no_grad()
+    def clear(self, base: Tensor, generator: torch.Generator, agree: Agreement) -> Cleared:
+        """Reset B where it is not finite on some rank."""
+        check_fits(base, "base", self.base_shape, self.own_parameters())
+        bad = ~agree(self._finite())
+        names = tuple(name for name, value in self.own_parameters() if not bool(finite(value, 0)))
+        if not names and bool(bad.any()):  # on another rank
+            names = tuple(name for name, _ in self.own_parameters())
+        self._reset_where(bad, base, generator)
+        return Cleared(bad, names)
+
+    def judge(self, proposal: Proposal, cleared: Cleared, *, force: bool = False) -> Decision:
+        """All vetoes, and what they leave on this rank."""
         vetoes = [
-            Veto("B was not finite and has been reset", ~finite_b),
+            Veto("B was not finite and has been reset", cleared.where),
             *(veto for veto in proposal.vetoes if not (force and veto.soft)),
         ]
         if proposal.base is not None:
             vetoes.append(Veto("R_B(A) is not finite", ~finite(proposal.base, self.skips.dim())))
-        accepted = agree(~torch.stack([veto.mask.expand_as(self.skips) for veto in vetoes]).any(0))
+        accepted = ~torch.stack([veto.mask.expand_as(self.skips) for veto in vetoes]).any(0)
+        return Decision(proposal, vetoes, cleared.names, accepted)
 
+    @torch.no_grad()
+    def commit(
+        self,
+        base: Tensor,
+        decision: Decision,
+        accepted: Tensor,
+        generator: torch.Generator,
+        otherwise: str = "another rank refused",
+    ) -> MergeReport:
+        """Write what was `accepted` `(...)`, in the end and on all ranks, and reset B there; leave the rest.
+        `otherwise` is the reason to report where the decision itself has none."""
+        proposal = decision.proposal
         if proposal.base is not None:
             assign(base, proposal.base, accepted)
         if proposal.write is not None and bool(accepted.any()):
@@ -207,10 +231,10 @@ class Perturbation(nn.Module):
         self.skips.copy_(torch.where(accepted, 0, self.skips + 1))
         self.attempts += 1
         merged = int(accepted.sum())
-        reasons = {veto.reason: int(veto.mask.sum()) for veto in vetoes if bool(veto.mask.any())}
+        reasons = {veto.reason: int(veto.mask.sum()) for veto in decision.vetoes if bool(veto.mask.any())}
         if merged < accepted.numel() and not reasons:
-            reasons = {"another rank refused": accepted.numel() - merged}
-        return MergeReport(int(self.attempts), merged, accepted.numel() - merged, reasons, nonfinite)
+            reasons = {otherwise: accepted.numel() - merged}
+        return MergeReport(int(self.attempts), merged, accepted.numel() - merged, reasons, decision.nonfinite)
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """B: the parameters of this module itself. What is tracked lives in child modules."""

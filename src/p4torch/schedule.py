@@ -13,10 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from p4torch import optimizer_state as memory
 from p4torch.errors import ArgumentError, CheckpointError, OptimizerError, RecoveryWarning
+from p4torch.joint import Group, groups
 from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import MergeReport
 from p4torch.ranks import agreement, average
-from p4torch.sites import Site, direction_generator, guard_checkpoints, sites
+from p4torch.sites import Site, direction_generator, guard_checkpoints
 
 OptimizerState = Literal["reset_directions", "restart", "transport", "keep", "reset"]
 
@@ -39,7 +40,8 @@ class MergeScheduler:
         directions: "random" or "informed" for every low-rank perturbation, or None: as each was made.
         rewarm: after a merge, scale the updates of B from 1/(rewarm + 1) up to 1 in this many steps. It is a linear
             learning-rate warm-up of B alone that leaves the optimizer's groups and any learning-rate schedule in peace.
-        stagger: spread the sites' merges over the interval, so that no single step is slow.
+        stagger: spread the sites' merges over the interval, so that no single step is slow; those of a `Joint` stay
+            together.
         seed: of the redrawn directions, which are a pure function of (seed, site name, merge index).
 
     In a distributed run (an initialized default process group) all ranks agree on every merge decision.
@@ -77,15 +79,16 @@ class MergeScheduler:
             raise ArgumentError.of("optimizer_state", f"one of {', '.join(get_args(OptimizerState))}", optimizer_state)
         if not isinstance(optimizer, Optimizer):
             raise ArgumentError.of("optimizer", "a torch optimizer", type(optimizer).__name__)
-        self.sites = list(sites(model))
+        self.groups = groups(model)
+        self.sites = [site for group in self.groups for site in group.sites]
         if not self.sites:
             raise ArgumentError.of("model", "a module with at least one perturbed tensor", type(model).__name__)
         for site in self.sites:
-            _check_frozen(site)
+            site.check_frozen()
         if directions not in (None, *get_args(Directions)):
             raise ArgumentError.of("directions", "random, informed or None", repr(directions))
         memory.check_optimizer(optimizer, optimizer_state)
-        memory.check_holds(optimizer, {name: value for site in self.sites for name, value in _b(site).items()})
+        memory.check_holds(optimizer, {name: value for site in self.sites for name, value in site.trainable().items()})
         guard_checkpoints(model)
         for site in self.sites:
             if directions is not None and isinstance(site.perturbation, LowRank):
@@ -99,7 +102,7 @@ class MergeScheduler:
         self.reports: dict[str, MergeReport] = {}
         self._warming: dict[str, int] = {}
         self._before: dict[str, list[Tensor]] = {}
-        self._good = {site.name: _snapshot(_companions(site)) for site in self.sites}
+        self._good = {site.name: _snapshot(site.companions()) for site in self.sites}
         self._watch()
 
     # --- the schedule -----------------------------------------------------------------------------------------------
@@ -111,16 +114,16 @@ class MergeScheduler:
             self._rewarm()
         for site in self.sites:
             site.perturbation.limit()
-        reports = [self._merge(site) for site in self._due(self.steps)]
+        reports = [report for group in self._due(self.steps) for report in self._merge(group)]
         self._watch()
         return reports
 
-    def _due(self, step: int) -> list[Site]:
-        return [site for index, site in enumerate(self.sites) if (step + self._offset(index)) % self.every == 0]
+    def _due(self, step: int) -> list[Group]:
+        return [group for index, group in enumerate(self.groups) if (step + self._offset(index)) % self.every == 0]
 
     def _watch(self) -> None:
         """Before the step after which sites merge: let them see its gradient."""
-        for site in self._due(self.steps + 1):
+        for site in (site for group in self._due(self.steps + 1) for site in group.sites):
             generator = direction_generator(self.seed, f"{site.name}/sketch", int(site.perturbation.attempts))
             site.perturbation.watch(generator, average())
 
@@ -133,13 +136,23 @@ class MergeScheduler:
         return self.optimizer.register_step_post_hook(hook)
 
     def _offset(self, index: int) -> int:
-        return index * self.every // len(self.sites) if self.stagger else 0
+        return index * self.every // len(self.groups) if self.stagger else 0
 
     @torch.no_grad()
-    def _merge(self, site: Site) -> MergeReport:
-        _check_frozen(site)
-        previous = {name: getattr(site.perturbation, name).clone() for name in site.perturbation.directions}
-        report = site.merge(seed=self.seed, agree=agreement())
+    def _merge(self, group: Group) -> list[MergeReport]:
+        for site in group.sites:
+            site.check_frozen()
+        directions = [
+            {name: getattr(site.perturbation, name).clone() for name in site.perturbation.directions}
+            for site in group.sites
+        ]
+        reports = group.merge(seed=self.seed, agree=agreement())
+        for site, report, previous in zip(group.sites, reports, directions, strict=True):
+            self._after(site, report, previous)
+        return reports
+
+    def _after(self, site: Site, report: MergeReport, previous: dict[str, Tensor]) -> None:
+        """What follows a merge of one site: the optimizer's memory, corrections, recovery, warming, counters."""
         self._remember(site, report, previous)
         index = report.index
         if self.refresh_every and index % self.refresh_every == 0:
@@ -149,11 +162,10 @@ class MergeScheduler:
         self._recover(site, report)
         if self.rewarm and report.merged:
             self._warming[site.name] = 0
-            self._before[site.name] = _snapshot(_b(site))
+            self._before[site.name] = _snapshot(site.trainable())
         self.merged += report.merged
         self.skipped += report.skipped
         self.reports[site.name] = report
-        return report
 
     # --- the optimizer's memory -------------------------------------------------------------------------------------
 
@@ -189,14 +201,14 @@ class MergeScheduler:
         """Where a bad batch also poisoned the module's ordinary parameters (a bias), bring back those of the last
         merge; forget every moment that is not finite, also where the parameter still is."""
         poisoned = list(report.nonfinite)
-        for (name, value), good in zip(_companions(site).items(), self._good[site.name], strict=True):
+        for (name, value), good in zip(site.companions().items(), self._good[site.name], strict=True):
             if bool(value.isfinite().all()):
                 good.copy_(value)
             else:
                 value.copy_(good)
                 memory.reset(self.optimizer, value, name)
                 poisoned.append(name)
-        for name, value in {**_b(site), **_companions(site)}.items():
+        for name, value in {**site.trainable(), **site.companions()}.items():
             if memory.poisoned(self.optimizer, value):
                 memory.reset(self.optimizer, value, name)
                 poisoned.append(f"state of {name}")
@@ -206,7 +218,7 @@ class MergeScheduler:
             warnings.warn(
                 f"step {self.steps}: non-finite {', '.join(poisoned)} at {site.name}: reset, training goes on",
                 RecoveryWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     @torch.no_grad()
@@ -215,14 +227,14 @@ class MergeScheduler:
         for site in self.sites:
             if site.name in self._warming:
                 age = self._warming[site.name] + 1
-                values = list(_b(site).values())
+                values = list(site.trainable().values())
                 for value, before in zip(values, self._before[site.name], strict=True):
                     value.copy_(torch.lerp(before, value, age / (self.rewarm + 1)))
                 if age == self.rewarm:
                     del self._warming[site.name], self._before[site.name]
                 else:
                     self._warming[site.name] = age
-                    self._before[site.name] = _snapshot(_b(site))
+                    self._before[site.name] = _snapshot(site.trainable())
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -269,32 +281,8 @@ class MergeScheduler:
         self._watch()
 
 
-def _check_frozen(site: Site) -> None:
-    """What is tracked and the base must not train: `model.requires_grad_(True)` unfreezes them."""
-    tracked = dict(site.perturbation.named_parameters())
-    for name, _ in site.perturbation.own_parameters():
-        del tracked[name]
-    thawed = [name for name, value in {"base": site.base, **tracked}.items() if value.requires_grad]
-    if thawed:
-        raise OptimizerError(
-            f"`{site.name}` must be frozen, but requires a gradient in {', '.join(thawed)}: "
-            "undo `requires_grad_(True)` for it"
-        )
-
-
 def _report(fields: dict[str, Any]) -> MergeReport:
     return MergeReport(**{**fields, "nonfinite": tuple(fields["nonfinite"])})
-
-
-def _b(site: Site) -> dict[str, nn.Parameter]:
-    """B of a site by full name, as far as it trains."""
-    named = site.perturbation.own_parameters()
-    return {f"{site.name}.{name}": value for name, value in named if value.requires_grad}
-
-
-def _companions(site: Site) -> dict[str, nn.Parameter]:
-    """The ordinary trainable parameters of the site's module: its bias."""
-    return {name: value for name, value in site.module.named_parameters(recurse=False) if value.requires_grad}
 
 
 def _snapshot(named: dict[str, nn.Parameter]) -> list[Tensor]:

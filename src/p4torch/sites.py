@@ -1,21 +1,35 @@
-"""Sites: where perturbations sit in a model. `perturb` puts one there, `merge` merges, `finalize` removes all."""
+"""Sites: where perturbations sit in a model. `perturb` puts one there, `finalize` removes all."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.linear import factored_class, plain_class, sole_perturbation
+from p4torch.attaching import attach, detach
+from p4torch.checkpoints import guard_checkpoints as guard_checkpoints
+from p4torch.checkpoints import unguard_checkpoints
+from p4torch.errors import ArgumentError, OptimizerError
+from p4torch.linear import sole_perturbation
 from p4torch.merging import Agreement, MergeReport
 from p4torch.perturbation import Perturbation, Unperturbed
+from p4torch.places import (
+    chain_of,
+    check_embedding,
+    check_untied,
+    holders,
+    joined,
+    original,
+    paths,
+    perturbations,
+    plain_parameter,
+)
+from p4torch.views import ViewLike, view_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,27 @@ class Site:
         generator = direction_generator(seed, self.name, int(self.perturbation.attempts))
         return self.perturbation.merge(self.base, generator, force=force, agree=agree).at(self.name)
 
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """B by full name, as far as it trains."""
+        named = self.perturbation.own_parameters()
+        return {f"{self.name}.{name}": value for name, value in named if value.requires_grad}
+
+    def companions(self) -> dict[str, nn.Parameter]:
+        """The ordinary trainable parameters of the module: its bias."""
+        return {name: value for name, value in self.module.named_parameters(recurse=False) if value.requires_grad}
+
+    def check_frozen(self) -> None:
+        """What is tracked and the base must not train: `model.requires_grad_(True)` unfreezes them. Raises
+        OptimizerError."""
+        own = {name for name, _ in self.perturbation.own_parameters()}
+        frozen = {"base": self.base, **dict(self.perturbation.named_parameters())}
+        thawed = [name for name, value in frozen.items() if value.requires_grad and name not in own]
+        if thawed:
+            raise OptimizerError(
+                f"`{self.name}` must be frozen, but requires a gradient in {', '.join(thawed)}: "
+                "undo `requires_grad_(True)` for it"
+            )
+
     def correct(self) -> None:
         """Undo rounding drift."""
         self.perturbation.correct(self.base)
@@ -48,52 +83,74 @@ def direction_generator(seed: int, site: str, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def perturb(module: nn.Module, tensor_name: str, property: Callable[..., Perturbation], **options: Any) -> nn.Module:
+class Wrapper(nn.Module):
+    """A model with something around it that `finalize` takes off."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise ArgumentError.of("model", "an nn.Module", type(model).__name__)
+        self.model = model
+
+    def unwrap(self) -> nn.Module:
+        """What `finalize` leaves: the model, after its perturbations are gone."""
+        return self.model
+
+
+def perturb(
+    module: nn.Module,
+    tensor_name: str,
+    property: Callable[..., Perturbation],
+    *,
+    view: ViewLike = None,
+    **options: Any,
+) -> nn.Module:
     """Put a perturbation on a tensor of a module, in place: `p4.perturb(layer, "weight", p4.Invertible, rank=2)`.
 
     The present value becomes the frozen base: it is kept if it lies in the feasible set, else projected with a
     `ProjectionWarning`. `layer.weight` is then R_B(A); an `nn.Linear` computes with the factors directly. Build the
     optimizer afterwards (see `parameter_groups`). A plain checkpoint loads into the perturbed module, too.
 
+    Args:
+        module: a layer, or a model that holds it.
+        tensor_name: "weight", or a dotted path such as "encoder.0.weight". Other places in `module` that hold the same
+            Parameter (tied weights) are perturbed with it: for those give the whole model and a path.
+        property: a class such as `Invertible`, or a function that makes a perturbation from a base.
+        view: which matrices `(..., n, m)` the property acts on. By default the tensor as it is: a matrix, or a stack
+            of them in its last two dimensions; of the kernel of a convolution "matrix". "matrix": the first dimension
+            and all others; of a kernel `(out, rest)`. "stack": the blocks of a recurrent layer's or an
+            attention's weight; of a kernel one `(out, in)` for each position. "tensor": as it is, a kernel, too. Or two
+            functions of your own, from the tensor to matrices and back, or a `View`.
+        options: of the property.
+
     Returns:
         the module.
 
     Raises:
-        ArgumentError: no such parameter, it is perturbed already, or the property refuses it; nothing has changed then.
+        ArgumentError: no such parameter, or it cannot be perturbed: it is perturbed already, lazy, without values, of
+            no floating-point dtype, without such a view, or the property refuses it; nothing has changed then.
     """
-    tensor = _plain_parameter(module, tensor_name)
     if not callable(property) or isinstance(property, nn.Module):
         raise ArgumentError.of("property", "a class such as p4.Invertible", type(property).__name__)
-    perturbation = property(tensor.detach(), **options)
+    found = holders(module, tensor_name)
+    tensor = plain_parameter(*found[0])
+    viewed = view_of(*found[0], tensor, view, _event_dim(property))
+    matrix = tensor.detach() if viewed is None else viewed.fit(tensor.detach())
+    perturbation = property(matrix, **options)
     if not isinstance(perturbation, Perturbation):
         raise ArgumentError.of("property", "a Perturbation class", f"one that makes {type(perturbation).__name__}")
-    plain = type(module)
-    if tensor_name == "weight":
-        module.__class__ = factored_class(plain)
-    try:
-        parametrize.register_parametrization(module, tensor_name, perturbation)
-    except BaseException:
-        module.__class__ = plain
-        raise
-    base = original(module, tensor_name)
+    for holder, name in found:
+        check_embedding(holder, name, perturbation, viewed is not None)
     perturbation.trainable = tensor.requires_grad  # what `finalize` gives back
-    base.requires_grad_(False)
-    base.grad = None
-    guard_checkpoints(module)
+    attach(found, tensor, matrix, [perturbation] if viewed is None else [perturbation, viewed])
+    for loaded in (module, *(holder for holder, _ in found)):
+        guard_checkpoints(loaded)
     return module
 
 
-def original(module: nn.Module, tensor_name: str) -> nn.Parameter:
-    """The base of a parametrized tensor."""
-    return cast(nn.Parameter, module.parametrizations[tensor_name].original)  # type: ignore[index, union-attr]
-
-
-def perturbations(module: nn.Module) -> Iterator[tuple[str, Perturbation]]:
-    """The perturbed tensors of one module, without its children."""
-    if "parametrizations" in module._modules:  # not by attribute: a compiled module shows those of the one inside
-        for tensor_name, chain in cast(nn.ModuleDict, module.parametrizations).items():
-            if isinstance(chain[0], Perturbation):  # type: ignore[index]
-                yield tensor_name, chain[0]  # type: ignore[index]
+def _event_dim(property: Callable[..., Perturbation]) -> int:
+    """That of a property before it is made; of a function that makes one, that of matrices."""
+    return getattr(property.func if isinstance(property, partial) else property, "event_dim", 2)
 
 
 def lookup(module: nn.Module, tensor_name: str) -> tuple[Perturbation, Tensor]:
@@ -106,30 +163,35 @@ _UNPERTURBED = Unperturbed(torch.zeros(1, 1))
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
-    """All sites of a model, in the order of `named_modules`; a module that is shared counts once.
+    """All sites of a model, in the order of `named_modules`; a module or tensor that is shared counts once.
 
     Names are those of the plain model: what compiling or a distributed wrapper puts before them is left out.
+
+    Raises:
+        ArgumentError: no model, or one that uses a base elsewhere, unperturbed: a tied weight of which `perturb` has
+            seen one place only.
     """
+    modules = _modules(model)
+    found: dict[int, Site] = {}
+    for site in _places(modules):
+        found.setdefault(id(site.base), site)
+    if found:
+        chains = {base: (site.name, chain_of(site.module, site.tensor_name)) for base, site in found.items()}
+        check_untied(modules, chains)
+    yield from found.values()
+
+
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     if not isinstance(model, nn.Module):
         raise ArgumentError.of("model", "an nn.Module", type(model).__name__)
-    wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    plain = cast(nn.Module, model.module) if wrapped else model
-    for path, module in plain.named_modules():
-        path = ".".join(part for part in path.split(".") if part != "_orig_mod")
+    return list(paths(model))
+
+
+def _places(modules: list[tuple[str, nn.Module]]) -> Iterator[Site]:
+    """All sites; tied weights once for each place."""
+    for path, module in modules:
         for tensor_name, perturbation in perturbations(module):
-            name = f"{path}.{tensor_name}" if path else tensor_name
-            yield Site(name, module, tensor_name, original(module, tensor_name), perturbation)
-
-
-def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[MergeReport]:
-    """Merge every site now: A <- R_B(A), B <- B₀. `force` overrides bounds, never finiteness or the residual.
-
-    Not between a forward and its backward pass: autograd would (rightly) refuse the backward pass. An optimizer's
-    state is not touched; in training use `MergeScheduler`.
-    """
-    found = list(sites(model))
-    guard_checkpoints(model)
-    return [site.merge(seed=seed, force=force) for site in found]
+            yield Site(joined(path, tensor_name), module, tensor_name, original(module, tensor_name), perturbation)
 
 
 def penalty(model: nn.Module) -> Tensor:
@@ -158,75 +220,20 @@ def finalize(model: nn.Module) -> nn.Module:
 
     The effective weights stay as they are, also where a merge would have been refused.
     """
-    for site in list(sites(model)):
-        module, trainable = site.module, site.perturbation.trainable
-        parametrize.remove_parametrizations(module, site.tensor_name, leave_parametrized=True)
-        cast(nn.Parameter, getattr(module, site.tensor_name)).requires_grad_(trainable)
-        if not parametrize.is_parametrized(module):
-            module.__class__ = plain_class(type(module))
+    done: set[int] = set()
+    for site in list(_places(_modules(model))):
+        detach(site.module, site.tensor_name, evaluate=id(site.base) not in done)
+        done.add(id(site.base))
+        site.base.requires_grad_(site.perturbation.trainable)
     for module in model.modules():
-        if next(sites(module), None) is None:
-            hooks = module._load_state_dict_pre_hooks
-            for key in [key for key, hook in hooks.items() if _is_admission(hook)]:
-                del hooks[key]
-    return model
+        unguard_checkpoints(module)
+    return _unwrap(model)
 
 
-def _plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
-    if not isinstance(module, nn.Module):
-        raise ArgumentError.of("module", "an nn.Module", type(module).__name__)
-    if parametrize.is_parametrized(module, tensor_name):
-        raise ArgumentError.of("tensor_name", "a tensor without a parametrization", f"{tensor_name!r}, which has one")
-    tensor = module._parameters.get(tensor_name)
-    if tensor is None:
-        names = ", ".join(name for name, value in module._parameters.items() if value is not None) or "none"
-        raise ArgumentError.of("tensor_name", f"a parameter of {type(module).__name__} ({names})", repr(tensor_name))
-    return tensor
-
-
-# --- checkpoints ----------------------------------------------------------------------------------------------
-
-
-def guard_checkpoints(module: nn.Module) -> None:
-    """Make `module.load_state_dict` check every site in the module before it writes anything, and accept plain tensors
-    for them. `perturb` does it for the module it is given; `parameter_groups`, `merge` and a `MergeScheduler` for their
-    model."""
-    if not any(_is_admission(hook) for hook in module._load_state_dict_pre_hooks.values()):
-        module.register_load_state_dict_pre_hook(_admit_checkpoint)
-
-
-def _is_admission(hook: Any) -> bool:
-    return getattr(hook, "hook", hook) is _admit_checkpoint
-
-
-def _admit_checkpoint(
-    module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
-) -> None:
-    for path, child in module.named_modules(prefix=prefix.removesuffix(".")):
-        for tensor_name, perturbation in perturbations(child):
-            _admit(child, tensor_name, perturbation, state, f"{path}." if path else "")
-
-
-def _admit(module: nn.Module, tensor_name: str, perturbation: Perturbation, state: dict[str, Any], prefix: str) -> None:
-    """Check the shapes of one site, and turn a plain `weight` into a base with B₀ and fresh tracked values."""
-    inner = f"{prefix}parametrizations.{tensor_name}."
-    plain = state.get(prefix + tensor_name)
-    base = original(module, tensor_name)
-    if plain is not None:
-        if plain.shape != base.shape:
-            raise _misfit(prefix + tensor_name, base.shape, plain.shape)
-        admitted = copy.deepcopy(perturbation)
-        try:
-            state[inner + "original"] = admitted.right_inverse(plain.detach().to(base))
-        except ArgumentError as error:
-            raise CheckpointError(f"`{prefix}{tensor_name}` in the checkpoint cannot be a base: {error}") from error
-        state.update({f"{inner}0.{key}": value for key, value in admitted.state_dict().items()})
-        del state[prefix + tensor_name]
-    for key, value in module.parametrizations[tensor_name].state_dict().items():  # type: ignore[index, union-attr]
-        came = state.get(inner + key)
-        if came is not None and came.shape != value.shape:
-            raise _misfit(inner + key, value.shape, came.shape)
-
-
-def _misfit(name: str, expected: torch.Size, came: torch.Size) -> CheckpointError:
-    return CheckpointError(f"`{name}` in the checkpoint must have shape {tuple(expected)}, got {tuple(came)}")
+@torch.no_grad()
+def _unwrap(module: nn.Module) -> nn.Module:
+    """The same without wrappers: a child's place is taken by what it wraps."""
+    for name, child in module.named_children():
+        if child is not (plain := _unwrap(child)):
+            setattr(module, name, plain)
+    return module.unwrap() if isinstance(module, Wrapper) else module

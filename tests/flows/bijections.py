@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+import p4torch as p4
 from p4torch.flows import (
     AffineCoupling,
     BentIdentity,
@@ -30,6 +31,20 @@ BIJECTIONS: dict[str, tuple[Callable[[], Bijection], int]] = {
     "linear, no bias, rank 2": (lambda: InvertibleLinear(4, bias=False, rank=2, init="orthogonal"), 4),
     "linear, exponential, reversed": (lambda: InvertibleLinear(4, rank=2, form="exponential", init="reverse"), 4),
     "linear, given matrix": (lambda: InvertibleLinear(3, init=torch.diag(torch.tensor([1.0, -2.0, 3.0]))), 3),
+    "orthogonal": (lambda: InvertibleLinear(4, rank=2, property=p4.Orthogonal), 4),
+    "orthogonal, reflected": (
+        lambda: InvertibleLinear(3, init=-torch.eye(3), property=p4.Orthogonal, bias=False),
+        3,
+    ),
+    "unit determinant": (lambda: InvertibleLinear(4, property=p4.UnitDeterminant), 4),
+    "circulant": (lambda: InvertibleLinear(4, property=p4.LinearSubspace, kind="circulant"), 4),
+    "circulant, odd": (lambda: InvertibleLinear(5, property=p4.LinearSubspace, kind="circulant", bias=False), 5),
+    "circulant, large": (lambda: InvertibleLinear(260, property=p4.LinearSubspace, kind="circulant"), 260),
+    "triangular": (lambda: InvertibleLinear(4, property=p4.LinearSubspace, kind="lower"), 4),
+    "linear, by LAPACK": (lambda: InvertibleLinear(4, rank=2, property=p4.LowRankUpdate), 4),
+    "symplectic": (lambda: InvertibleLinear(4, property=p4.Symplectic), 4),
+    "complex, unitary": (lambda: InvertibleLinear(3, rank=2, property=p4.Unitary, dtype=torch.complex128), 3),
+    "complex": (lambda: InvertibleLinear(3, property=p4.LowRankUpdate, dtype=torch.complex128), 3),
     "mlp": (lambda: InvertibleMLP(2, depth=6), 2),
     "mlp, odd depth, rank 2": (lambda: InvertibleMLP(3, depth=5, rank=2), 3),
     "mlp, one layer": (lambda: InvertibleMLP(2, depth=1), 2),

@@ -1,5 +1,7 @@
 """Every bijection against `check_bijection`, and the check against broken ones."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tests.flows.bijections import BIJECTIONS
@@ -10,14 +12,20 @@ from p4torch.flows import AffineCoupling, BentIdentity, Bijection, Chain, Invers
 from p4torch.testing import check_bijection
 
 
+def _complex(features: int) -> Callable[[torch.Generator], Tensor]:
+    """Complex points."""
+    return lambda generator: torch.randn(5, features, generator=generator, dtype=torch.complex128)
+
+
 @pytest.mark.parametrize("name", BIJECTIONS)
 def test_bijection(name: str) -> None:
     factory, features = BIJECTIONS[name]
-    check_bijection(factory, features, compile=False)
+    check_bijection(factory, features, sample=_complex(features) if "complex" in name else None, compile=False)
 
 
 @pytest.mark.parametrize(
-    "name", ["coupling", "linear, no bias, rank 2", "linear, exponential, reversed", "mlp", "swap"]
+    "name",
+    ["coupling", "linear, no bias, rank 2", "linear, exponential, reversed", "mlp", "swap", "circulant", "triangular"],
 )
 def test_compiles_without_a_graph_break(name: str) -> None:
     factory, features = BIJECTIONS[name]

@@ -7,6 +7,7 @@ from p4torch.flows.flow import Flow, StandardNormal
 from p4torch.flows.linear import InvertibleLinear
 from p4torch.flows.mlp import InvertibleMLP
 from p4torch.flows.spline import SplineCoupling
+from p4torch.flows.volume import VolumePreserving
 
 __all__ = [
     "AffineCoupling",
@@ -20,4 +21,5 @@ __all__ = [
     "SplineCoupling",
     "StandardNormal",
     "Swap",
+    "VolumePreserving",
 ]

@@ -44,7 +44,7 @@ class Chain(Bijection):
         self.bijections = nn.ModuleList(bijections)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(())
+        total = x.real.new_zeros(())
         for steps, members in self._runs():
             if steps and fusable(steps, x):
                 x, logabsdet = fused_run(x, steps)
@@ -74,7 +74,7 @@ class Chain(Bijection):
         return runs
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        total = z.new_zeros(())
+        total = z.real.new_zeros(())
         for bijection in reversed(self.bijections):
             z, logabsdet = bijection.inverse(z)  # type: ignore[operator]
             total = total + logabsdet
@@ -143,9 +143,9 @@ def check_hidden(hidden: Sequence[int]) -> None:
         raise ArgumentError.of("hidden", "a sequence of integers >= 1", hidden)
 
 
-def check_event(x: Tensor, features: int) -> None:
-    """Refuse points of another size, or of integers."""
-    if not x.is_floating_point():
-        raise ArgumentError.of("x", "of a floating-point dtype", x.dtype)
+def check_event(x: Tensor, features: int, complex: bool = False) -> None:
+    """Refuse points of another size, or of integers; complex ones where real ones are mapped, and the reverse."""
+    if not (x.is_complex() if complex else x.is_floating_point()):
+        raise ArgumentError.of("x", f"of a {'complex' if complex else 'floating-point'} dtype", x.dtype)
     if x.dim() < 1 or x.shape[-1] != features:
         raise ArgumentError.of("x", f"of shape (..., {features})", tuple(x.shape))

@@ -23,17 +23,23 @@ class Distribution(Protocol):
 
 
 class StandardNormal(nn.Module):
-    """N(0, I) in n dimensions: log p(z) = -(|z|² + n log 2π)/2."""
+    """N(0, I) in n dimensions: log p(z) = -(|z|² + n log 2π)/2.
+
+    With a complex `dtype`, n complex numbers of mean square 1: log p(z) = -|z|² - n log π, the density of their 2n real
+    parts.
+    """
 
     zero: Tensor
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.features = check_features(features)
-        self.register_buffer("zero", torch.zeros(()), persistent=False)  # dtype and device of the samples
+        self.register_buffer("zero", torch.zeros((), dtype=dtype), persistent=False)  # dtype and device of the samples
 
     def log_prob(self, z: Tensor) -> Tensor:
-        check_event(z, self.features)
+        check_event(z, self.features, complex=self.zero.is_complex())
+        if z.is_complex():
+            return -(torch.view_as_real(z).square().sum((-2, -1)) + self.features * math.log(math.pi))
         return -(z.square().sum(-1) + self.features * math.log(2 * math.pi)) / 2
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:

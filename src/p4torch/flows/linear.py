@@ -1,7 +1,8 @@
-"""Invertible linear layers with a tracked inverse and determinant: P4Inv in a flow."""
+"""Linear layers of a flow: P4Inv, or any other property of matrices with an inverse and a determinant."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.fused_run import Step
+from p4torch.perturbation import Perturbation
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
 from p4torch.tracking import TrackedInverse
@@ -17,64 +19,85 @@ from p4torch.tracking import TrackedInverse
 Init = Literal["identity", "reverse", "orthogonal", "scattered"] | Tensor
 
 
-def initial_matrix(features: int, init: Init) -> Tensor:
-    """`(n, n)`: the identity, the reversal of the features, a random orthogonal matrix, or the tensor given."""
+def initial_matrix(features: int, init: Init, dtype: torch.dtype | None = None) -> Tensor:
+    """`(n, n)`: the identity, the features reversed, a random orthogonal (unitary) matrix, or the tensor given."""
     if isinstance(init, Tensor):
         if init.shape[-2:] != (features, features):
             raise ArgumentError.of("init", f"of shape (..., {features}, {features})", tuple(init.shape))
-        if not init.is_floating_point():
+        if not (init.is_floating_point() or init.is_complex()):
             raise ArgumentError.of("init", "of a floating-point dtype", init.dtype)
-        return init.detach().clone()
+        return init.detach().clone().to(dtype or init.dtype)
     if init == "identity":
-        return torch.eye(features)
+        return torch.eye(features, dtype=dtype)
     if init == "reverse":
-        return torch.eye(features).flip(0)
+        return torch.eye(features, dtype=dtype).flip(0)
     if init == "orthogonal":
-        return nn.init.orthogonal_(torch.empty(features, features))
+        empty = torch.empty(features, features, dtype=dtype)
+        return torch.linalg.qr(torch.randn_like(empty))[0] if empty.is_complex() else nn.init.orthogonal_(empty)
     raise ArgumentError.of("init", "identity, reverse, orthogonal or a tensor (n, n)", repr(init))
 
 
 class InvertibleLinear(Bijection):
     """z = W x + b with W = R_B(A); both directions and log|det W| cost O(n²) a point, O(n²k) a batch.
 
+    By default W is invertible (P4Inv); `property` keeps more than that:
+
+        InvertibleLinear(n)                                                 any invertible W
+        InvertibleLinear(n, property=p4.Orthogonal)                         rotations: log|det| = 0
+        InvertibleLinear(n, property=p4.UnitDeterminant)                    volume preserving: log|det| = 0
+        InvertibleLinear(n, property=p4.LinearSubspace, kind="circulant")   convolutions on a ring, O(n log n) a point
+        InvertibleLinear(n, property=p4.LinearSubspace, kind="lower")       triangular W
+
+    A property of square matrices whose inverse has no closed form works, too, by LAPACK, at O(n³) a batch. Where a
+    property allows singular matrices, nothing but the loss keeps W from them.
+
+    Complex layers map complex points; log|det| is that of the real map of 2n numbers, 2 log|det_C W|.
+
     Args:
         features: n.
         bias: whether there is a b.
-        rank: k of the perturbation.
-        form: "additive" or "exponential", see `p4torch.Invertible`.
+        rank: k of the perturbation; None for the property's own default, mostly 1.
+        form: "additive" or "exponential", see `p4torch.Invertible`; None for the property's own default.
         init: of A.
-        options: of `p4torch.Invertible`.
+        property: what W keeps: a class such as `p4torch.Orthogonal`, see `p4torch.perturb`.
+        dtype: of the layer; that of `init`, if it is a tensor, or torch's default one otherwise.
+        options: of the property.
     """
 
     def __init__(
         self,
         features: int,
         bias: bool = True,
-        rank: int = 1,
-        form: Literal["additive", "exponential"] = "additive",
+        rank: int | None = None,
+        form: Literal["additive", "exponential"] | None = None,
         init: Init = "identity",
+        *,
+        property: Callable[..., Perturbation] = Invertible,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         self.features = check_features(features)
-        matrix = initial_matrix(features, init)
+        matrix = initial_matrix(features, init, dtype)
         if matrix.dim() != 2:
             raise ArgumentError.of("init", f"of shape ({features}, {features})", tuple(matrix.shape))
         self.weight = nn.Parameter(matrix)
         self.bias = nn.Parameter(self.weight.new_zeros(features)) if bias else None
-        perturb(self, "weight", Invertible, rank=rank, form=form, **options)
+        options |= {name: value for name, value in (("rank", rank), ("form", form)) if value is not None}
+        perturb(self, "weight", property, **options)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        check_event(x, self.features)
         perturbation, base = lookup(self, "weight")
-        return perturbation.affine_logabsdet(base, x, self.bias)
+        check_event(x, self.features, complex=base.is_complex())
+        z, logabsdet = perturbation.affine_logabsdet(base, x, self.bias)
+        return z, _of_real_map(logabsdet, base)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        check_event(z, self.features)
         perturbation, base = lookup(self, "weight")
+        check_event(z, self.features, complex=base.is_complex())
         y = z if self.bias is None else z - self.bias
         x, logabsdet = perturbation.solve_logabsdet(base, y)
-        return x, -logabsdet
+        return x, -_of_real_map(logabsdet, base)
 
     def step(self) -> Step | None:
         perturbation, base = lookup(self, "weight")
@@ -89,3 +112,8 @@ class InvertibleLinear(Bijection):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, bias={self.bias is not None}"
+
+
+def _of_real_map(logabsdet: Tensor, base: Tensor) -> Tensor:
+    """log|det| of a complex matrix as a map of twice as many real numbers."""
+    return 2 * logabsdet.real if base.is_complex() else logabsdet

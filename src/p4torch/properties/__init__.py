@@ -1,9 +1,31 @@
 """One property a file: the feasible set S, the factors that a perturbation may have, and what is tracked."""
 
 from p4torch.properties.determinant import UnitDeterminant
+from p4torch.properties.fixed_rank import FixedRank
 from p4torch.properties.invertible import Invertible
+from p4torch.properties.nonnegative import Nonnegative
 from p4torch.properties.orthogonal import Orthogonal
+from p4torch.properties.positive import PositiveDefinite
 from p4torch.properties.spectral import SpectralBound
+from p4torch.properties.spectrum import FixedSpectrum
+from p4torch.properties.stochastic import Stochastic
+from p4torch.properties.subspaces import LinearSubspace
+from p4torch.properties.symplectic import Symplectic
+from p4torch.properties.unitary import Unitary
 from p4torch.properties.update import LowRankUpdate
 
-__all__ = ["Invertible", "LowRankUpdate", "Orthogonal", "SpectralBound", "UnitDeterminant"]
+__all__ = [
+    "FixedRank",
+    "FixedSpectrum",
+    "Invertible",
+    "LinearSubspace",
+    "LowRankUpdate",
+    "Nonnegative",
+    "Orthogonal",
+    "PositiveDefinite",
+    "SpectralBound",
+    "Stochastic",
+    "Symplectic",
+    "UnitDeterminant",
+    "Unitary",
+]

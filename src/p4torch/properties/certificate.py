@@ -30,7 +30,9 @@ class Certificate(nn.Module):
         self.register_buffer("norm", torch.full_like(bound, torch.inf))
         self.register_buffer("like", base.new_empty(0))  # of the base's dtype
 
-    def bring_inside(self, exact: Tensor, dtype: torch.dtype, norm: Tensor, clip: bool) -> tuple[Tensor, Tensor]:
+    def bring_inside(
+        self, exact: Tensor, dtype: torch.dtype, norm: Tensor, clip: bool, bound: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The matrix, rounded, where its norm is certified to be at most c; elsewhere it is clipped, if `clip`, and
         what is left above c divided away. Also the certified norm.
 
@@ -39,23 +41,25 @@ class Certificate(nn.Module):
             dtype: of the result.
             norm: what is known of its norm, `(...)`: an upper bound, if only infinity.
             clip: whether to cut singular values before all of them are scaled.
+            bound: another c than the own one, `(...)`.
         """
+        bound = self.bound if bound is None else bound
         tensor, norm = exact.to(dtype), norm.clone()
         share = 1 + rounding_share(tensor)
         for cut in (False, True) if clip else (False,):
-            outside = (norm > self.bound) & exact.isfinite().flatten(-2).all(-1)
+            outside = (norm > bound) & exact.isfinite().flatten(-2).all(-1)
             if not bool(outside.any()):
                 return tensor, norm
-            limit = self.bound[outside]
+            limit = bound[outside]
             if cut:
                 tensor[outside] = clip_norm(exact[outside], limit * (1 - ROOM) / share).to(dtype)
             norm[outside] = norm_bound(tensor[outside], limit)
-        outside = norm > self.bound
+        outside = norm > bound
         if bool(outside.any()):
             norm = torch.where(outside, norm_bound(tensor), norm)
-            scaled = (tensor.double() * (self.bound / norm / share)[..., None, None]).to(dtype)
+            scaled = (tensor.double() * (bound / norm / share)[..., None, None]).to(dtype)
             tensor = torch.where(outside[..., None, None], scaled, tensor)
-        return tensor, torch.minimum(norm, self.bound)
+        return tensor, torch.minimum(norm, bound)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Certificate:
         before, dtype = {"bound": self.bound, "norm": self.norm}, self.like.dtype

@@ -11,7 +11,7 @@ from p4torch import linalg, rows
 from p4torch.directions import Maps, of_matrix, of_rows
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import Directions, LowRank
-from p4torch.merging import Agreement, MergeReport, Proposal, Veto
+from p4torch.merging import Decision, MergeReport, Proposal, Veto
 from p4torch.properties.checks import (
     RESIDUAL_BOUND,
     Bounds,
@@ -244,15 +244,10 @@ class Invertible(LowRank):
         assert update.inverse is not None
         return Proposal(update.base, [(tracked.inverse, update.inverse), *scalars], vetoes)
 
-    def merge(
-        self,
-        base: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        force: bool = False,
-        agree: Agreement | None = None,
+    def commit(
+        self, base: Tensor, decision: Decision, accepted: Tensor, generator: torch.Generator, *reason: str
     ) -> MergeReport:
-        report = super().merge(base, generator, force=force, agree=agree)
+        report = super().commit(base, decision, accepted, generator, *reason)
         if report.ok:
             self.tracked.vouch(base)
         return report

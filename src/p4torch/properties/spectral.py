@@ -98,12 +98,16 @@ class SpectralBound(LowRank):
             base.copy_(inside)
             self.certificate.norm.copy_(norm)
 
-    def propose(self, base: Tensor) -> Proposal:
+    def loose(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """R_B(A) in float64, and an upper bound `(...)` of its norm once it is rounded, without any certification."""
         u, v = self.additive_factors(base)
         exact = linalg.add_low_rank(base.double(), u, v)
         rounding = torch.linalg.matrix_norm(exact.to(base.dtype).double() - exact)
         rounding = rounding + rounding_share(exact) * (torch.linalg.matrix_norm(exact) + norm_of_low_rank(u, v))
-        known = self.certificate.norm + norm_of_low_rank(u, v) + rounding
+        return exact, self.certificate.norm + norm_of_low_rank(u, v) + rounding
+
+    def propose(self, base: Tensor) -> Proposal:
+        exact, known = self.loose(base)
         rounded, norm = self._inside(exact, base.dtype, known)
         return Proposal(rounded, [(self.certificate.norm, norm)])
 

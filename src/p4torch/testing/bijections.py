@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.flows.bijection import Bijection
+from p4torch.linalg import in_double
 
 #: Round trips and log-determinants in float64: far above rounding in a chain of some ten layers, far below any mistake.
 TOLERANCE = 1e-9
@@ -42,7 +43,8 @@ def check_bijection(
         factory: makes the bijection.
         features: n, the size of a point.
         points: how many points to check.
-        sample: draws points `(points, n)` from a generator; standard normal by default.
+        sample: draws points `(points, n)` from a generator; standard normal by default. Complex ones are for a
+            bijection that the factory makes in complex128; log-determinants are of the real map of 2n numbers.
         compile: whether to compile; True only looks for graph breaks (backend "aot_eager"), or name a backend.
         seed: of everything random.
 
@@ -53,7 +55,7 @@ def check_bijection(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         bijection = factory().double()
-        x = sample(generator).double() if sample else torch.randn(points, features, generator=generator).double()
+        x = in_double(sample(generator) if sample else torch.randn(points, features, generator=generator))
         _move(bijection, generator)
         _check_shapes(bijection, x)
         _check_direction("forward", bijection.forward, bijection.inverse, x)
@@ -68,7 +70,7 @@ def check_bijection(
 def _move(bijection: nn.Module, generator: torch.Generator) -> None:
     for value in bijection.parameters():
         if value.requires_grad:
-            value.add_(MOVE * torch.randn(value.shape, generator=generator, dtype=torch.float64))
+            value.add_(MOVE * torch.randn(value.shape, generator=generator, dtype=in_double(value).dtype))
 
 
 def _close(name: str, left: Tensor, right: Tensor, tolerance: float) -> None:
@@ -99,11 +101,22 @@ def _check_direction(
     again, opposite = back(y)
     _close(f"round trip ({name})", again, x, TOLERANCE * (1 + float(x.detach().abs().max())))
     _close(
-        f"log-determinants of both directions ({name})", logabsdet + opposite, torch.zeros_like(y[..., 0]), TOLERANCE
+        f"log-determinants of both directions ({name})", logabsdet + opposite, torch.zeros_like(logabsdet), TOLERANCE
     )
     for point, claimed in zip(x, logabsdet.expand(len(x)), strict=True):
-        jacobian = torch.autograd.functional.jacobian(lambda p: there(p.unsqueeze(0))[0].squeeze(0), point)
-        _close(f"log-determinant ({name})", claimed, torch.linalg.slogdet(jacobian)[1], TOLERANCE)
+        _close(f"log-determinant ({name})", claimed, torch.linalg.slogdet(_jacobian(there, point))[1], TOLERANCE)
+
+
+def _jacobian(there: Callable[[Tensor], tuple[Tensor, Tensor]], point: Tensor) -> Tensor:
+    """Of a bijection at one point `(n,)`: `(n, n)`; where points are complex, of the map of their 2n numbers."""
+    if not point.is_complex():
+        return torch.autograd.functional.jacobian(lambda p: there(p.unsqueeze(0))[0].squeeze(0), point)
+
+    def real_map(pairs: Tensor) -> Tensor:
+        return torch.view_as_real(there(torch.view_as_complex(pairs).unsqueeze(0))[0].squeeze(0))
+
+    pairs = torch.view_as_real(point)
+    return torch.autograd.functional.jacobian(real_map, pairs).reshape(pairs.numel(), pairs.numel())
 
 
 def _check_gradients(bijection: Bijection, x: Tensor, generator: torch.Generator) -> None:
@@ -112,8 +125,8 @@ def _check_gradients(bijection: Bijection, x: Tensor, generator: torch.Generator
     for name, direction in (("forward", bijection.forward), ("inverse", bijection.inverse)):
         bijection.zero_grad()
         y, logabsdet = direction(x.clone().requires_grad_())
-        weights = torch.randn(y.shape, generator=generator, dtype=torch.float64)
-        ((y * weights).sum() + logabsdet.sum()).backward()
+        weights = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+        ((y * weights).sum().real + logabsdet.sum()).backward()
         for key, value in bijection.named_parameters():
             if value.requires_grad:
                 reached = value.grad is not None and bool(value.grad.isfinite().all()) and bool(value.grad.any())

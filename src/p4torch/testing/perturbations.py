@@ -66,7 +66,7 @@ def check_perturbation(
         shape: of one element of S.
         sample: draws an element of S from a generator, in float64. By default a random tensor (I + noise, if square)
             is admitted by the perturbation itself, which projects it where it must.
-        tangent: least number of independent directions in which B moves R_B(A) at B₀; n for matrices `(..., n)`.
+        tangent: least number of independent real directions in which B moves R_B(A) at B₀; n for matrices `(..., n)`.
         steps: length of the walk.
         batch: whether to check leading batch dimensions.
         compile: whether to compile; True only looks for graph breaks (backend "aot_eager"), or name a backend.
@@ -241,7 +241,8 @@ def _check_tangent(case: Case, tangent: int | None) -> None:
     values = tuple(value.detach() for value in parameters_of(site).values())
     blocks = torch.autograd.functional.jacobian(function_of_b(site), values)
     jacobian = [block.reshape(-1, value.numel()) for block, value in zip(blocks, values, strict=True)]
-    rank = int(torch.linalg.matrix_rank(torch.cat(jacobian, -1)))
+    real = [part for block in jacobian for part in ((block.real, block.imag) if block.is_complex() else (block,))]
+    rank = int(torch.linalg.matrix_rank(torch.cat(real, -1)))
     require("tangent", rank >= least, f"B moves R_B(A) in {rank} directions at B0, not in {least}")
 
 
@@ -266,4 +267,4 @@ def _check_compile(case: Case, backend: str) -> None:
         expected, got = function(site.base, *arguments), compiled(site.base, *arguments)
         require_close(f"compile: {name}", got, expected, ROUNDING * case.eps)
         if got.requires_grad:
-            torch.autograd.grad(got.sum(), list(parameters_of(site).values()))
+            torch.autograd.grad(got.sum().real, list(parameters_of(site).values()))

@@ -1,0 +1,117 @@
+"""Volume-preserving flows made of layers that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from p4torch.errors import ArgumentError
+from p4torch.flows.bijection import Bijection, Chain
+from p4torch.flows.linear import InvertibleLinear
+from p4torch.flows.mlp import InvertibleMLP
+from p4torch.joint import Joint
+from p4torch.merging import Proposal
+from p4torch.properties import Invertible
+from p4torch.sites import Site, lookup
+
+
+class VolumePreserving(Joint, Bijection):
+    """S = {flows f whose linear layers have Σ_i log|det W_i| = 0}: one factor for the whole network,
+
+        z = f(x) e^(-t/n),   t = Σ_i log|det W_i|,
+
+    makes it so for every B. Where all else in f preserves volume (additive couplings, swaps, rotations), the network
+    does, while each layer stretches and the others make up for it.
+
+    At merges all layers merge together, and the factor goes into the last one, W <- e^(-t/n) W and b <- e^(-t/n) b: the
+    network computes what it computed before, and the sum of the bases' log-determinants is 0. If one is refused, none
+    is merged.
+
+    Args:
+        model: a `Chain` that ends with an `InvertibleLinear` of the property `Invertible`.
+
+    Raises:
+        ArgumentError: for another model.
+    """
+
+    def __init__(self, model: Chain) -> None:
+        super().__init__(model)
+        last = model.bijections[-1] if isinstance(model, Chain) and len(model) else None
+        if not isinstance(last, InvertibleLinear) or not isinstance(lookup(last, "weight")[0], Invertible):
+            came = type(model).__name__ if last is None else f"one that ends with {type(last).__name__}"
+            raise ArgumentError.of("model", "a Chain that ends with an InvertibleLinear, perturbed", came)
+        self.features = last.features
+
+    @property
+    def last(self) -> InvertibleLinear:
+        """The layer that takes the factor at merges."""
+        return cast(InvertibleLinear, cast(Chain, self.model).bijections[-1])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, logabsdet = self.model(x)
+        total = self.total()
+        return z * (-total / self.features).exp(), logabsdet - total
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        total = self.total()
+        x, logabsdet = self.model.inverse(z * (total / self.features).exp())  # type: ignore[operator]
+        return x, logabsdet + total
+
+    def total(self) -> Tensor:
+        """t = Σ log|det W| of the linear layers, without the factor, `()`: 0 right after a merge."""
+        layers = (module for module in self.model.modules() if isinstance(module, (InvertibleLinear, InvertibleMLP)))
+        pairs = [lookup(layer, "weight") for layer in layers]
+        return torch.stack([perturbation.logabsdet(base).sum() for perturbation, base in pairs]).sum()
+
+    def propose(self, sites: Sequence[Site]) -> list[Proposal]:
+        proposals = super().propose(sites)
+        (index,) = (index for index, site in enumerate(sites) if site.module is self.last)
+        total = torch.stack([_logabsdet(*pair).sum() for pair in zip(sites, proposals, strict=True)]).sum()
+        proposals[index] = self._folded(sites[index], proposals[index], (-total / self.features).exp())
+        return proposals
+
+    def unwrap(self) -> nn.Module:
+        """The model, with the factor in its last layer."""
+        factor = (-self.total() / self.features).exp()
+        for value in self.last.parameters(recurse=False):
+            value.mul_(factor)
+        return self.model
+
+    def _folded(self, site: Site, proposal: Proposal, factor: Tensor) -> Proposal:
+        """The last layer's candidate times the factor, and what is tracked beside it."""
+        tracked = cast(Invertible, site.perturbation).tracked
+        values = {id(tensor): value for tensor, value in proposal.tracked}
+        logabsdet = values[id(tracked.logabsdet)] + self.features * factor.log()
+        others = [pair for pair in proposal.tracked if pair[0] is not tracked.logabsdet]
+        if self.last.bias is not None:
+            others.append((self.last.bias, self.last.bias * factor))
+        if proposal.base is None:  # decided without being built
+            write = proposal.write
+            assert write is not None
+
+            def scaled(where: Tensor) -> None:
+                write(where)
+                site.base.mul_(torch.where(where, factor, 1.0))
+                tracked.inverse.div_(torch.where(where, factor, 1.0))
+
+            return replace(proposal, tracked=[*others, (tracked.logabsdet, logabsdet)], write=scaled)
+        exact = proposal.base.double() * factor
+        rounded = exact.to(site.base.dtype)
+        inverse = values[id(tracked.inverse)].double() / factor
+        logabsdet = logabsdet + (inverse.mT * (rounded.double() - exact)).sum((-2, -1))
+        others = [pair for pair in others if pair[0] is not tracked.inverse]
+        return replace(
+            proposal, base=rounded, tracked=[*others, (tracked.inverse, inverse), (tracked.logabsdet, logabsdet)]
+        )
+
+
+def _logabsdet(site: Site, proposal: Proposal) -> Tensor:
+    """log|det| of a candidate, `(...)` in float64: as tracked, or computed."""
+    if isinstance(site.perturbation, Invertible):
+        return next(value for tensor, value in proposal.tracked if tensor is site.perturbation.tracked.logabsdet)
+    assert proposal.base is not None
+    return torch.linalg.slogdet(proposal.base.double())[1]

@@ -1,0 +1,5 @@
+"""Properties of whole networks, made of layers that trade shares of them. The mechanism is `p4torch.joint`."""
+
+from p4torch.networks.lipschitz import LipschitzNetwork
+
+__all__ = ["LipschitzNetwork"]

@@ -1,0 +1,118 @@
+"""Finite groups given by their matrices: what makes a list of matrices a group, and the mean over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p4torch.errors import ArgumentError
+
+#: A list of matrices of a group, or a pair of such lists: representations of outputs and of inputs.
+Group = Tensor | Sequence[Tensor] | tuple[Tensor | Sequence[Tensor], Tensor | Sequence[Tensor]]
+
+#: Matrices of a larger condition number have no inverse to speak of.
+CONDITION = 1e8
+
+
+def representations(group: Group, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """ρ_out(g) `(g, n, n)` and ρ_in(g)⁻ᵀ `(g, m, m)` in float64, each pair once. Raises ArgumentError for what is no
+    group, and says why."""
+    pair = isinstance(group, (tuple, list)) and len(group) == 2 and _dimensions(group[0]) == 3
+    parts = [*group] if pair else [group, group]
+    names = ("group[0]", "group[1]") if pair else ("group", "group")
+    if not pair and outputs != inputs:
+        raise ArgumentError.of(
+            "group", f"a pair of representations of {outputs} outputs and {inputs} inputs", "a single one"
+        )
+    left, left_eps = _matrices(parts[0], names[0], outputs)
+    right, right_eps = _matrices(parts[1], names[1], inputs)
+    if len(left) != len(right):
+        raise ArgumentError.of("group", "two representations of as many elements", f"{len(left)} and {len(right)}")
+    kept = _check_group(left, right, max(left_eps, right_eps) ** 0.5)
+    return left[kept], torch.linalg.inv(right[kept]).mT
+
+
+def reynolds(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """The mean of ρ_out(g) A ρ_in(g)⁻¹ over g, `(..., n, m)` in float64; `right` is ρ_in(g)⁻ᵀ."""
+    exact, total = tensor.double(), torch.zeros_like(tensor, dtype=torch.float64)
+    for one, other in zip(left, right, strict=True):
+        total += one @ exact @ other.mT
+    return total / len(left)
+
+
+def reached(left: Tensor, right: Tensor, rank: int) -> int:
+    """In how many directions U `(n, k)` moves the mean of ρ_out(g) U Vᵀ ρ_in(g)⁻¹ for random V: the rank of the map
+    from U to the product of the mean with random factors W `(m, k)`, which loses none."""
+    generator = torch.Generator().manual_seed(0)
+    v, w = torch.randn(2, right.shape[-1], rank, generator=generator, dtype=torch.float64).to(left)
+    inner = torch.einsum("mk,gam,aj->gkj", v, right, w)
+    size = left.shape[-1] * rank
+    operator = torch.einsum("gkj,gni->njik", inner, left).reshape(size, size) / len(left)
+    return int(torch.linalg.matrix_rank(operator))
+
+
+def dimension(left: Tensor, right: Tensor) -> int:
+    """Of the space of all A with ρ_out(g) A = A ρ_in(g): the mean of tr ρ_out(g) · tr ρ_in(g)⁻¹."""
+    traces = [matrices.diagonal(dim1=-2, dim2=-1).sum(-1) for matrices in (left, right)]
+    return round(float((traces[0] * traces[1]).mean()))
+
+
+# --- checks -------------------------------------------------------------------------------------------------------
+
+
+def _dimensions(part: Any) -> int:
+    """Of a tensor, or of a list of tensors as one; 0 for anything else."""
+    if isinstance(part, Tensor):
+        return part.dim()
+    if isinstance(part, (tuple, list)) and part and all(isinstance(value, Tensor) for value in part):
+        return 1 + part[0].dim()
+    return 0
+
+
+def _matrices(part: Any, name: str, size: int) -> tuple[Tensor, float]:
+    """`(g, size, size)` in float64, and the precision it came in."""
+    if _dimensions(part) != 3:
+        came = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+        raise ArgumentError.of(name, "a tensor (g, n, n) or a list of matrices", came)
+    for value in part:
+        if value.shape != (size, size):
+            raise ArgumentError.of(name, f"of matrices ({size}, {size}), to fit the base", tuple(value.shape))
+        if value.is_complex() or not bool(value.isfinite().all()):
+            raise ArgumentError.of(name, "real and finite", value.dtype if value.is_complex() else "inf or nan")
+    dtype = part[0].dtype
+    eps = torch.finfo(dtype if dtype.is_floating_point else torch.float64).eps
+    matrices = torch.stack([value.detach().double() for value in part])
+    condition = torch.linalg.cond(matrices)
+    bad = (~(condition < CONDITION)).nonzero().flatten().tolist()
+    if bad:
+        raise ArgumentError.of(name, "of nonsingular matrices", f"a singular one, number {bad[0]}")
+    return matrices, eps
+
+
+def _check_group(left: Tensor, right: Tensor, tolerance: float) -> Tensor:
+    """Indices of the distinct pairs, or an ArgumentError. Elements are told apart by what they make of a random vector
+    of outputs and one of inputs: O(g²(n + m)) numbers instead of the products of all matrices."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(part.shape[-1], generator=generator, dtype=torch.float64).to(part) for part in (left, right)]
+    images = torch.cat([part @ vector for part, vector in zip((left, right), vectors, strict=True)], -1)
+    scale = tolerance * images.abs().max()
+    same = torch.cdist(images, images, p=torch.inf) <= scale
+    kept = (~same.tril(-1).any(-1)).nonzero().flatten()
+    images = images[kept]
+    n = left.shape[-1]
+    if not bool((torch.cdist(torch.cat(vectors)[None], images, p=torch.inf) <= scale).any()):
+        raise ArgumentError.of("group", "a group", f"{len(left)} matrices without the identity")
+    for number in kept.tolist():
+        products = torch.cat([images[:, :n] @ left[number].mT, images[:, n:] @ right[number].mT], -1)
+        found = torch.cdist(products, images, p=torch.inf).amin(-1) <= scale * left[number].abs().sum(
+            -1
+        ).max().clamp_min(1)
+        if not bool(found.all()):
+            other = int(kept[int((~found).nonzero()[0])])
+            raise ArgumentError.of(
+                "group", "closed under products", f"numbers {number} and {other}, whose product is not among them"
+            )
+    return kept

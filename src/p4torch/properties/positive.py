@@ -1,0 +1,167 @@
+"""Symmetric positive definite matrices, by congruence of a tracked factor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from p4torch import linalg, rows
+from p4torch.directions import Maps, of_matrix, of_rows
+from p4torch.low_rank import Directions, LowRank
+from p4torch.merging import Proposal, Veto
+from p4torch.properties.checks import RESIDUAL_BOUND, check_number
+from p4torch.properties.definite import Root, congruence, distance, indefinite, raised, reformed, shift_of_logabsdet
+from p4torch.properties.shapes import check_real_matrix, check_square
+from p4torch.tracking import TrackedInverse
+
+#: Of the iterative inversion that corrects the inverse.
+ORDER = 7
+
+
+class PositiveDefinite(LowRank):
+    """S = {A `(..., n, n)` : Aᵀ = A, xᵀA x > 0}, with a factor L, A = L Lᵀ, and A⁻¹ tracked; U, V `(..., n, k)`.
+
+        R_B(A) = L E Eᵀ Lᵀ,   E = exp(U Vᵀ) = I + U φ₁(VᵀU) Vᵀ,   B₀: U = 0, V ~ `scale` · N(0, 1)
+
+    Positive definite for every B. With M = L U φ₁(VᵀU) and F = L V + M VᵀV / 2 it is A + M Fᵀ + F Mᵀ: a symmetric
+    change of rank 2k. Near B₀, dA = L (dU Vᵀ + V dUᵀ) Lᵀ, which has nk - k(k-1)/2 dimensions.
+
+    L (any factor, not a triangular one) is the truth and A follows it: a merge updates both, O(n²k), and then forms
+    some rows and columns of A, in turn, anew from L: max(16, n/32) of them, all if n <= 64. So A is exactly symmetric
+    and within rounding of L Lᵀ. A⁻¹ follows A by the Woodbury identity, log|det R_B(A)| = log|det A| + 2 tr(VᵀU), the
+    sign is 1. A step costs O(n²k). `correct` forms A from L, O(n³), and makes a step of the iterative inversion. A
+    merge is skipped if A has become singular to working precision.
+
+    Args:
+        base: `(..., n, n)`. Another one is projected: symmetrised, and eigenvalues raised to `floor`.
+        rank: k >= 1. 2nk numbers train.
+        floor: of a projection: least eigenvalue relative to the largest.
+        scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
+
+    Raises:
+        ArgumentError: for a base that is not square, real and finite, or whose symmetric part has no positive
+            eigenvalue: nothing of it could be kept; for options out of range.
+
+    Source: Bhatia (2007), Positive Definite Matrices, chapter 6, for congruences; Higham (1988), for nearness.
+    """
+
+    def __init__(
+        self,
+        base: Tensor,
+        rank: int = 1,
+        *,
+        floor: float = 1e-3,
+        scale: float = 1.0,
+        directions: Directions = "random",
+        train_directions: bool = True,
+    ) -> None:
+        check_real_matrix(base)
+        check_square(base, "definite matrices")
+        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions)
+        check_number("floor", floor, 1e-30)
+        self.floor = floor
+        self.root = Root(base)
+        self.tracked = TrackedInverse(self.root.factor.detach())
+        if not bool(indefinite(base).any()):
+            self.refresh(base)
+
+    # --- R_B and what follows from it, O(n²k) -----------------------------------------------------------------------
+
+    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        with linalg.full_precision(u.device):
+            a = u @ linalg.phi1(v.mT @ u)
+            return congruence(linalg.thin(self.root.factor.to(u.dtype), torch.cat([a, v], -1)), v)
+
+    def inverse_factors(self) -> tuple[Tensor, Tensor]:
+        """P, Q with R_B(A)⁻¹ = A⁻¹ + P Qᵀ: L⁻ᵀ E⁻ᵀ E⁻¹ L⁻¹ is a congruence, too, and L⁻ᵀ = A⁻¹ L."""
+        b = -self.u @ linalg.phi1(-self.v.mT @ self.u)
+        moved = linalg.thin(self.root.factor, torch.cat([self.v, b], -1))
+        return congruence(linalg.thin(self.tracked.inverse, moved), b)
+
+    def forward(self, base: Tensor) -> Tensor:
+        self._follow(base)
+        return super().forward(base)
+
+    def _affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        self._follow(base)
+        return super()._affine(base, x, bias)
+
+    def solve(self, base: Tensor, y: Tensor) -> Tensor:
+        self._follow(base)
+        with linalg.full_precision(base.device):
+            x = rows.affine(y.to(base.dtype), self.tracked.inverse, *self.inverse_factors())
+        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to A⁻¹ at the end of an interval, too
+            back = of_matrix(self.tracked.inverse)
+            self.sketch.see(x, lambda g: self.acting(base, back @ of_rows(-g, x.detach(), base.dim() > 2)))
+        return x
+
+    def inverse(self, base: Tensor) -> Tensor:
+        self._follow(base)
+        with linalg.full_precision(base.device):
+            found = linalg.add_low_rank(self.tracked.inverse, *self.inverse_factors())
+        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
+            back = of_matrix(self.tracked.inverse)
+            self.sketch.see(found, lambda g: self.acting(base, back @ of_matrix(-g) @ back))
+        return found
+
+    def logabsdet(self, base: Tensor) -> Tensor:
+        self._follow(base)
+        return self.tracked.logabsdet.to(base.dtype) + 2 * (self.u * self.v).sum((-2, -1))
+
+    def sign(self, base: Tensor) -> Tensor:
+        return torch.ones_like(self.skips, dtype=base.dtype)
+
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        """Lᵀ (G + Gᵀ) L."""
+        factor = self.root.factor.detach()
+        return of_matrix(factor.mT) @ gradient.symmetric() @ of_matrix(factor)
+
+    # --- the set ------------------------------------------------------------------------------------------------------
+
+    def defect(self, tensor: Tensor) -> Tensor:
+        """‖A - Aᵀ‖ / 2‖A‖, and 1 - λ/|λ|max where the least eigenvalue λ is not above rounding. O(n³)."""
+        return distance(tensor)
+
+    def project(self, tensor: Tensor) -> Tensor:
+        return raised(tensor, self.floor)
+
+    @torch.no_grad()
+    def refresh(self, base: Tensor) -> None:
+        self.root.refresh(base)
+        self.tracked.refresh(base)
+
+    def right_inverse(self, tensor: Tensor) -> Tensor:
+        admitted: Tensor = super().right_inverse(tensor)
+        self.correct(admitted)  # what is nearly symmetric becomes it
+        return admitted
+
+    def _follow(self, base: Tensor) -> None:
+        """After a change of dtype, which rounds A and L apart, L follows A for once."""
+        if self.tracked.stale:
+            self.refresh(base)
+
+    # --- merges -------------------------------------------------------------------------------------------------------
+
+    def propose(self, base: Tensor) -> Proposal:
+        self._follow(base)
+        p, q = self.additive_factors(base)
+        turn, tracked = int(self.attempts), self.tracked
+        update = tracked.propose(base, p, q, ORDER, turn)
+        assert update.base is not None and update.inverse is not None
+        factor = linalg.add_low_rank(self.root.factor.double(), p[..., : self.rank], self.v.double()).to(base.dtype)
+        candidate = reformed(update.base, factor, turn)
+        logabsdet = update.logabsdet + shift_of_logabsdet(update.base, candidate, update.inverse)
+        veto = Veto(
+            f"the inverse's residual is above {RESIDUAL_BOUND:g}: A is too badly conditioned for its dtype",
+            ~(update.residual <= RESIDUAL_BOUND),
+        )
+        pairs = [(self.root.factor, factor), (tracked.inverse, update.inverse), (tracked.logabsdet, logabsdet)]
+        return Proposal(candidate, pairs, [veto])
+
+    @torch.no_grad()
+    def correct(self, base: Tensor) -> None:
+        self._follow(base)
+        before = base.clone()
+        base.copy_(reformed(base, self.root.factor, None))
+        self.tracked.logabsdet.add_(shift_of_logabsdet(before, base, self.tracked.inverse))
+        self.tracked.correct(base, ORDER)

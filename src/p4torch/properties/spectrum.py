@@ -1,0 +1,166 @@
+"""Matrices of a given spectrum: moves within a similarity class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from p4torch import linalg, rows
+from p4torch.directions import Maps, of_matrix, of_rows
+from p4torch.low_rank import Directions, LowRank
+from p4torch.merging import Proposal, Veto
+from p4torch.properties.precise import Precise
+from p4torch.properties.shapes import check_real_matrix, check_square
+
+#: The invariants that are compared: tr A, tr A², ..., tr A^POWERS.
+POWERS = 4
+
+#: After each step ‖VᵀU‖ is at most this: I + VᵀU stays away from singular ones.
+GROWTH = 0.5
+
+#: Largest bound of the condition number of T = I + U Vᵀ in a merge.
+CONDITION = 1e6
+
+
+class FixedSpectrum(LowRank):
+    """S = {T A₀ T⁻¹ : T invertible}, the similarity class of the matrix A₀ `(..., n, n)` that was admitted: eigenvalues
+    stay, eigenvectors train. U, V `(..., n, k)`.
+
+        R_B(A) = T A T⁻¹,   T = I + U Vᵀ,   T⁻¹ = I - U K⁻¹ Vᵀ,   K = I + VᵀU
+
+    This is A + P Fᵀ with P = [U, -(A U + U VᵀA U) K⁻¹] and F = [Aᵀ V, V] `(n, 2k)`. B₀ is U = 0 and V ~ `scale` ·
+    N(0, 1); near B₀, dR = dU VᵀA - A dU Vᵀ, which has n dimensions for generic A and one V (none for A = c I, whose
+    class is a point). After each step U is shortened so that ‖VᵀU‖ <= 1/2 (a `MergeScheduler` sees to it).
+
+    Tracked: A in double precision, in which merges are made, so that rounding does not add up: the base is always one
+    rounding away from the class. log|det A| and its sign are constants. A step costs O(n²k), a merge O(n²k) in float64.
+    Assigning another tensor (`layer.weight = X`) admits another class. A class is unbounded: where the loss does not
+    hold it, A may grow until its eigenvalues are lost in the rounding of its dtype, although the defect, relative to
+    ‖A‖, is small.
+
+    Args:
+        base: `(..., n, n)`; every one is an element of its own class.
+        rank: k >= 1. 2nk numbers train.
+        scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
+
+    Raises:
+        ArgumentError: for a base that is not a real, finite, square matrix.
+
+    Source: Horn and Johnson (2013), Matrix Analysis, section 1.3, for similarity and its invariants; Sherman, Morrison
+    and Woodbury for T⁻¹.
+    """
+
+    traces: Tensor
+
+    def __init__(
+        self,
+        base: Tensor,
+        rank: int = 1,
+        *,
+        scale: float = 1.0,
+        directions: Directions = "random",
+        train_directions: bool = True,
+    ) -> None:
+        check_real_matrix(base)
+        check_square(base, "a spectrum")
+        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="add")
+        self.exact, self.invariants = Precise(base), Precise(_traces(base))
+        self.determinant = Precise(torch.stack(torch.linalg.slogdet(base.double())))
+
+    # --- R_B and what follows from it, O(n²k) -----------------------------------------------------------------------
+
+    def conjugated(self, base: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """P and F."""
+        with linalg.full_precision(base.device):
+            moved, seen = linalg.thin(base, u), linalg.thin(base.mT, v)
+            right = moved + u @ (seen.mT @ u)
+            return torch.cat([u, -linalg.solve_rows(linalg.capacitance(u, v).mT, right)], -1), torch.cat([seen, v], -1)
+
+    def forward(self, base: Tensor) -> Tensor:
+        matrix = linalg.add_low_rank(base, *self.conjugated(base, self.u, self.v))
+        if self.sketch is not None:
+            self.sketch.see(matrix, lambda g: self.acting(base, of_matrix(g)))
+        return matrix
+
+    def _affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        return rows.affine(x, base, *self.conjugated(base, self.u, self.v), bias)
+
+    def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        y = self._affine(base, x, bias)
+        if self.sketch is not None:
+            self.sketch.see(y, lambda g: self.acting(base, of_rows(g, x.detach().to(g.dtype), base.dim() > 2)))
+        return y
+
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        """∂L/∂(U Vᵀ) = G Aᵀ - Aᵀ G near B₀."""
+        transposed = of_matrix(base.detach().mT)
+        return gradient @ transposed + -(transposed @ gradient)
+
+    def logabsdet(self, base: Tensor) -> Tensor:
+        """That of A₀, whatever B is."""
+        return self.determinant.value[1].to(base.dtype)
+
+    def sign(self, base: Tensor) -> Tensor:
+        return self.determinant.value[0].to(base.dtype)
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        size = torch.linalg.matrix_norm(linalg.at_least_single(self.v).mT @ linalg.at_least_single(self.u))
+        self.u.mul_((GROWTH / size).clamp(max=1.0)[..., None, None].to(self.u.dtype))
+
+    # --- the set ------------------------------------------------------------------------------------------------------
+
+    def defect(self, tensor: Tensor) -> Tensor:
+        """The largest |tr Aʲ - tr A₀ʲ| / n sʲ over j = 1, ..., 4, with s = ‖A‖ / √n in the Frobenius norm."""
+        exact, n = tensor.detach().double(), tensor.shape[-1]
+        least = torch.finfo(exact.dtype).tiny ** (0.5 / POWERS)  # of which the highest power does not underflow
+        size = (torch.linalg.matrix_norm(exact) / n**0.5).clamp_min(least)
+        powers = torch.arange(1, POWERS + 1, device=exact.device)
+        return ((_traces(exact) - self.invariants.value).abs() / (n * size[..., None] ** powers)).amax(-1)
+
+    def project(self, tensor: Tensor) -> Tensor:
+        """The tensor: admission begins a new class."""
+        return tensor
+
+    @torch.no_grad()
+    def refresh(self, base: Tensor) -> None:
+        """The base, as it is, is the exact element from now on, and its class the one that is kept."""
+        self.exact.value.copy_(base)
+        self.invariants.value.copy_(_traces(base))
+        self.determinant.value.copy_(torch.stack(torch.linalg.slogdet(base.double())))
+
+    @torch.no_grad()
+    def right_inverse(self, tensor: Tensor) -> Tensor:
+        self.invariants.value.copy_(_traces(tensor) if tensor.shape == self.base_shape else self.invariants.value)
+        return super().right_inverse(tensor)
+
+    # --- merges -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def propose(self, base: Tensor) -> Proposal:
+        u, v, exact = self.u.double(), self.v.double(), self.exact.value
+        moved = linalg.add_low_rank(exact, *self.conjugated(exact, u, v))
+        inverse, _ = torch.linalg.inv_ex(linalg.capacitance(u, v))
+        size = torch.linalg.matrix_norm(u) * torch.linalg.matrix_norm(v)
+        condition = (1 + size) * (1 + size * torch.linalg.matrix_norm(inverse))  # at least that of T
+        veto = Veto("I + U Vᵀ is nearly singular", ~(condition <= CONDITION))
+        return Proposal(moved.to(base.dtype), [(self.exact.value, moved)], [veto])
+
+    @torch.no_grad()
+    def correct(self, base: Tensor) -> None:
+        """The base from its exact twin."""
+        base.copy_(self.exact.value)
+
+
+def _traces(matrix: Tensor) -> Tensor:
+    """tr A, ..., tr A⁴ `(..., 4)` in float64, from A and A²: two products of entries and one of matrices."""
+    exact = matrix.detach().double()
+    square = exact @ exact
+    pairs = ((exact, None), (exact, exact), (square, exact), (square, square))
+    return torch.stack(
+        [
+            first.diagonal(dim1=-2, dim2=-1).sum(-1) if other is None else (first * other.mT).sum((-2, -1))
+            for first, other in pairs
+        ],
+        -1,
+    )

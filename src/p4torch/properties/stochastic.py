@@ -1,0 +1,120 @@
+"""Stochastic matrices: rows on the simplex; rows and columns, for doubly stochastic ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from p4torch import linalg
+from p4torch.directions import of_matrix
+from p4torch.errors import ArgumentError
+from p4torch.low_rank import Directions, LowRank
+from p4torch.merging import Proposal
+from p4torch.properties.checks import check_number
+from p4torch.properties.shapes import check_real_matrix, check_square
+from p4torch.properties.simplex import admitted, distance, doubly_normalised, tilted
+from p4torch.properties.zeros import rounded_positive, warn_of_zeros
+
+
+class Stochastic(LowRank):
+    """S = {A `(..., n, m)` : A >= 0, rows sum to 1}; `doubly`: columns, too (`(..., n, n)`, the Birkhoff polytope).
+
+        R_B(A) = N(A ⊙ exp(U Vᵀ)),   B₀: U = 0, V ~ `scale` · N(0, 1)
+
+    U `(..., n, k)`, V `(..., m, k)`. N divides rows by their sums: R_B(A) = softmax(log A + U Vᵀ). If `doubly`,
+    N is up to `sweeps` sweeps of Sinkhorn, in every step: rows sum to 1, columns up to about |U Vᵀ| σ₂^(2 `sweeps`), σ₂
+    the second singular value of A. So a merge, which goes on until both do, leaves the weight as it was, and the
+    gradient, that of the limit, is right. Close to a permutation matrix (σ₂ near 1) this takes more sweeps; a merge
+    makes 100, and spreads over all entries what is left.
+
+    Near B₀ each row moves along A_i ⊙ (V - Σ_j A_ij V_j): nk directions, up to n(m - 1); if doubly, k(n - 1), up to
+    (n - 1)², for U that is equal in all rows only scales columns. An entry that is 0 stays 0 for ever: a permutation
+    matrix does not move at all. See `floor`. Positive entries stay positive, through merges too.
+
+    Nothing is tracked. A step forms R_B(A) and its gradient, O(nmk) and some passes over nm entries more than a plain
+    layer (`sweeps` times four, if doubly, through vectors): the perturbation keeps the optimizer's memory small, not
+    the time. Merges are exact, in float64; they make rows, and columns, sum to 1 again: nothing is left to correct.
+
+    Args:
+        base: `(..., n, m)`. Projected by cutting negative entries off and dividing rows by their sums, or by Sinkhorn.
+        doubly: whether columns sum to 1, too.
+        rank: k >= 1; None for 1, or 2 if doubly. (n + m)k numbers train.
+        floor: 0 <= floor < 1. A tensor that is admitted with smaller entries than `floor`/m is mixed with 1/m so much
+            that its least entry (of each row, or of the matrix, if doubly) is that.
+        sweeps: of Sinkhorn in each step, at most; on a CPU fewer where they settle before.
+        scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
+
+    Raises:
+        ArgumentError: for a base that is not a real, finite matrix, or not square if doubly; for one with a row that
+            has no positive entry, or whose negative entries cancel the positive ones (if doubly: or a column); for
+            options out of range.
+
+    Source: Sinkhorn and Knopp (1967); Kivinen and Warmuth (1997), exponentiated gradient, for steps that multiply.
+    """
+
+    def __init__(
+        self,
+        base: Tensor,
+        doubly: bool = False,
+        rank: int | None = None,
+        *,
+        floor: float = 0.0,
+        sweeps: int = 32,
+        scale: float = 1.0,
+        directions: Directions = "random",
+        train_directions: bool = True,
+    ) -> None:
+        check_real_matrix(base)
+        rank = (2 if doubly else 1) if rank is None else rank
+        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="add")
+        if doubly:
+            check_square(base, "doubly stochastic rows and columns")
+        check_number("floor", floor, 0.0)
+        if floor >= 1:
+            raise ArgumentError.of("floor", "less than 1", floor)
+        if not isinstance(sweeps, int) or isinstance(sweeps, bool) or sweeps < 1:
+            raise ArgumentError.of("sweeps", "an integer >= 1", repr(sweeps))
+        self.doubly, self.floor, self.sweeps = doubly, floor, sweeps
+
+    # --- R_B ----------------------------------------------------------------------------------------------------------
+
+    def moved(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        return tilted(base, p, q, self.sweeps if self.doubly else 0)
+
+    def forward(self, base: Tensor) -> Tensor:
+        with linalg.full_precision(base.device):
+            matrix = self.moved(base, self.u, self.v)
+        if self.sketch is not None:  # near B₀, ∂L/∂(U Vᵀ) = A ⊙ (G - Σ_j A_ij G_ij); so, too, if doubly, up to columns
+            w = matrix.detach()
+            self.sketch.see(matrix, lambda g: of_matrix(w * (g - (w * g).sum(-1, keepdim=True))))
+        return matrix
+
+    def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        return linalg.rows_times(x, self(base), bias)
+
+    # --- the set ------------------------------------------------------------------------------------------------------
+
+    def defect(self, tensor: Tensor) -> Tensor:
+        """The largest of |row sum - 1|, what is negative and, if doubly, |column sum - 1|."""
+        return distance(tensor, self.doubly)
+
+    def project(self, tensor: Tensor) -> Tensor:
+        found = admitted(tensor, self.floor, self.doubly)
+        if self.floor == 0 and bool((tensor < 0).any()):
+            warn_of_zeros(tensor < 0)
+        return rounded_positive(found, tensor.dtype)
+
+    @torch.no_grad()
+    def right_inverse(self, tensor: Tensor) -> Tensor:
+        return rounded_positive(admitted(super().right_inverse(tensor), self.floor, self.doubly), tensor.dtype)
+
+    # --- merges -------------------------------------------------------------------------------------------------------
+
+    def propose(self, base: Tensor) -> Proposal:
+        exact, tolerance = self.moved(base.double(), self.u.double(), self.v.double()), torch.finfo(base.dtype).eps
+        if self.doubly:
+            exact = doubly_normalised(exact, tolerance)
+        return Proposal(rounded_positive(exact, base.dtype))
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, doubly={self.doubly}, scale={self.scale:g}"

@@ -1,0 +1,77 @@
+"""Matrices that commute with a finite group: equivariant layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from p4torch.directions import Maps, of_matrix
+from p4torch.errors import ArgumentError
+from p4torch.low_rank import Directions, LowRank
+from p4torch.properties.groups import Group, dimension, reached, representations, reynolds
+from p4torch.properties.shapes import check_real_matrix
+from p4torch.properties.subspace import LinearSubspace
+
+
+class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
+    """S = {A `(..., n, m)` : ρ_out(g) A = A ρ_in(g) for all g}; U `(..., n, k)`, V `(..., m, k)`.
+
+        R_B(A) = A + 1/|G| Σ_g ρ_out(g) U Vᵀ ρ_in(g)⁻¹ = A + P Qᵀ,
+        P = [ρ_out(g) U / |G|]_g,   Q = [ρ_in(g)⁻ᵀ V]_g   `(..., n, k|G|)`
+
+    At B₀ it moves, for ρ_out = ρ_in with m_λ copies of the irreducible part λ, of degree d_λ, over the complex numbers,
+    in Σ_λ m_λ min(k d_λ, m_λ) of the Σ_λ m_λ² directions of S. A step costs O(|G|k(n² + m²)) for the factors and
+    O(|G|k(n + m)) a row, or one product of whole matrices where that is cheaper; a merge O(|G|nm(n + m)), the mean over
+    the group, in float64. Options as in `LinearSubspace`; a matrix that is given twice counts once.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(
+        self,
+        base: Tensor,
+        kind: None = None,
+        rank: int | None = None,
+        *,
+        group: Group,
+        scale: float = 1.0,
+        directions: Directions = "random",
+        train_directions: bool = True,
+    ) -> None:
+        check_real_matrix(base)
+        left, right = representations(group, *base.shape[-2:])
+        free = dimension(left, right)
+        if free == 0:
+            raise ArgumentError.of("group", "one that some matrix but 0 commutes with", "representations without it")
+        if rank is None:
+            rank, least = 1, min(base.shape[-2], free)
+            while rank < base.shape[-1] and reached(left, right, rank) < least:
+                rank += 1
+        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions)
+        self.register_buffer("left", left.to(base))
+        self.register_buffer("right", right.to(base))
+
+    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return _images(self.left, u) / len(self.left), _images(self.right, v)
+
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        """The mean of ρ_out(g)ᵀ G ρ_in(g)⁻ᵀ."""
+        parts = [
+            of_matrix(one.mT / len(self.left)) @ gradient @ of_matrix(other)
+            for one, other in zip(self.left, self.right, strict=True)
+        ]
+        return sum(parts[1:], start=parts[0])
+
+    def project(self, tensor: Tensor) -> Tensor:
+        """The mean of ρ_out(g) A ρ_in(g)⁻¹."""
+        return reynolds(tensor, self.left.double(), self.right.double()).to(tensor.dtype)
+
+    def extra_repr(self) -> str:
+        return f"group of {len(self.left)}, {super().extra_repr()}"
+
+
+def _images(matrices: Tensor, factor: Tensor) -> Tensor:
+    """[ρ(g) F]_g, `(g, n, n)` and `(..., n, k)` -> `(..., n, gk)`."""
+    images = torch.einsum("gij,...jk->...igk", matrices.to(factor.dtype), factor)
+    return images.flatten(-2)

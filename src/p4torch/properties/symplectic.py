@@ -1,0 +1,165 @@
+"""Symplectic matrices: linear canonical maps of phase space, by Cayley transforms of low rank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from p4torch import linalg, rows
+from p4torch.directions import Maps, of_rows
+from p4torch.errors import ArgumentError
+from p4torch.low_rank import Directions, LowRank
+from p4torch.merging import Proposal, Veto
+from p4torch.properties.phase_space import (
+    drifted,
+    form,
+    form_error,
+    relative,
+    resymplectified,
+    rotation_of,
+)
+from p4torch.properties.shapes import check_real_matrix, check_square
+
+#: A merge is refused where the corrected candidate is still this far from S: the square root of single precision.
+DEFECT_BOUND = 3e-4
+
+#: Largest eigenvalue that S may have: the Cayley transform has a pole at 2.
+GROWTH = 1.0
+
+
+class Symplectic(LowRank):
+    """S = Sp(2n) = {M `(..., 2n, 2n)` : MᵀJM = J}, J = [[0, I], [-I, 0]]; U, V `(..., 2n, k)`.
+
+        R_B(M) = Q M,   Q = (I - S/2)⁻¹ (I + S/2),   S = (U Vᵀ + V Uᵀ) J
+
+    S is Hamiltonian (JS is symmetric), so Q is symplectic for every B where it exists: Q = I + P Fᵀ with W = [U, V],
+
+        P = W C,   F = -J W,   C = (K - WᵀJW / 2)⁻¹ `(2k, 2k)`,   K = [[0, I], [I, 0]].
+
+    It has poles, where S has the eigenvalue 2; after each step U is shortened so that no eigenvalue exceeds 1 (a
+    `MergeScheduler` sees to it). B₀ is U = 0 and V ~ `scale` · N(0, 1), where dQ = (dU Vᵀ + V dUᵀ) J has at least 2n
+    dimensions. Sp(2n) is connected: all of it is within reach.
+
+    Nothing is tracked: M⁻¹ = -JMᵀJ, det M = 1. A step costs O(n²k), a merge O(n²k) and a correction M <- M (I + JE/2),
+    E = MᵀJM - J, O(n³), where a probe of E with random signs finds more than rounding (2n <= 64: always).
+
+    Args:
+        base: `(..., 2n, 2n)`. One that is not symplectic is projected: from near by that correction, else to the
+            nearest orthogonal symplectic matrix.
+        rank: k >= 1. 4nk numbers train.
+        scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
+
+    Raises:
+        ArgumentError: for a base that is not real, finite and square of even size; or that cannot be projected.
+
+    Source: Hairer, Lubich and Wanner (2006), Geometric Numerical Integration, section VI, for symplectic matrices and
+    their Cayley transforms.
+    """
+
+    def __init__(
+        self,
+        base: Tensor,
+        rank: int = 1,
+        *,
+        scale: float = 1.0,
+        directions: Directions = "random",
+        train_directions: bool = True,
+    ) -> None:
+        check_real_matrix(base)
+        check_square(base, "a symplectic matrix")
+        if base.shape[-1] % 2:
+            raise ArgumentError.of("base", "of even size, (..., 2n, 2n)", tuple(base.shape))
+        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="left")
+
+    # --- R_B and what follows from it, O(n²k) -----------------------------------------------------------------------
+
+    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        with linalg.full_precision(u.device):
+            w = torch.cat([u, v], -1)
+            exact, k = linalg.at_least_single(w), u.shape[-1]
+            turned, ones = form(exact), exact.new_ones(k)
+            core = torch.diag_embed(ones, k) + torch.diag_embed(ones, -k) - exact.mT @ turned / 2
+            return (exact @ torch.linalg.inv_ex(core)[0]).to(w.dtype), -turned.to(w.dtype)
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Shorten U where S may have an eigenvalue above `GROWTH`: they are at most ‖UᵀJV‖ + (‖UᵀJU‖ ‖VᵀJV‖)^½."""
+        u, v = linalg.at_least_single(self.u), linalg.at_least_single(self.v)
+        across, own, other = (torch.linalg.matrix_norm(a.mT @ form(b)) for a, b in ((u, v), (u, u), (v, v)))
+        size = across + (own * other).sqrt()
+        self.u.mul_((GROWTH / size).clamp(max=1.0)[..., None, None].to(self.u.dtype))
+
+    def solve(self, base: Tensor, y: Tensor) -> Tensor:
+        """y R⁻ᵀ = y JᵀRJ."""
+        with linalg.full_precision(base.device):
+            p, q = self.factors(self.u, self.v)
+            turned = _rows_times_form(-y.to(base.dtype))
+            if rows.dense_is_cheaper(turned, base, q.shape[-1]):
+                x = linalg.rows_times(turned, self.moved(base, p, q).mT)
+            else:
+                x = linalg.rows_times(rows.shift(turned, q, p), base.mT)
+        if self.sketch is not None:  # ∂L/∂R = (y Jᵀ)ᵀ g
+            self.sketch.see(x, lambda g: self.acting(base, of_rows(turned.detach(), g, base.dim() > 2)))
+        return _rows_times_form(x)
+
+    def inverse(self, base: Tensor) -> Tensor:
+        """-JRᵀJ."""
+        with linalg.full_precision(base.device):
+            return form(form(self(base)).mT)
+
+    def logabsdet(self, base: Tensor) -> Tensor:
+        """0, whatever B is."""
+        return base.new_zeros(base.shape[:-2])
+
+    def sign(self, base: Tensor) -> Tensor:
+        return torch.ones_like(self.skips, dtype=base.dtype)
+
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        """∂L/∂U = (H + Hᵀ) V near B₀, with H = G Mᵀ Jᵀ."""
+        g = super().acting(base, gradient)
+        return Maps(lambda s: g.times(-form(s)), lambda t: form(g.transposed(t))).symmetric()
+
+    # --- the set ------------------------------------------------------------------------------------------------------
+
+    def defect(self, tensor: Tensor) -> Tensor:
+        """‖MᵀJM - J‖ √(2n) / ‖M‖² in Frobenius norms: the error of a column by the mean square of singular values."""
+        exact = linalg.at_least_single(tensor.detach())
+        size = torch.linalg.matrix_norm(form_error(exact)) / tensor.shape[-1] ** 0.5
+        return relative(size, exact)
+
+    def project(self, tensor: Tensor) -> Tensor:
+        found = resymplectified(tensor)
+        far = ~(self.defect(found) <= torch.finfo(tensor.dtype).eps)
+        if bool(far.any()):
+            found = torch.where(far[..., None, None], rotation_of(tensor), found)
+        return found.to(tensor.dtype)
+
+    def right_inverse(self, tensor: Tensor) -> Tensor:
+        admitted: Tensor = super().right_inverse(tensor)
+        self.correct(admitted)  # what is nearly in S gets the precision of its dtype
+        return admitted
+
+    # --- merges -------------------------------------------------------------------------------------------------------
+
+    def propose(self, base: Tensor) -> Proposal:
+        candidate = _corrected(self.candidate(base), int(self.attempts))
+        lost = ~(self.defect(candidate) <= DEFECT_BOUND) & candidate.isfinite().flatten(-2).all(-1)
+        return Proposal(candidate, vetoes=[Veto("R_B(M) is too near a pole, or too large for its dtype", lost)])
+
+    @torch.no_grad()
+    def correct(self, base: Tensor) -> None:
+        """All of M, where the probe finds more than rounding."""
+        base.copy_(_corrected(base, int(self.attempts)))
+
+
+def _corrected(matrix: Tensor, seed: int) -> Tensor:
+    off = drifted(matrix, seed) & matrix.isfinite().flatten(-2).all(-1)
+    if not bool(off.any()):
+        return matrix
+    return torch.where(off[..., None, None], resymplectified(matrix).to(matrix.dtype), matrix)
+
+
+def _rows_times_form(x: Tensor) -> Tensor:
+    """x J for rows x `(..., 2n)`."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)

@@ -1,0 +1,141 @@
+"""Symplectic matrices: what is admitted, poles, drift, directions. The general checks are in the table."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import p4torch as p4
+from p4torch.properties.phase_space import DRIFT, form, form_error, resymplectified
+from p4torch.sites import direction_generator
+
+#: Float64 products of matrices of norm about 1.
+ROUNDING = 1e-12
+
+
+def random_symplectic(size: int, steps: int = 4) -> Tensor:
+    """A product of exponentials of Hamiltonian matrices J S, float64."""
+    matrix = torch.eye(size, dtype=torch.float64)
+    for _ in range(steps):
+        symmetric = torch.randn(size, size, dtype=torch.float64) / size
+        matrix = matrix @ torch.linalg.matrix_exp(form(symmetric + symmetric.mT) / 2)
+    return matrix
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**16))
+def test_symplectic_whatever_b_is(half: int, rank: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    base = random_symplectic(2 * half)
+    perturbation = p4.Symplectic(base, rank=rank)
+    with torch.no_grad():
+        perturbation.u.copy_(3 * torch.randn(perturbation.u.shape))
+    perturbation.limit()
+    moved = perturbation(base)
+    size = float(torch.linalg.matrix_norm(moved.detach()).square())
+    assert form_error(moved.detach()).abs().max() <= ROUNDING * size
+    product = perturbation.inverse(base) @ moved
+    torch.testing.assert_close(product, torch.eye(2 * half, dtype=torch.float64), rtol=0, atol=ROUNDING * size)
+
+
+def test_steps_end_before_a_pole() -> None:
+    base = torch.eye(6, dtype=torch.float64)
+    perturbation = p4.Symplectic(base, rank=2)
+    with torch.no_grad():
+        perturbation.u.copy_(1e3 * torch.randn(6, 2))
+    perturbation.limit()
+    hamiltonian = form((perturbation.u @ perturbation.v.mT + perturbation.v @ perturbation.u.mT).mT).mT
+    assert torch.linalg.eigvals(hamiltonian).abs().max() <= 1 + ROUNDING
+
+
+def test_a_candidate_at_a_pole_is_refused() -> None:
+    base = torch.eye(2, dtype=torch.float64)
+    perturbation = p4.Symplectic(base)
+    with torch.no_grad():  # uᵀJv = 2 up to rounding
+        perturbation.v.copy_(torch.tensor([[0.0], [1.0]]))
+        perturbation.u.copy_(torch.tensor([[2.0 + 1e-14], [0.0]]))
+    kept = base.clone()
+    report = perturbation.merge(base)
+    assert not report.ok and report.reason is not None
+    assert torch.equal(base, kept)
+
+
+def test_a_base_nearby_is_corrected() -> None:
+    exact = random_symplectic(8)
+    layer = nn.Linear(8, 8, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(exact + 1e-3 * torch.randn(8, 8, dtype=torch.float64))
+    with pytest.warns(p4.ProjectionWarning, match="Symplectic"):
+        p4.perturb(layer, "weight", p4.Symplectic)
+    (site,) = p4.sites(layer)
+    assert site.perturbation.defect(site.base) <= ROUNDING
+    assert (site.base - exact).abs().max() <= 2e-2  # some times the noise
+
+
+def test_a_base_from_afar_becomes_a_rotation_of_phase_space() -> None:
+    layer = nn.Linear(8, 8, bias=False).double()
+    with pytest.warns(p4.ProjectionWarning, match=r"defect \d"):
+        p4.perturb(layer, "weight", p4.Symplectic)
+    (site,) = p4.sites(layer)
+    assert site.perturbation.defect(site.base) <= ROUNDING
+    eye = torch.eye(8, dtype=torch.float64)
+    torch.testing.assert_close(site.base.mT @ site.base, eye, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (torch.eye(3), r"`base` must be of even size, \(..., 2n, 2n\), got \(3, 3\)"),
+        (torch.zeros(4, 2), "square"),
+        (torch.eye(2, dtype=torch.complex64), "`base` must be real, got torch.complex64"),
+        (torch.full((2, 2), torch.nan), "`base` must be finite"),
+    ],
+)
+def test_bad_bases(base: Tensor, message: str) -> None:
+    with pytest.raises(p4.ArgumentError, match=message):
+        p4.Symplectic(base)
+
+
+def test_what_no_projection_mends() -> None:
+    layer = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.diag(torch.tensor([1.0, 1.0, -1.0, -1.0])))  # turns J around
+    with pytest.raises(p4.ArgumentError, match="singular"):
+        p4.perturb(layer, "weight", p4.Symplectic)
+
+
+def test_large_matrices_are_corrected_when_a_probe_says_so() -> None:
+    base = random_symplectic(96).float()
+    perturbation = p4.Symplectic(base, rank=2)
+    with torch.no_grad():
+        base += 1e-4 * torch.randn_like(base)
+    assert perturbation.defect(base) > DRIFT * torch.finfo(torch.float32).eps
+    with torch.no_grad():
+        perturbation.u.copy_(0.01 * torch.randn_like(perturbation.u))
+    assert perturbation.merge(base).ok
+    assert perturbation.defect(base) <= DRIFT * torch.finfo(torch.float32).eps
+
+
+def test_the_correction_squares_the_error() -> None:
+    exact = random_symplectic(6)
+    near = exact + 1e-2 * torch.randn(6, 6, dtype=torch.float64)
+    assert form_error(resymplectified(near)).abs().max() <= ROUNDING
+
+
+@pytest.mark.parametrize("through", ["forward", "matmul", "solve"])
+def test_informed_directions_see_what_moves_the_matrix(through: str) -> None:
+    """At B₀ and V = I, ∂L/∂U = H + Hᵀ with H = ∂L/∂Q Jᵀ: the sketch multiplies by the same matrix."""
+    base, x = random_symplectic(6), torch.randn(5, 6, dtype=torch.float64)
+    perturbation = p4.Symplectic(base, rank=6, directions="informed")
+    perturbation.watch(direction_generator(0, "test", 0))
+    with torch.no_grad():
+        perturbation.v.copy_(torch.eye(6))
+    found = perturbation(base) if through == "forward" else getattr(perturbation, through)(base, x)
+    (found * torch.randn_like(found)).sum().backward()
+    assert perturbation.sketch is not None and perturbation.u.grad is not None
+    (maps,) = perturbation.sketch.parts
+    eye = torch.eye(6, dtype=torch.float64)
+    torch.testing.assert_close(maps.times(eye), perturbation.u.grad, rtol=0, atol=ROUNDING * 1e2)
+    torch.testing.assert_close(maps.transposed(eye), perturbation.u.grad.mT, rtol=0, atol=ROUNDING * 1e2)
