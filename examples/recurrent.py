@@ -44,7 +44,7 @@ class Setting:
     tune_steps: int
     hidden: int = 128
     learning_rate: float = 1e-3
-    rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)
+    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
     clip: float = 1.0
     #: Size of the network whose steps are timed alone, and how many.
     large: int = 512
@@ -53,7 +53,7 @@ class Setting:
 
 SETTINGS = {
     "copying": Setting(Copying(), batch=32, steps=1000, tune_steps=200),
-    "digits": Setting(Digits(), batch=64, steps=1000, tune_steps=200, large_steps=0),
+    "digits": Setting(Digits(), batch=64, steps=1000, tune_steps=200, rates=(3e-4, 1e-3, 3e-3, 1e-2), large_steps=0),
 }
 SHORT = {"steps": 40, "tune_steps": 10, "batch": 4, "hidden": 32, "rates": (1e-4, 1e-3), "large": 32}
 
