@@ -34,6 +34,7 @@ from torch.nn.utils import parametrizations
 import p4torch as p4
 from examples.recurrent_network import Network
 from examples.scaffold import Job, Results, Row, Stopwatch, add_options, peer, run, train
+from p4torch.cli.options import numbers
 from p4torch.sites import direction_generator
 
 MODULE = "examples.recurrent"
@@ -42,7 +43,7 @@ MODULE = "examples.recurrent"
 ALPHABET, COPIED, INPUTS = 8, 10, 10
 
 #: Rates of the recurrent matrix that were tried for every method, and what `--tune` found; all else has `rate`.
-CANDIDATES = (1e-4, 1e-3)
+CANDIDATES = (1e-4, 3e-4, 1e-3, 3e-3)
 RATES: dict[str, dict[str, float]] = {
     "copying": {"free": 1e-4, "geotorch": 1e-3, "torch": 1e-3, "p4 rank 4": 1e-3, "p4 rank 16": 1e-3},
     "digits": {"free": 1e-4, "geotorch": 1e-3, "torch": 1e-3, "p4 rank 4": 1e-3, "p4 rank 16": 1e-3},
@@ -56,7 +57,7 @@ class Setting:
     hidden: int = 128
     delay: int = 200
     batch: int = 128
-    copying_steps: int = 1500
+    copying_steps: int = 1000
     digits_steps: int = 1000
     rate: float = 1e-3
     every: int = 10
@@ -297,16 +298,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=f"python -m {MODULE}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser, "runs/recurrent", "0")
-    parser.add_argument("--tune", action="store_true", help="try rates instead: another seed, a fifth as long")
+    parser.add_argument("--tune", action="store_true", help="try rates instead: another seed, 300 and 200 steps")
+    parser.add_argument("--rates", default=CANDIDATES, type=numbers, help="that --tune tries, with commas between them")
     options = parser.parse_args(arguments)
     setting = SHORT if options.short else Setting()
     variants = [Variant(task, method, rate) for task, rates in RATES.items() for method, rate in rates.items()]
     seeds = options.seeds
     if options.tune:
         setting = replace(
-            setting, copying_steps=max(1, setting.copying_steps // 5), digits_steps=max(1, setting.digits_steps // 5)
+            setting, copying_steps=min(300, setting.copying_steps), digits_steps=min(200, setting.digits_steps)
         )
-        variants = [Variant(each.task, each.method, rate) for each in variants for rate in CANDIDATES]
+        variants = [Variant(each.task, each.method, rate) for each in variants for rate in options.rates]
         seeds = [seed + 100 for seed in seeds]
     fields = {"setting": asdict(setting), "rates": RATES, "seeds": list(seeds), "tune": options.tune}
     return run(MODULE, options, fields, partial(work, setting, variants, seeds))
