@@ -178,14 +178,23 @@ class TrackedInverse(nn.Module):
             moved = getattr(self, name)
             if moved.dtype != torch.float64:
                 setattr(self, name, moved.double() if value.is_meta else value.to(moved.device))
-        self.stale |= self.inverse.dtype != dtype
+        if self.inverse.dtype != dtype:
+            self._forget()
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint of another dtype, or without an inverse, makes it stale, too."""
+        """A checkpoint of another dtype, or without an inverse, makes it stale, too; a whole one is taken as it is."""
         came = state_dict.get(prefix + "inverse")
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.stale |= came is None or came.dtype != self.inverse.dtype
+        if came is None or came.dtype != self.inverse.dtype:
+            self._forget()
+        elif not self.sign.is_meta:
+            self.stale = not bool(self.sign.all())
+
+    def _forget(self) -> None:
+        """Be stale, also for those who load what is saved from here: no determinant has the sign 0."""
+        self.stale = True
+        self.sign = torch.zeros_like(self.sign)
 
 
 def _probes(base: Tensor) -> Tensor:
