@@ -27,7 +27,7 @@ from torch import Tensor
 
 import p4torch as p4
 from examples.language_model import LanguageModel, Text
-from examples.scaffold import Job, Results, Row, Stopwatch, add_options, run, train
+from examples.scaffold import Fit, Job, Results, Row, add_options, run, train
 from p4torch.schedule import OptimizerState
 from p4torch.sites import direction_generator
 from p4torch.training.chunks import warmup_cosine
@@ -94,12 +94,15 @@ def variants(setting: Setting) -> list[Variant]:
 HEADLINE = ("full", "lora", "relora, reset_directions", "relora, transport")
 
 
-class Fit:
+class Learner(Fit):
     """One variant while it trains (`examples.scaffold.Training`)."""
+
+    model: LanguageModel
 
     def __init__(
         self, variant: Variant, setting: Setting, seed: int, text: Text, warm: dict[str, Tensor] | None
     ) -> None:
+        super().__init__()
         self.variant, self.setting, self.seed, self.text = variant, setting, seed, text
         torch.manual_seed(seed)
         self.model = LanguageModel(setting.width, setting.depth, setting.heads, setting.context)
@@ -111,7 +114,6 @@ class Fit:
                 for name in LAYERS:
                     p4.perturb(getattr(block, name), "weight", p4.LowRankUpdate, rank=setting.rank)
         self.optimizer = torch.optim.Adam(p4.parameter_groups(self.model), lr=variant.rate, foreach=True)
-        self.scheduler: p4.MergeScheduler | None = None
         if variant.method == "relora":
             self.scheduler = p4.MergeScheduler(
                 self.model,
@@ -122,8 +124,6 @@ class Fit:
                 rewarm=variant.rewarm,
                 seed=seed,
             )
-        self.step, self.watch = 0, Stopwatch()
-        self.curve: list[tuple[int, float, float]] = []
 
     @property
     def note(self) -> str:
@@ -150,23 +150,6 @@ class Fit:
         windows = self.text.windows(self.setting.windows, self.setting.context)
         return torch.cat([self.model.loss(part) for part in windows.split(100)]).double()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "seconds": self.watch.seconds,
-            "curve": self.curve,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler else {},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.watch.seconds, self.curve = state["step"], state["seconds"], list(state["curve"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-
     def row(self) -> Row:
         loss = self.held_out()
         trainable = sum(value.numel() for value in self.model.parameters() if value.requires_grad)
@@ -188,7 +171,7 @@ class Fit:
 def warm_start(setting: Setting, seed: int, text: Text) -> dict[str, Tensor]:
     """The weights that all variants of a seed start from: a short training of all of them."""
     brief = Setting(**{**asdict(setting), "steps": setting.warm, "record": setting.warm + 1})
-    fit = Fit(Variant("full", setting.warm_rate), brief, seed, text, None)
+    fit = Learner(Variant("full", setting.warm_rate), brief, seed, text, None)
     while fit.step < setting.warm:
         fit.advance()
     return fit.model.state_dict()
@@ -203,7 +186,7 @@ def work(setting: Setting, chosen: Sequence[tuple[Variant, int]], out: Path, con
             f"{variant.title}, {variant.rate:g}, {seed}".replace(", ", "-").replace(" ", ""),
             f"{variant.title}, rate {variant.rate:g}, seed {seed}",
             setting.steps,
-            partial(Fit, variant, setting, seed, text, warm[seed]),
+            partial(Learner, variant, setting, seed, text, warm[seed]),
         )
         for variant, seed in chosen
     ]
