@@ -55,6 +55,8 @@ def _informed(rank: int | None) -> dict[str, torch.Tensor]:
 def _train(rank: int, refuses: bool, directions: Any = None, together: bool = False) -> dict[str, Any]:
     inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
     for index in (0, 2):
+        if together:  # far from what bounds of log|det| refuse
+            nn.init.orthogonal_(inner[index].weight)
         p4.perturb(inner[index], "weight", p4.Invertible, rank=2)
     model = nn.parallel.DistributedDataParallel(p4.Joint(inner) if together else inner)
     optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=1e-2)
