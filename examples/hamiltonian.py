@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -30,7 +29,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import p4torch as p4
-from examples.scaffold import Job, Results, Row, Stopwatch, add_options, run, train
+from examples.scaffold import Fit, Job, Results, Row, add_options, run, train
 from p4torch.sites import direction_generator
 from p4torch.training.chunks import warmup_cosine
 
@@ -144,23 +143,21 @@ def _linear(rank: int) -> nn.Module:
     return p4.perturb(layer, "weight", p4.Symplectic, rank=rank)
 
 
-class Fit:
+class Learner(Fit):
     """One network while it trains (`examples.scaffold.Training`)."""
 
     def __init__(self, kind: str, setting: Setting, seed: int) -> None:
+        super().__init__()
         self.kind, self.setting, self.seed = kind, setting, seed
         torch.manual_seed(seed)
         self.model = symplectic(setting) if kind == "symplectic" else Unconstrained(setting.hidden)
         self.x = states(setting.states, setting.energies, direction_generator(seed, "states", 0))
         self.y = true_map(self.x)
         self.optimizer = torch.optim.Adam(p4.parameter_groups(self.model), lr=setting.rate, foreach=True)
-        self.scheduler = None
         if kind == "symplectic":
             self.scheduler = p4.MergeScheduler(
                 self.model, self.optimizer, every=setting.every, optimizer_state="transport", seed=seed
             )
-        self.step, self.watch = 0, Stopwatch()
-        self.curve: list[tuple[int, float, float]] = []
 
     @property
     def note(self) -> str:
@@ -183,23 +180,6 @@ class Fit:
         self.step += 1
         if self.step % setting.record == 0:
             self.curve.append((self.step, self.watch.seconds, float(loss.detach())))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "seconds": self.watch.seconds,
-            "curve": self.curve,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler else {},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.watch.seconds, self.curve = state["step"], state["seconds"], list(state["curve"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
 
     def row(self) -> Row:
         """Errors on fresh states, and the energy along iterated maps."""
@@ -239,7 +219,7 @@ class Fit:
 def work(setting: Setting, seeds: Sequence[int], out: Path, console: Console) -> Results:
     """Train both networks with every seed."""
     jobs = [
-        Job(f"{kind}-{seed}", f"{kind}, seed {seed}", setting.steps, partial(Fit, kind, setting, seed))
+        Job(f"{kind}-{seed}", f"{kind}, seed {seed}", setting.steps, partial(Learner, kind, setting, seed))
         for seed in seeds
         for kind in ("symplectic", "unconstrained")
     ]

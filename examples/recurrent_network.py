@@ -1,4 +1,4 @@
-"""The recurrent network of `examples.recurrent`, and the ways to keep its matrix orthogonal.
+"""The recurrent network of `examples.recurrent`.
 
     h_t = modReLU(W h_{t-1} + e(x_t); b),   modReLU(z; b) = sign(z) max(|z| + b, 0)
 
@@ -21,9 +21,9 @@ from torch.nn import functional as F
 class Network(nn.Module):
     """Logits `(t, m, outputs)` from `(t, m)` integers, if `symbols` says how many there are, else `(t, m)` numbers."""
 
-    def __init__(self, hidden: int, outputs: int, symbols: int | None = None, largest: float = math.pi) -> None:
+    def __init__(self, hidden: int, outputs: int, symbols: int | None = None) -> None:
         super().__init__()
-        self.recurrent = nn.Parameter(rotations(hidden, largest))
+        self.recurrent = nn.Parameter(rotations(hidden))
         self.threshold = nn.Parameter(torch.empty(hidden).uniform_(-0.01, 0.01))
         self.symbols = symbols
         self.input = nn.Parameter(torch.randn(symbols or 1, hidden) / hidden**0.5)
@@ -37,10 +37,14 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.states(x))
 
+    def last(self, x: Tensor) -> Tensor:
+        """The logits after the last input alone `(m, outputs)`."""
+        return self.output(self.states(x)[-1])
 
-def rotations(n: int, largest: float = math.pi) -> Tensor:
+
+def rotations(n: int) -> Tensor:
     """Blocks [[cos θ, -sin θ], [sin θ, cos θ]] on the diagonal of `(n, n)`, θ uniform in (-π, π)."""
-    angle = torch.empty(n // 2).uniform_(-largest, largest)
+    angle = torch.empty(n // 2).uniform_(-math.pi, math.pi)
     cos, sin = angle.cos(), angle.sin()
     return torch.block_diag(*torch.stack([cos, -sin, sin, cos], -1).reshape(-1, 2, 2))
 

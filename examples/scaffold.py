@@ -17,7 +17,9 @@ import torch
 from benchmarks.layers import Missing
 from benchmarks.peers import load, versions
 from rich.console import Console
+from torch import nn
 
+import p4torch as p4
 from p4torch.cli.options import integers
 from p4torch.display import display
 from p4torch.errors import P4Error
@@ -64,6 +66,37 @@ class Training(Protocol):
 
     def row(self) -> Row:
         """What metrics.json keeps."""
+
+
+class Fit:
+    """What most trainings are: a model, its optimizer and its merges. `curve` holds (step, seconds, value) records."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: p4.MergeScheduler | None = None
+
+    def __init__(self) -> None:
+        self.step, self.watch = 0, Stopwatch()
+        self.curve: list[tuple[int, float, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resume needs."""
+        return {
+            "step": self.step,
+            "seconds": self.watch.seconds,
+            "curve": self.curve,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.step, self.watch.seconds, self.curve = state["step"], state["seconds"], list(state["curve"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
 
 
 @dataclass(frozen=True)

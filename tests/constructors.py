@@ -136,7 +136,7 @@ PERTURBATIONS: dict[str, Row] = {
     "symplectic": Row(p4.Symplectic),
     "symplectic-rank2": Row(partial(p4.Symplectic, rank=2), {"compile": False, "steps": 300}, large=Large()),
     "symplectic-2x2": Row(p4.Symplectic, {"shape": (2, 2), "compile": False, "steps": 300}),
-    "unitary": Row(p4.Unitary, {"sample": unitary, "tangent": 11, "compile": False}),  # of 2n - 1
+    "unitary": Row(p4.Unitary, {"sample": unitary, "tangent": 11}),  # of 2n - 1
     "unitary-rank2": Row(
         partial(p4.Unitary, rank=2),
         {"sample": unitary, "tangent": 20, "compile": False, "steps": 300},

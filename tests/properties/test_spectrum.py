@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -90,6 +91,25 @@ def test_a_singular_move_is_refused() -> None:
     kept = base.clone()
     report = perturbation.merge(base)
     assert not report.ok and torch.equal(base, kept)
+
+
+def test_a_move_that_loses_digits_is_refused() -> None:
+    base = torch.randn(3, 3, dtype=torch.float64)
+    perturbation = p4.FixedSpectrum(base)
+    with torch.no_grad():  # VᵀU = 0, and T is far from the identity all the same
+        perturbation.v.copy_(torch.tensor([[1.0], [0.0], [0.0]]))
+        perturbation.u.copy_(torch.tensor([[0.0], [1e6], [0.0]]))
+    report = perturbation.merge(base)
+    assert "nearly singular" in (report.reason or "")
+
+
+def test_zeros_are_their_own_class() -> None:
+    base = torch.zeros(3, 3)
+    perturbation = p4.FixedSpectrum(base)
+    assert perturbation.defect(base) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        perturbation.right_inverse(base)
 
 
 def test_precision_survives_changes_of_dtype() -> None:

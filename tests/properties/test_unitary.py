@@ -74,6 +74,11 @@ def test_bad_bases(base: Tensor, message: str) -> None:
         p4.Unitary(base)
 
 
+def test_informed_directions_are_refused_by_name() -> None:
+    with pytest.raises(p4.ArgumentError, match="`directions` must be random, for complex matrices, got 'informed'"):
+        p4.Unitary(torch.eye(2, dtype=torch.complex64), directions="informed")
+
+
 def test_inverses_of_rectangles_are_refused() -> None:
     base = linalg.orthonormalized(complex_normal(4, 2))
     perturbation = p4.Unitary(base)

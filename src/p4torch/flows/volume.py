@@ -41,9 +41,13 @@ class VolumePreserving(Joint, Bijection):
     def __init__(self, model: Chain) -> None:
         super().__init__(model)
         last = model.bijections[-1] if isinstance(model, Chain) and len(model) else None
-        if not isinstance(last, InvertibleLinear) or not isinstance(lookup(last, "weight")[0], Invertible):
+        expected = "a Chain that ends with an InvertibleLinear of the property Invertible"
+        if not isinstance(last, InvertibleLinear):
             came = type(model).__name__ if last is None else f"one that ends with {type(last).__name__}"
-            raise ArgumentError.of("model", "a Chain that ends with an InvertibleLinear, perturbed", came)
+            raise ArgumentError.of("model", expected, came)
+        kind = lookup(last, "weight")[0]
+        if not isinstance(kind, Invertible):
+            raise ArgumentError.of("model", expected, f"one of {type(kind).__name__}")
         self.features = last.features
 
     @property

@@ -20,19 +20,24 @@ _ONE = (
     nn.ReLU6,
     nn.Tanh,
     nn.Hardtanh,
-    nn.Softplus,
     nn.Softsign,
     nn.LogSigmoid,
     nn.Softshrink,
     nn.Tanhshrink,
-    nn.CELU,
-    nn.Softmax,
     nn.ChannelShuffle,
     nn.PixelShuffle,
     nn.PixelUnshuffle,
 )
 
-_OTHERS: dict[type[nn.Module], Callable[[Any], float]] = {
+#: torch's own threshold, from which on it takes x for log(1 + eˣ), which is e⁻ˣ larger: a jump of 1e-10 of the value.
+#: At a lower one the jump is no matter of rounding, and there is no constant.
+LINEAR_FROM = 20
+
+_OTHERS: dict[type[nn.Module], Callable[[Any], float | None]] = {
+    nn.Softplus: lambda layer: 1.0 if layer.beta and layer.threshold >= LINEAR_FROM else None,
+    nn.CELU: lambda layer: 1.0 if layer.alpha > 0 else None,  # else it grows like e⁻ˣ
+    nn.Softmax: lambda layer: 0.5,  # rows of |diag(p) - p pᵀ| sum to 2 pᵢ (1 - pᵢ)
+    nn.Softmin: lambda layer: 0.5,
     nn.Sigmoid: lambda layer: 0.25,
     nn.Hardsigmoid: lambda layer: 0.1667,  # 1/6, rounded up: torch has it in single precision
     nn.Hardswish: lambda layer: 1.5,
@@ -46,9 +51,9 @@ _OTHERS: dict[type[nn.Module], Callable[[Any], float]] = {
 
 
 def lipschitz_constant(layer: nn.Module) -> float | None:
-    """Of a layer that has no weights and treats points one by one; None where none is known (attention, norms that
-    divide by what they see, dropout, whose training mode enlarges)."""
+    """Of a layer that has no weights, for the whole tensor that it is given; None where none is known (attention, norms
+    that divide by what they see, dropout, whose training mode enlarges, what jumps)."""
     if type(layer) in _ONE:
         return 1.0
-    known = _OTHERS.get(type(layer))
-    return None if known is None else float(known(layer))
+    known = _OTHERS.get(type(layer), lambda layer: None)(layer)
+    return None if known is None else float(known)

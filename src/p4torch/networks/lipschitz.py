@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -14,9 +15,11 @@ from p4torch.errors import ArgumentError, ProjectionWarning
 from p4torch.joint import Joint
 from p4torch.merging import Proposal
 from p4torch.networks.constants import lipschitz_constant
+from p4torch.places import plain_parameter
 from p4torch.properties import SpectralBound
 from p4torch.properties.checks import check_number
 from p4torch.properties.norms import norm_bound, norm_of_low_rank, rounding_share
+from p4torch.properties.shapes import check_real_matrix
 from p4torch.sites import Site, perturb
 
 #: The start is brought to this share below the bound, so that rounding does not lead above it.
@@ -38,17 +41,22 @@ class LipschitzNetwork(Joint):
     merge; between merges it may be left, as `lipschitz_bound()` tells. It costs no products while the sum of certified
     norm and ‖U Vᵀ‖₂ stays within the budget; then O(np²) a layer. Biases train as ever.
 
+    `p4.finalize` leaves what the network computes now: call `p4.merge` first, or be warned where that is above c. A
+    weight that is assigned, or comes from a checkpoint of a plain model, has to keep to its layer's present share.
+
     Args:
         model: an `nn.Sequential` (of `nn.Sequential`s) of `nn.Linear`, convolutions with zero padding and without
             groups, and layers whose constant is known, see `p4torch.networks.constants`: ReLU, Tanh, Sigmoid, Softplus,
-            GELU, SiLU, Flatten, ... A convolution's norm is at most √p times that of its kernel as a matrix
-            `(out, rest)`, p its number of positions, since every entry of the input is in p patches at most.
+            GELU, SiLU, Softmax, Flatten, ... A convolution's norm is at most √p times that of its kernel as a matrix
+            `(out, rest)`, where every entry of the input is in p patches at most: all positions of the kernel at
+            stride 1, a single one where patches do not overlap.
         bound: c > 0. A network above it is scaled down, all layers by the same factor, with a warning.
         rank, options: of `SpectralBound`.
         method: "clip" or "scale".
 
     Raises:
-        ArgumentError: a layer whose constant is not known, by name; no layer with weights; a bound out of range.
+        ArgumentError: a layer whose constant is not known, or a weight that is not finite, by name; one layer or weight
+            twice; no layer with weights; a bound or an option out of range. The model is as it was, then.
 
     Source: Gouk, Frank, Pfahringer and Cree (2021), regularisation of neural networks by enforcing Lipschitz
     continuity, for the product bound.
@@ -67,25 +75,31 @@ class LipschitzNetwork(Joint):
     ) -> None:
         super().__init__(model)
         check_number("bound", bound, 1e-30)
-        weighted, self.constant = _layers(model)
+        layers, self.constant = _layers(model)
         self.register_buffer("bound", torch.tensor(float(bound), dtype=torch.float64))
-        norms = torch.stack([norm_bound(layer.weight.detach().flatten(1)) for layer in weighted])
-        budget = math.log(bound / self.constant) / len(weighted)
-        excess = float(norms.log().mean()) - budget
-        if excess > 0:
-            factor = math.exp(-excess) * (1 - ROOM)
-            warnings.warn(
-                f"`model` has a certified Lipschitz constant of {self.constant * float(norms.prod()):.3g}, above "
-                f"`bound` = {bound:g}: each of its {len(weighted)} layers is multiplied by {factor:.3g}",
-                ProjectionWarning,
-                stacklevel=2,
-            )
-            with torch.no_grad():
-                for layer in weighted:
-                    layer.weight.mul_(factor)
-            norms = norms * factor
-        for layer, share in zip(weighted, _shares(norms, budget), strict=True):
-            perturb(layer, "weight", SpectralBound, bound=float(share), rank=rank, method=method, **options)
+        members = [_member(path, layer, rank=rank, method=method, **options) for path, layer in layers.items()]
+        budget = math.log(bound / self.constant) / len(layers)
+        norms = torch.stack([member.certificate.norm for member in members])
+        if float(norms.log().mean()) > budget:
+            norms = self._scale(list(layers.values()), norms, budget)
+        for layer, member, share in zip(layers.values(), members, _shares(norms, budget), strict=True):
+            member.certificate.bound.copy_(share)
+            perturb(layer, "weight", partial(_given, member), view="matrix")
+
+    @torch.no_grad()
+    def _scale(self, layers: Sequence[_Weighted], norms: Tensor, budget: float) -> Tensor:
+        """Bring the start inside, by one factor for all layers. Their norms then."""
+        room = max(ROOM, *(rounding_share(_matrix(layer)) for layer in layers))
+        factor = math.exp(budget - float(norms.log().mean())) / (1 + room)
+        warnings.warn(
+            f"`model` has a certified Lipschitz constant of {self.constant * float(norms.prod()):.3g}, above "
+            f"`bound` = {float(self.bound):g}: each of its {len(layers)} layers is multiplied by {factor:.3g}",
+            ProjectionWarning,
+            stacklevel=3,
+        )
+        for layer in layers:
+            layer.weight.mul_(factor)
+        return torch.stack([norm_bound(_matrix(layer)) for layer in layers])
 
     @torch.no_grad()
     def lipschitz_bound(self) -> Tensor:
@@ -121,14 +135,47 @@ class LipschitzNetwork(Joint):
             for member, (base, norm), share in zip(members, inside, shares, strict=True)
         ]
 
+    def unwrap(self) -> nn.Module:
+        norms = [norm_bound(_matrix(layer)) for layer in self.model.modules() if isinstance(layer, _Weighted)]
+        now = self.constant * torch.stack(norms).prod()
+        if bool(now > self.bound * (1 + ROOM)):
+            warnings.warn(
+                f"the finalized model has a certified Lipschitz constant of {float(now):.3g}, above `bound` = "
+                f"{float(self.bound):g}: `p4.merge` before `p4.finalize` brings it inside",
+                ProjectionWarning,
+                stacklevel=5,
+            )
+        return self.model
+
     def extra_repr(self) -> str:
         return f"bound={float(self.bound):g}, constant={self.constant:g}"
 
 
 def _shares(norms: Tensor, budget: Tensor | float) -> Tensor:
-    """Bounds in the ratios of the norms, whose logarithms have the mean `budget`."""
-    logarithms = norms.clamp_min(torch.finfo(norms.dtype).tiny).log()
+    """Bounds in the ratios of the norms, whose logarithms have the mean `budget`. Layers of zeros, which have no ratio
+    to others, get what these leave."""
+    logarithms, zero = norms.log(), norms == 0
+    if bool(zero.any()):
+        left = budget * norms.numel() - logarithms[~zero].sum()
+        return torch.where(zero, (left / zero.sum()).exp(), norms)
     return (logarithms - logarithms.mean() + budget).exp()
+
+
+def _member(path: str, layer: _Weighted, **options: Any) -> SpectralBound:
+    """The perturbation of one layer, before its share is known."""
+    try:
+        check_real_matrix(plain_parameter(layer, "weight"))
+    except ArgumentError as error:
+        raise ArgumentError.of("model", "of layers that can be perturbed", f"{path or 'itself'}: {error}") from error
+    return SpectralBound(_matrix(layer), bound=1.0, **options)
+
+
+def _given(member: SpectralBound, base: Tensor) -> SpectralBound:
+    return member
+
+
+def _matrix(layer: _Weighted) -> Tensor:
+    return layer.weight.detach().flatten(1)
 
 
 def _bound_now(site: Site) -> Tensor:
@@ -140,9 +187,9 @@ def _bound_now(site: Site) -> Tensor:
 _Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-def _layers(model: nn.Module) -> tuple[list[_Weighted], float]:
-    """The layers with weights, and the product of all that is not their matrices' norms."""
-    weighted: list[_Weighted] = []
+def _layers(model: nn.Module) -> tuple[dict[str, _Weighted], float]:
+    """The layers with weights by path, and the product of all that is not their matrices' norms."""
+    weighted: dict[str, _Weighted] = {}
     constant = 1.0
     for path, layer in _leaves(model, ""):
         known = _overlap(layer) if isinstance(layer, _Weighted) else lipschitz_constant(layer)
@@ -150,9 +197,11 @@ def _layers(model: nn.Module) -> tuple[list[_Weighted], float]:
             expected = "made of nn.Sequential, nn.Linear, nn.Conv and layers whose Lipschitz constant is known"
             raise ArgumentError.of("model", expected, f"{path or 'itself'}: {type(layer).__name__}")
         if isinstance(layer, _Weighted):
-            if any(layer is other for other in weighted):
-                raise ArgumentError.of("model", "a chain of different layers", f"one layer twice: {path}")
-            weighted.append(layer)
+            for other_path, other in weighted.items():
+                if layer.weight is other.weight or layer.weight.data_ptr() == other.weight.data_ptr() != 0:
+                    came = f"one layer twice: {path}" if layer is other else f"one weight in two: {other_path}, {path}"
+                    raise ArgumentError.of("model", "a chain of different layers", came)
+            weighted[path] = layer
         constant *= known
     if not weighted:
         raise ArgumentError.of("model", "a chain with at least one nn.Linear or nn.Conv", type(model).__name__)
@@ -160,11 +209,17 @@ def _layers(model: nn.Module) -> tuple[list[_Weighted], float]:
 
 
 def _overlap(layer: _Weighted) -> float | None:
-    """‖layer‖ / ‖matrix‖ at most: 1 of a linear layer, √p of a kernel of p positions; None if it is another kind."""
+    """‖layer‖ / ‖matrix‖ at most: 1 of a linear layer; √p of a kernel, p the largest number of patches that an entry of
+    the input is in; None if it is another kind.
+
+    Output i sees entry i s + j d at position j. Those j that see one entry differ by multiples of s / gcd(s, d), so
+    of k positions along an axis at most ⌈k gcd(s, d) / s⌉ do: k at stride 1, one where s = k.
+    """
     if isinstance(layer, nn.Linear):
         return 1.0 if type(layer) is nn.Linear else None
     plain = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.groups == 1 and layer.padding_mode == "zeros"
-    return math.prod(layer.weight.shape[2:]) ** 0.5 if plain else None
+    axes = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    return math.prod(-(-k * math.gcd(s, d) // s) for k, s, d in axes) ** 0.5 if plain else None
 
 
 def _leaves(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:

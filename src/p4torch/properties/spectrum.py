@@ -18,8 +18,8 @@ POWERS = 4
 #: After each step ‖VᵀU‖ is at most this: I + VᵀU stays away from singular ones.
 GROWTH = 0.5
 
-#: Largest ‖(I + VᵀU)⁻¹‖ of a merge.
-CONDITION = 1e3
+#: Largest bound of the condition number of T = I + U Vᵀ in a merge.
+CONDITION = 1e6
 
 
 class FixedSpectrum(LowRank):
@@ -34,7 +34,9 @@ class FixedSpectrum(LowRank):
 
     Tracked: A in double precision, in which merges are made, so that rounding does not add up: the base is always one
     rounding away from the class. log|det A| and its sign are constants. A step costs O(n²k), a merge O(n²k) in float64.
-    Assigning another tensor (`layer.weight = X`) admits another class.
+    Assigning another tensor (`layer.weight = X`) admits another class. A class is unbounded: where the loss does not
+    hold it, A may grow until its eigenvalues are lost in the rounding of its dtype, although the defect, relative to
+    ‖A‖, is small.
 
     Args:
         base: `(..., n, n)`; every one is an element of its own class.
@@ -111,7 +113,8 @@ class FixedSpectrum(LowRank):
     def defect(self, tensor: Tensor) -> Tensor:
         """The largest |tr Aʲ - tr A₀ʲ| / n sʲ over j = 1, ..., 4, with s = ‖A‖ / √n in the Frobenius norm."""
         exact, n = tensor.detach().double(), tensor.shape[-1]
-        size = (torch.linalg.matrix_norm(exact) / n**0.5).clamp_min(torch.finfo(exact.dtype).tiny)
+        least = torch.finfo(exact.dtype).tiny ** (0.5 / POWERS)  # of which the highest power does not underflow
+        size = (torch.linalg.matrix_norm(exact) / n**0.5).clamp_min(least)
         powers = torch.arange(1, POWERS + 1, device=exact.device)
         return ((_traces(exact) - self.invariants.value).abs() / (n * size[..., None] ** powers)).amax(-1)
 
@@ -138,8 +141,10 @@ class FixedSpectrum(LowRank):
         u, v, exact = self.u.double(), self.v.double(), self.exact.value
         moved = linalg.add_low_rank(exact, *self.conjugated(exact, u, v))
         inverse, _ = torch.linalg.inv_ex(linalg.capacitance(u, v))
-        lost = ~(torch.linalg.matrix_norm(inverse) <= CONDITION)
-        return Proposal(moved.to(base.dtype), [(self.exact.value, moved)], [Veto("I + VᵀU is nearly singular", lost)])
+        size = torch.linalg.matrix_norm(u) * torch.linalg.matrix_norm(v)
+        condition = (1 + size) * (1 + size * torch.linalg.matrix_norm(inverse))  # at least that of T
+        veto = Veto("I + U Vᵀ is nearly singular", ~(condition <= CONDITION))
+        return Proposal(moved.to(base.dtype), [(self.exact.value, moved)], [veto])
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:

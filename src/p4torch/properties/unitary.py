@@ -10,7 +10,7 @@ from torch import Tensor
 from p4torch import linalg, rows
 from p4torch.admission import check_base
 from p4torch.errors import ArgumentError
-from p4torch.low_rank import LowRank
+from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import Proposal
 from p4torch.properties.drift import polished, repaired
 from p4torch.properties.shapes import check_square
@@ -35,7 +35,8 @@ class Unitary(LowRank):
     Args:
         base: `(..., n, p)` or `(..., p, n)`, complex. One that is not orthonormal is projected: its polar factor.
         rank: k >= 1. 4nk real numbers train.
-        scale, train_directions: see `p4torch.low_rank.LowRank`. Directions are drawn at random, always.
+        scale, train_directions: see `p4torch.low_rank.LowRank`.
+        directions: "random", always; a schedule with informed directions leaves them so.
 
     Raises:
         ArgumentError: for a base that is not a complex, finite matrix.
@@ -44,8 +45,18 @@ class Unitary(LowRank):
     Helfrich, Willmott and Ye (2018) for its use in networks.
     """
 
-    def __init__(self, base: Tensor, rank: int = 1, *, scale: float = 1.0, train_directions: bool = True) -> None:
+    def __init__(
+        self,
+        base: Tensor,
+        rank: int = 1,
+        *,
+        scale: float = 1.0,
+        directions: Directions = "random",
+        train_directions: bool = True,
+    ) -> None:
         check_base(base)
+        if directions != "random":
+            raise ArgumentError.of("directions", "random, for complex matrices", repr(directions))
         if not base.is_complex():
             raise ArgumentError.of("base", "complex (Orthogonal is the real one)", base.dtype)
         if base.dim() < 2:

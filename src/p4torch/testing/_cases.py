@@ -140,7 +140,7 @@ def function_of_b(site: Site, method: str = "forward", *arguments: Tensor) -> Ca
         bound = _Bound(site.perturbation, method)
         named = {f"perturbation.{name}": value for name, value in zip(names, values, strict=True)}
         result = torch.func.functional_call(bound, named, (site.base, *arguments))
-        return torch.view_as_real(result) if result.is_complex() else result
+        return torch.view_as_real(result.resolve_conj()) if result.is_complex() else result
 
     return function
 

@@ -267,4 +267,4 @@ def _check_compile(case: Case, backend: str) -> None:
         expected, got = function(site.base, *arguments), compiled(site.base, *arguments)
         require_close(f"compile: {name}", got, expected, ROUNDING * case.eps)
         if got.requires_grad:
-            torch.autograd.grad(got.sum(), list(parameters_of(site).values()))
+            torch.autograd.grad(got.sum().real, list(parameters_of(site).values()))

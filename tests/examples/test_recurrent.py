@@ -1,0 +1,172 @@
+"""The recurrent example: its cell against the readable twin, its tasks, a short run from end to end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.layers import Missing
+from examples.recurrent import EVERY, SETTINGS, SHORT, TUNE_SEED, Fit, Setting, best_rate
+from examples.recurrent_methods import METHODS, Method
+from examples.recurrent_network import readable_recurrence, recurrence, rotations
+from examples.recurrent_report import reached
+from examples.recurrent_tasks import Copying, Digits
+from examples.scaffold import Row
+
+from examples import recurrent, scaffold
+from p4torch.training import load_checkpoint, save_checkpoint
+from p4torch.training.folder import read_json
+
+ROUNDING = 1e-5  # of float32 matrices that are set, and set back
+
+
+def short(task: str = "copying") -> Setting:
+    setting = replace(SETTINGS[task], **SHORT)  # type: ignore[arg-type]
+    return replace(setting, task=Copying(delay=20)) if task == "copying" else setting
+
+
+def present() -> list[Method]:
+    return [method for method in METHODS if method.peer is None or find_spec(method.peer)]
+
+
+def test_the_cell_is_its_twin() -> None:
+    weight = rotations(6).double().requires_grad_()
+    x = torch.randn(5, 3, 6, dtype=torch.float64).requires_grad_()
+    threshold = torch.empty(6, dtype=torch.float64).uniform_(-0.3, 0.3).requires_grad_()
+    found, expected = recurrence(weight, x, threshold), readable_recurrence(weight, x, threshold)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)  # float64 sums of six products
+    g = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, (weight, x, threshold), g),
+        torch.autograd.grad(expected, (weight, x, threshold), g),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)  # and of 15 of those
+
+
+def test_rotations_are_orthogonal() -> None:
+    matrix = rotations(8).double()
+    torch.testing.assert_close(matrix.mT @ matrix, torch.eye(8).double(), rtol=0, atol=1e-6)  # made in float32
+
+
+def test_copying_asks_for_what_it_showed() -> None:
+    task = Copying(delay=30)
+    x, y = task.batch(seed=0, step=4, size=7)
+    assert x.shape == y.shape == (50, 7)
+    assert torch.equal(x[:10], y[-10:]) and (x[:10] >= 1).all() and (x[:10] <= 8).all()
+    assert not x[10:-11].any() and (x[-11] == 9).all() and not x[-10:].any() and not y[:-10].any()
+    assert task.baseline == pytest.approx(10 * math.log(8) / 50)
+
+
+def test_batches_are_functions_of_seed_and_step() -> None:
+    for task in (Copying(delay=5), Digits()):
+        x, y = task.batch(3, 8, 6)
+        again, other = task.batch(3, 8, 6), task.batch(3, 9, 6)
+        assert torch.equal(x, again[0]) and torch.equal(y, again[1]) and not torch.equal(y, other[1])
+
+
+def test_digits_are_sequences_of_pixels() -> None:
+    x, y = Digits().batch(0, 0, 5)
+    assert x.shape == (64, 5) and y.shape == (5,) and x.min() >= 0 and x.max() <= 1
+    loss, right = Digits().held_out(Digits().network(8))
+    assert loss > 0 and 0 <= right <= 1
+
+
+@pytest.mark.parametrize("method", present(), ids=lambda method: method.name)
+def test_every_method_starts_from_the_same_network_and_trains(method: Method) -> None:
+    setting = short()
+    fit = Fit(setting, method, 1e-3, seed=3)
+    torch.manual_seed(3)
+    plain = setting.task.network(setting.hidden)
+    torch.testing.assert_close(fit.network.recurrent.detach(), plain.recurrent.detach(), rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(fit.network.input, plain.input)
+    before = fit.network.recurrent.detach().clone()
+    for _ in range(EVERY):
+        fit.advance()
+    moved = not torch.equal(before, fit.network.recurrent.detach())
+    assert moved == method.trains
+    assert fit.row()["defect"] < ROUNDING or method.name == "free"
+
+
+@pytest.mark.parametrize("name", ["p4-informed", "cayley"])
+def test_a_resume_is_exact(name: str, tmp_path: Path) -> None:
+    method = next(method for method in METHODS if method.name == name)
+    straight, resumed = (Fit(short(), method, 1e-3, 0) for _ in range(2))
+    for _ in range(9):  # just before a merge
+        straight.advance()
+    save_checkpoint(tmp_path / "state.pt", straight.state_dict())
+    resumed.load_state_dict(load_checkpoint(tmp_path / "state.pt"))
+    for fit in (straight, resumed):
+        for _ in range(6):
+            fit.advance()
+    for one, other in zip(straight.network.state_dict().values(), resumed.network.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert [point[2] for point in straight.curve] == [point[2] for point in resumed.curve]
+
+
+def test_the_best_rate_has_the_least_loss_that_is_a_number() -> None:
+    tuned: list[Row] = [
+        {"method": "free", "rate": 1e-3, "seed": TUNE_SEED, "loss": math.inf},
+        {"method": "free", "rate": 1e-4, "seed": TUNE_SEED, "loss": 0.2},
+        {"method": "cayley", "rate": 1e-5, "seed": TUNE_SEED, "loss": 0.1},
+    ]
+    by_name = {method.name: method for method in METHODS}
+    assert best_rate(by_name["free"], tuned) == 1e-4
+    assert best_rate(by_name["frozen"], tuned) == 0.0
+
+
+def test_a_loss_is_reached_at_its_first_point() -> None:
+    row = {"curve": [[10, 0.1, 2.0], [20, 0.2, 0.5], [30, 0.3, 0.7], [40, 0.4, 0.1]]}
+    assert reached(row, 0.6) == (20, 0.2)
+    assert reached(row, 0.05) is None
+
+
+TINY = {**SHORT, "steps": 20, "tune_steps": 10, "rates": (1e-3,), "large_steps": 1}
+
+
+@pytest.mark.parametrize("task", ["copying", "digits"])
+def test_a_short_run_without_a_peer(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(package: str) -> Any:
+        raise Missing(f"peer {package} is missing: row left out")
+
+    monkeypatch.setattr(scaffold, "load", missing)
+    monkeypatch.setattr(recurrent, "SHORT", TINY)
+    out = tmp_path / "run"
+    assert recurrent.main([task, "--short", "--seeds", "1", "--out", str(out)]) == 0
+    assert "geotorch is missing" in capsys.readouterr().out
+    found = {row["method"] for row in read_json(out / "metrics.json")["jobs"]}
+    assert found == {method.name for method in METHODS} - {"geotorch"}
+    assert (out / "recurrent.png").exists() and (out / "recurrent.pdf").exists()
+
+
+def test_a_short_run_that_is_killed_goes_on_to_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurrent, "SHORT", {**TINY, "steps": 40})
+    monkeypatch.setattr(recurrent, "METHODS", METHODS[:2])
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    command = ["copying", "--short", "--seeds", "1", "--out"]
+    assert recurrent.main([*command, str(straight)]) == 0
+    advance, calls = Fit.advance, 0
+
+    def dying(fit: Fit) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 20 + 50 + 7:  # the tuning, a turn of both, and a part of the next
+            raise KeyboardInterrupt
+        advance(fit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fit, "advance", dying)
+        assert recurrent.main([*command, str(killed)]) == 130
+    assert recurrent.main([*command, str(killed), "--resume"]) == 0
+    one, other = (read_json(out / "metrics.json")["jobs"] for out in (straight, killed))
+    for name in ("method", "rate", "loss", "held_out_loss", "defect", "merged"):
+        assert [row[name] for row in one] == [row[name] for row in other]
