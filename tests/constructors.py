@@ -12,6 +12,7 @@ from torch import Tensor
 
 import p4torch as p4
 from p4torch import linalg
+from p4torch.properties import diagonals
 
 Factory = Callable[[Tensor], p4.Perturbation]
 
@@ -68,6 +69,16 @@ def turns(count: int) -> Tensor:
     angles = 2 * torch.pi / count * torch.arange(count, dtype=torch.float64)
     skew = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
     return torch.stack([torch.block_diag(torch.matrix_exp(angle * skew), torch.eye(2)) for angle in angles])
+
+
+def toeplitz(generator: torch.Generator) -> Tensor:
+    """One of size 64 with diagonals ~ N(0, 1/64)."""
+    return diagonals.toeplitz(torch.randn(127, generator=generator, dtype=torch.float64) / 8, 64)
+
+
+def circulant(generator: torch.Generator) -> Tensor:
+    """One of size 64 with entries ~ N(0, 1/64)."""
+    return diagonals.circulant(torch.randn(64, generator=generator, dtype=torch.float64) / 8)
 
 
 PERTURBATIONS: dict[str, Row] = {
@@ -139,9 +150,9 @@ PERTURBATIONS: dict[str, Row] = {
     "symmetric-rank2": Row(partial(p4.LinearSubspace, kind="symmetric", rank=2), {"compile": False, "steps": 300}),
     "skew": Row(partial(p4.LinearSubspace, kind="skew"), {"tangent": 5}, Large()),  # v vᵀ is not skew
     "skew-rank2": Row(partial(p4.LinearSubspace, kind="skew", rank=2), {"compile": False, "steps": 300}),
-    "circulant": Row(partial(p4.LinearSubspace, kind="circulant"), large=Large()),
+    "circulant": Row(partial(p4.LinearSubspace, kind="circulant"), large=Large(sample=circulant)),
     "circulant-odd": Row(partial(p4.LinearSubspace, kind="circulant"), {"shape": (5, 5), "compile": False}),
-    "toeplitz": Row(partial(p4.LinearSubspace, kind="toeplitz"), {"tangent": 11}, Large()),
+    "toeplitz": Row(partial(p4.LinearSubspace, kind="toeplitz"), {"tangent": 11}, Large(sample=toeplitz)),
     "toeplitz-wide": Row(
         partial(p4.LinearSubspace, kind="toeplitz"), {"shape": (3, 5), "tangent": 7, "compile": False, "steps": 300}
     ),

@@ -26,6 +26,8 @@ def _work(rank: int, folder: str) -> None:
         "agree": _train(rank, refuses=False),
         "refuse": _train(rank, refuses=rank == 1),
         "informed": _train(rank, refuses=False, directions="informed"),
+        "together": _train(rank, refuses=False, together=True),
+        "refuse together": _train(rank, refuses=rank == 1, together=True),
     }
     cases["informed"]["state"] = {"v": _informed(rank)["v"], **cases["informed"]["state"]}
     torch.save(cases, f"{folder}/{rank}.pt")
@@ -50,11 +52,13 @@ def _informed(rank: int | None) -> dict[str, torch.Tensor]:
     return {"v": next(p4.sites(model)).perturbation.v.detach()}  # type: ignore[union-attr]
 
 
-def _train(rank: int, refuses: bool, directions: Any = None) -> dict[str, Any]:
+def _train(rank: int, refuses: bool, directions: Any = None, together: bool = False) -> dict[str, Any]:
     inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
     for index in (0, 2):
+        if together:  # far from what bounds of log|det| refuse
+            nn.init.orthogonal_(inner[index].weight)
         p4.perturb(inner[index], "weight", p4.Invertible, rank=2)
-    model = nn.parallel.DistributedDataParallel(inner)
+    model = nn.parallel.DistributedDataParallel(p4.Joint(inner) if together else inner)
     optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=1e-2)
     scheduler = p4.MergeScheduler(model, optimizer, every=EVERY, directions=directions)
     if refuses:
@@ -109,6 +113,23 @@ def test_if_one_rank_refuses_all_skip(results: list[dict[str, Any]]) -> None:
         assert (report[2] == 1) == report[0].endswith("0.weight")
     assert one["reports"][0][3] == "another rank refused"
     assert other["reports"][0][3] == "refused here"
+
+
+def test_sites_that_merge_together_do_so_on_all_ranks(results: list[dict[str, Any]]) -> None:
+    one, other = (rank["together"] for rank in results)
+    _assert_the_same(one["state"], other["state"])
+    assert one["reports"] == other["reports"]
+    assert all(merged for _, merged, _, _ in one["reports"])
+
+
+def test_if_one_site_of_one_rank_refuses_none_merges_anywhere(results: list[dict[str, Any]]) -> None:
+    one, other = (rank["refuse together"] for rank in results)
+    _assert_the_same(one["state"], other["state"])
+    assert len(one["reports"]) == 2 * STEPS // EVERY
+    assert all(report[1:3] == (0, 1) for report in one["reports"] + other["reports"])
+    assert [report[3] for report in one["reports"][:2]] == ["merged together or not at all: another rank refused"] * 2
+    assert other["reports"][0][3] == "refused here"
+    assert other["reports"][1][3] == "merged together or not at all: model.0.weight: refused here"
 
 
 def test_informed_directions_are_those_of_all_points(results: list[dict[str, Any]]) -> None:

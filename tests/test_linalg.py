@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -166,3 +168,31 @@ def test_probe_sees_what_is_wrong_and_rounding_is_below_one_unit() -> None:
     assert residual <= torch.finfo(torch.float32).eps * unit
     residual, unit = linalg.probe_residual(base.double(), inverse.double() + 1e-3, probes)
     assert residual > 100 * torch.finfo(torch.float32).eps * unit
+
+
+def test_lu_of_stacks_matrix_by_matrix() -> None:
+    """As one call, and where matrices are large one by one; solutions broadcast."""
+    stack = torch.stack([regular(seed, linalg.LU_STACK + 1) for seed in range(6)]).view(2, 3, 65, 65)
+    right = draw(7, 3, 65, 2)
+    for function, arguments in (
+        (torch.linalg.inv, (stack,)),
+        (torch.linalg.slogdet, (stack,)),
+        (torch.linalg.solve, (stack, right)),
+    ):
+        torch.testing.assert_close(tuple(linalg.one_by_one(function, *arguments)), tuple(function(*arguments)))
+
+
+@pytest.mark.slow
+def test_large_stacks_do_not_hang_on_several_threads() -> None:
+    """MKL's batched LU does (n = 160 and two threads); in a process of its own, which can be ended."""
+    code = (
+        "import torch, p4torch as p4; torch.set_num_threads(2); base = torch.eye(160).repeat(3, 1, 1); "
+        "base += 0.01 * torch.randn_like(base)\n"
+        "for property in (p4.Invertible, p4.UnitDeterminant):\n"
+        "    module = torch.nn.Module(); module.w = torch.nn.Parameter(base.clone())\n"
+        "    p4.perturb(module, 'w', property)\n"
+        "    (site,) = p4.sites(module); site.perturbation.u.data.add_(0.001)\n"
+        "    assert site.merge(force=True).ok; site.refresh(); site.correct()\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "ERROR" not in done.stderr, done.stderr

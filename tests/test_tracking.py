@@ -60,6 +60,37 @@ def test_to_meta_and_back() -> None:
     assert tracked.to_empty(device="cpu").logabsdet.dtype == torch.float64
 
 
+def test_a_checkpoint_of_the_same_dtype_is_taken_as_it_is() -> None:
+    """Also by a model that has just changed its dtype: a resume is exact."""
+    base = base_of()
+    saved = TrackedInverse(base)
+    saved.inverse.mul_(1 + EXACT)  # as merges left it, not as LAPACK has it
+    resumed = TrackedInverse(base.float()).double()
+    resumed.load_state_dict(saved.state_dict())
+    assert not resumed.stale
+    assert torch.equal(resumed.current(base).inverse, saved.inverse)
+
+
+def test_what_a_change_of_dtype_left_stale_is_so_after_saving() -> None:
+    base = base_of().float()
+    saved = TrackedInverse(base).double()
+    for resumed in (TrackedInverse(base.double()), TrackedInverse(base).double()):
+        resumed.load_state_dict(saved.state_dict())
+        inverse, sign = resumed.current(base.double()).inverse, resumed.sign
+        torch.testing.assert_close(inverse @ base.double(), torch.eye(6).double(), rtol=0, atol=EXACT)
+        assert sign == torch.linalg.slogdet(base)[0]
+    single = TrackedInverse(base)
+    single.load_state_dict(TrackedInverse(base.double()).state_dict())
+    again = TrackedInverse(base)
+    again.load_state_dict(single.state_dict())
+    assert single.stale and again.stale
+
+
+def test_staleness_needs_no_values() -> None:
+    tracked = TrackedInverse(base_of()).to("meta").float()
+    assert tracked.stale and tracked.sign.is_meta
+
+
 def test_nothing_trains_and_nothing_is_broadcast() -> None:
     tracked = TrackedInverse(base_of())
     assert not tracked.inverse.requires_grad

@@ -95,6 +95,17 @@ def test_callback_resumes_bit_exactly_in_the_middle_of_an_interval(tmp_path: Pat
     assert callback.merged == whole_callback.merged
 
 
+def test_callback_merges_a_network_together(tmp_path: Path) -> None:
+    model, callback = Regression(perturbed=False), MergeCallback(every=5, stagger=True)
+    start = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    nn.init.orthogonal_(start[0].weight)
+    nn.init.zeros_(start[2].weight)
+    model.first = p4.LipschitzNetwork(start, bound=1.0)
+    trainer(tmp_path, 4, callback).fit(model, data())
+    assert (callback.merged, callback.skipped) == (2 * (28 // 5), 0)
+    assert model.first.defect() == 0 and model.first.model[2].weight.any()
+
+
 def test_callback_counts_optimizer_steps_not_batches(tmp_path: Path) -> None:
     callback = MergeCallback(every=2)
     trainer(tmp_path, 1, callback, accumulate_grad_batches=3).fit(Regression(), data())  # 7 batches, 3 steps

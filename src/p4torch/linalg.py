@@ -49,6 +49,25 @@ def at_least_single(tensor: Tensor) -> Tensor:
     return tensor.float() if torch.finfo(tensor.dtype).bits < 32 else tensor
 
 
+#: Of stacks of larger matrices, LU factorisations are made one by one on a CPU: on several threads, MKL may hang there
+#: (PyTorch's issues 141358 and 142815).
+LU_STACK = 64
+
+
+def one_by_one(function: Callable[..., Any], *matrices: Tensor) -> Any:
+    """function(*matrices) for a function by LU (`torch.linalg.inv`, `slogdet`, `solve`, ...) that treats a stack
+    `(..., n, n)` matrix by matrix: as one call, or as many where that is safer."""
+    first = matrices[0]
+    if first.dim() <= 2 or first.shape[-1] <= LU_STACK or not first.is_cpu:
+        return function(*matrices)
+    batch = torch.broadcast_shapes(*(matrix.shape[:-2] for matrix in matrices))
+    flat = [matrix.expand(*batch, *matrix.shape[-2:]).reshape(-1, *matrix.shape[-2:]) for matrix in matrices]
+    found = [function(*parts) for parts in zip(*flat, strict=True)]
+    if isinstance(found[0], Tensor):
+        return torch.stack(found).reshape(*batch, *found[0].shape)
+    return tuple(torch.stack(parts).reshape(*batch, *parts[0].shape) for parts in zip(*found, strict=True))
+
+
 # --- small k x k matrices -----------------------------------------------------------------------------------
 
 
@@ -57,7 +76,7 @@ def slogdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if matrix.shape[-1] == 1:
         scalar = matrix[..., 0, 0]
         return scalar.detach().sgn(), scalar.abs().log()
-    sign, logabsdet = torch.linalg.slogdet(at_least_single(matrix))
+    sign, logabsdet = one_by_one(torch.linalg.slogdet, at_least_single(matrix))
     return sign.detach(), logabsdet
 
 
@@ -72,7 +91,7 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
         return right / matrix
     if right.dim() == matrix.dim() - 1:  # torch would take a square one for a stack of vectors
         right = right.unsqueeze(0)
-    return torch.linalg.solve(at_least_single(matrix), at_least_single(right)).to(right.dtype)
+    return one_by_one(torch.linalg.solve, at_least_single(matrix), at_least_single(right)).to(right.dtype)
 
 
 def solve_rows(matrix: Tensor, rows: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class Perturbation(nn.Module):
 
     def inverse(self, base: Tensor) -> Tensor:
         """R_B(A)⁻¹, `(..., n, n)`."""
-        return torch.linalg.inv(linalg.at_least_single(self(base))).to(base.dtype)
+        return linalg.one_by_one(torch.linalg.inv, linalg.at_least_single(self(base))).to(base.dtype)
 
     def logabsdet(self, base: Tensor) -> Tensor:
         """log|det R_B(A)|, `(...)`."""

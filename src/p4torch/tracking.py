@@ -92,8 +92,8 @@ class TrackedInverse(nn.Module):
     def refresh(self, base: Tensor) -> None:
         """Recompute everything exactly: LAPACK in float64."""
         exact = base.detach().double()
-        sign, logabsdet = torch.linalg.slogdet(exact)
-        self.inverse.copy_(torch.linalg.inv(exact))
+        sign, logabsdet = linalg.one_by_one(torch.linalg.slogdet, exact)
+        self.inverse.copy_(linalg.one_by_one(torch.linalg.inv, exact))
         self.logabsdet.copy_(logabsdet)
         self.sign.copy_(sign)
         self.stale = False
@@ -116,7 +116,7 @@ class TrackedInverse(nn.Module):
             drifted = ~(residual <= rounding)
             if bool(drifted.any()):
                 self.inverse.copy_(_corrected(base, inverse, order, rounding, drifted))
-                sign, logabsdet = torch.linalg.slogdet(base.double())
+                sign, logabsdet = linalg.one_by_one(torch.linalg.slogdet, base.double())
                 self.logabsdet.copy_(torch.where(drifted, logabsdet, self.logabsdet))
                 self.sign.copy_(torch.where(drifted, sign, self.sign))
 
@@ -166,7 +166,7 @@ class TrackedInverse(nn.Module):
             residual = linalg.probe_residual(rounded, inverse, probes)[0]
         loose = ~(torch.maximum(residual, before) <= LOOSE) & nonsingular
         if bool(loose.any()):
-            exact_sign, exact_logabsdet = torch.linalg.slogdet(rounded.double())
+            exact_sign, exact_logabsdet = linalg.one_by_one(torch.linalg.slogdet, rounded.double())
             sign, logabsdet = torch.where(loose, exact_sign, sign), torch.where(loose, exact_logabsdet, logabsdet)
         return TrackedUpdate(rounded, inverse, logabsdet, sign, change, residual)
 
@@ -178,14 +178,23 @@ class TrackedInverse(nn.Module):
             moved = getattr(self, name)
             if moved.dtype != torch.float64:
                 setattr(self, name, moved.double() if value.is_meta else value.to(moved.device))
-        self.stale |= self.inverse.dtype != dtype
+        if self.inverse.dtype != dtype:
+            self._forget()
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint of another dtype, or without an inverse, makes it stale, too."""
+        """A checkpoint of another dtype, or without an inverse, makes it stale, too; a whole one is taken as it is."""
         came = state_dict.get(prefix + "inverse")
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.stale |= came is None or came.dtype != self.inverse.dtype
+        if came is None or came.dtype != self.inverse.dtype:
+            self._forget()
+        elif not self.sign.is_meta:
+            self.stale = not bool(self.sign.all())
+
+    def _forget(self) -> None:
+        """Be stale, also for those who load what is saved from here: no determinant has the sign 0."""
+        self.stale = True
+        self.sign = torch.zeros_like(self.sign)
 
 
 def _probes(base: Tensor) -> Tensor:
@@ -262,7 +271,7 @@ def _corrected(base: Tensor, inverse: Tensor, order: int, rounding: Tensor, wher
         improved = linalg.hyperpower(exact, x, order)
         diverges = ~(norm < 1)
         if bool((diverges & where).any()):
-            inverted, failed = torch.linalg.inv_ex(exact)
+            inverted, failed = linalg.one_by_one(torch.linalg.inv_ex, exact)
             improved = torch.where(diverges[..., None, None], inverted, improved)
             where = where & ~(diverges & (failed != 0))
     return torch.where(where[..., None, None], improved.to(inverse.dtype), inverse)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,6 +85,81 @@ def test_large_layers_that_merge_in_place() -> None:
         torch.testing.assert_close(site.perturbation.logabsdet(site.base).double(), exact, rtol=0, atol=SINGLE)
 
 
+@pytest.mark.parametrize("features", [4, 258])  # 258: merges that write in place
+def test_one_singular_layer_leaves_everything_bit_by_bit(features: int) -> None:
+    model = flow(features).double() if features == 4 else flow(features)
+    with torch.no_grad():
+        model.total()  # inverses follow the change of dtype
+        for site in model.sites():
+            site.perturbation.u.copy_(0.002 * torch.randn_like(site.perturbation.u))
+        middle = model.sites()[1]
+        u, v = middle.perturbation.u, middle.perturbation.v[:, :1]
+        u.zero_()
+        u[:, :1] = -(middle.base @ v) / v.square().sum()  # det R_B(A) = 0
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    reports = p4.merge(model, force=True)
+    assert [report.merged for report in reports] == [0, 0, 0]
+    assert "bijections.2.weight: " in (reports[0].reason or "") and "singular" in (reports[1].reason or "")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) or name.endswith((".attempts", ".skips")), name
+
+
+def test_layers_of_any_property_and_form() -> None:
+    """Exponential layers, a stack of layers, rotations and shears share one factor."""
+    chain = Chain(
+        [
+            InvertibleLinear(4, property=p4.Orthogonal),
+            InvertibleMLP(4, 3),
+            InvertibleLinear(4, property=p4.UnitDeterminant),
+            InvertibleLinear(4, form="exponential"),
+        ]
+    )
+    model, x = VolumePreserving(chain).double(), torch.randn(6, 4, dtype=torch.float64)
+    for _ in range(3):
+        move(model, 0.1)
+        before = model(x)[0]
+        reports = p4.merge(model, force=True)
+        assert [(report.merged, report.skipped) for report in reports] == [(1, 0), (3, 0), (1, 0), (1, 0)]
+        torch.testing.assert_close(model(x)[0], before, rtol=0, atol=EXACT * 100)
+        assert model.total().abs() <= EXACT
+
+
+def test_a_resume_is_exact() -> None:
+    def training() -> tuple[nn.Module, torch.optim.Optimizer, p4.MergeScheduler]:
+        torch.manual_seed(0)
+        model = flow().double()
+        optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=1e-2)
+        return model, optimizer, p4.MergeScheduler(model, optimizer, every=4, rewarm=2)
+
+    def walk(parts: tuple[nn.Module, torch.optim.Optimizer, p4.MergeScheduler], start: int, stop: int) -> None:
+        for step in range(start, stop):
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+            parts[1].zero_grad()
+            parts[0](3 * x)[0].square().mean().backward()
+            parts[1].step()
+            parts[2].step()
+
+    straight, resumed = training(), training()
+    walk(straight, 0, 9)
+    for part, other in zip(resumed, straight, strict=True):
+        part.load_state_dict(copy.deepcopy(other.state_dict()))
+    walk(straight, 9, 21)
+    walk(resumed, 9, 21)
+    assert straight[2].merged == resumed[2].merged == 15
+    for name, value in straight[0].state_dict().items():
+        assert torch.equal(resumed[0].state_dict()[name], value), name
+
+
+def test_a_copy_has_a_last_layer_of_its_own() -> None:
+    model = flow().double()
+    move(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    twin = copy.deepcopy(model)
+    assert twin.last is not model.last
+    p4.merge(twin, force=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_training_keeps_it() -> None:
     model = flow().double()
     optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=1e-2)
@@ -115,3 +192,10 @@ def test_finalized_the_factor_is_in_the_last_layer() -> None:
 def test_what_has_no_last_layer(model: Bijection) -> None:
     with pytest.raises(p4.ArgumentError, match="`model` must be a Chain that ends with an InvertibleLinear"):
         VolumePreserving(model)  # type: ignore[arg-type]
+
+
+def test_a_last_layer_that_cannot_stretch() -> None:
+    with pytest.raises(p4.ArgumentError, match="of the property Invertible, got one of Orthogonal"):
+        VolumePreserving(Chain([InvertibleLinear(2), InvertibleLinear(2, property=p4.Orthogonal)]))
+    with pytest.raises(p4.ArgumentError, match="got one of Unperturbed"):
+        VolumePreserving(p4.finalize(Chain([InvertibleLinear(2)])))  # type: ignore[arg-type]

@@ -246,7 +246,7 @@ def test_half_a_ring_counts_in_the_sign() -> None:
     """A cyclic shift of 4 is an odd permutation: its determinant is -1, from the eigenvalue at half the ring."""
     base = torch.eye(4).roll(1, 0)
     perturbation = p4.LinearSubspace(base, "circulant")
-    assert perturbation.sign(base) == -1 and float(perturbation.logabsdet(base)) == 0
+    assert perturbation.sign(base) == -1 and perturbation.logabsdet(base) == 0
 
 
 # --- triangular -----------------------------------------------------------------------------------------------------
@@ -306,6 +306,16 @@ def test_layers_commute_with_the_group() -> None:
         torch.testing.assert_close(perturbation.project(weight), weight, rtol=0, atol=EXACT)
 
 
+@given(degree=st.integers(2, 4), batch=st.sampled_from([(), (2,)]), rank=st.integers(1, 2))
+def test_permutations_act_by_their_order(degree: int, batch: tuple[int, ...], rank: int) -> None:
+    group = permutations(degree).double()
+    order, factor = groups.orders(group), drawn(*batch, degree, rank)
+    assert order is not None and groups.orders(-group) is None
+    expected = torch.cat([one @ factor for one in group], -1)
+    for got in (groups.images(group, order, factor), groups.images(group, None, factor)):
+        torch.testing.assert_close(got, expected, rtol=0, atol=EXACT)
+
+
 def test_a_list_with_repeats_counts_each_once() -> None:
     """Sign changes, as a representation in which permutations of the same sign look the same."""
     swap = torch.eye(4)[[1, 0, 2, 3]]
@@ -354,6 +364,7 @@ def test_the_rank_is_as_high_as_it_takes(group: Tensor, directions: int, rank: i
         (permutations(2), r"`group` must be of matrices \(3, 3\), to fit the base, got \(2, 2\)"),
         (torch.full((1, 3, 3), torch.nan), r"`group` must be real and finite"),
         ([torch.eye(3), torch.ones(3, 3)], "`group` must be of nonsingular matrices, got a singular one, number 1"),
+        ([torch.eye(3), torch.zeros(3, 3)], "`group` must be of nonsingular matrices, got a singular one, number 1"),
         (permutations(3)[1:], "`group` must be a group, got 5 matrices without the identity"),
         (permutations(3)[:-1], "`group` must be closed under products, got numbers 1 and 4, whose product"),
         ([torch.eye(3), 2 * torch.eye(3)], "`group` must be closed under products, got numbers 1 and 1"),

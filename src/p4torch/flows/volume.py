@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from p4torch import linalg
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, Chain
 from p4torch.flows.linear import InvertibleLinear
@@ -118,4 +119,4 @@ def _logabsdet(site: Site, proposal: Proposal) -> Tensor:
     if isinstance(site.perturbation, Invertible):
         return next(value for tensor, value in proposal.tracked if tensor is site.perturbation.tracked.logabsdet)
     assert proposal.base is not None
-    return torch.linalg.slogdet(proposal.base.double())[1]
+    return linalg.one_by_one(torch.linalg.slogdet, proposal.base.double())[1]

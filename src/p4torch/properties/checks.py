@@ -52,7 +52,7 @@ def check_nonsingular(base: Tensor, argument: str = "base") -> None:
 def singular(base: Tensor) -> Tensor:
     """`(...)`: where A has no inverse X in its own dtype with max|A X - I| <= `RESIDUAL_BOUND`."""
     exact = base.detach().double()
-    inverse = torch.linalg.inv_ex(exact)[0].to(base.dtype).double()
+    inverse = linalg.one_by_one(torch.linalg.inv_ex, exact)[0].to(base.dtype).double()
     return ~(linalg.inversion_residual(exact, inverse).abs().amax((-2, -1)) <= RESIDUAL_BOUND)
 
 

@@ -98,7 +98,7 @@ class UnitDeterminant(LowRank):
 
     def defect(self, tensor: Tensor) -> Tensor:
         """|log det A|; infinite for det A <= 0."""
-        sign, logabsdet = torch.linalg.slogdet(tensor.detach().double())
+        sign, logabsdet = linalg.one_by_one(torch.linalg.slogdet, tensor.detach().double())
         return torch.where(sign > 0, logabsdet.abs(), torch.inf)
 
     def project(self, tensor: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ def representations(group: Group, outputs: int, inputs: int) -> tuple[Tensor, Te
     right, right_eps = _matrices(parts[1], names[1], inputs)
     if len(left) != len(right):
         raise ArgumentError.of("group", "two representations of as many elements", f"{len(left)} and {len(right)}")
-    kept = _check_group(left, right, max(left_eps, right_eps) ** 0.5)
-    return left[kept], torch.linalg.inv(right[kept]).mT
+    kept, inverses = _check_group(left, right, max(left_eps, right_eps) ** 0.5)
+    return left[kept], right[inverses].mT
 
 
 def reynolds(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -41,6 +41,23 @@ def reynolds(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
     for one, other in zip(left, right, strict=True):
         total += one @ exact @ other.mT
     return total / len(left)
+
+
+def orders(matrices: Tensor) -> Tensor | None:
+    """σ `(g, n)` with (ρ(g) x)_i = x_σ(g, i), if all are permutation matrices."""
+    order = matrices.argmax(-1)
+    permutations = torch.zeros_like(matrices).scatter_(-1, order.unsqueeze(-1), 1.0)
+    return order if torch.equal(permutations, matrices) else None
+
+
+def images(matrices: Tensor, order: Tensor | None, factor: Tensor) -> Tensor:
+    """[ρ(g) F]_g, `(g, n, n)` and `(..., n, k)` -> `(..., n, gk)`: copies of rows, if there is an order, or one product
+    with all matrices."""
+    if order is None:
+        moved = (matrices.flatten(0, 1).to(factor.dtype) @ factor).unflatten(-2, matrices.shape[:2])
+    else:
+        moved = factor[..., order, :]
+    return moved.movedim(-3, -2).flatten(-2)
 
 
 def reached(left: Tensor, right: Tensor, rank: int) -> int:
@@ -84,35 +101,43 @@ def _matrices(part: Any, name: str, size: int) -> tuple[Tensor, float]:
             raise ArgumentError.of(name, "real and finite", value.dtype if value.is_complex() else "inf or nan")
     dtype = part[0].dtype
     eps = torch.finfo(dtype if dtype.is_floating_point else torch.float64).eps
-    matrices = torch.stack([value.detach().double() for value in part])
-    condition = torch.linalg.cond(matrices)
-    bad = (~(condition < CONDITION)).nonzero().flatten().tolist()
-    if bad:
-        raise ArgumentError.of(name, "of nonsingular matrices", f"a singular one, number {bad[0]}")
-    return matrices, eps
+    return torch.stack([value.detach().double() for value in part]), eps
 
 
-def _check_group(left: Tensor, right: Tensor, tolerance: float) -> Tensor:
-    """Indices of the distinct pairs, or an ArgumentError. Elements are told apart by what they make of a random vector
-    of outputs and one of inputs: O(g²(n + m)) numbers instead of the products of all matrices."""
+def _check_group(left: Tensor, right: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Indices of the distinct pairs and of their inverses, or an ArgumentError. Elements are told apart by what they
+    make of a random vector of outputs and one of inputs: O(g²) products with vectors, none of matrices."""
     generator = torch.Generator().manual_seed(0)
     vectors = [torch.randn(part.shape[-1], generator=generator, dtype=torch.float64).to(part) for part in (left, right)]
     images = torch.cat([part @ vector for part, vector in zip((left, right), vectors, strict=True)], -1)
-    scale = tolerance * images.abs().max()
+    unit, scale = torch.cat(vectors), tolerance * images.abs().max()
     same = torch.cdist(images, images, p=torch.inf) <= scale
     kept = (~same.tril(-1).any(-1)).nonzero().flatten()
     images = images[kept]
-    n = left.shape[-1]
-    if not bool((torch.cdist(torch.cat(vectors)[None], images, p=torch.inf) <= scale).any()):
-        raise ArgumentError.of("group", "a group", f"{len(left)} matrices without the identity")
+    if not bool(((images - unit).abs().amax(-1) <= scale).any()):
+        raise _no_group(left, right, "a group", f"{len(left)} matrices without the identity")
+    inverses = []
     for number in kept.tolist():
-        products = torch.cat([images[:, :n] @ left[number].mT, images[:, n:] @ right[number].mT], -1)
-        found = torch.cdist(products, images, p=torch.inf).amin(-1) <= scale * left[number].abs().sum(
-            -1
-        ).max().clamp_min(1)
-        if not bool(found.all()):
-            other = int(kept[int((~found).nonzero()[0])])
-            raise ArgumentError.of(
-                "group", "closed under products", f"numbers {number} and {other}, whose product is not among them"
-            )
-    return kept
+        first, second = images.split([left.shape[-1], right.shape[-1]], -1)
+        products = torch.cat([first @ left[number].mT, second @ right[number].mT], -1)
+        growth = torch.stack([part[number].abs().sum(-1).max() for part in (left, right)]).max().clamp_min(1)
+        apart = torch.cdist(products, images, p=torch.inf).amin(-1) > scale * growth
+        if bool(apart.any()):
+            other = int(kept[int(apart.nonzero()[0])])
+            came = f"numbers {number} and {other}, whose product is not among them"
+            raise _no_group(left, right, "closed under products", came)
+        back = ((products - unit).abs().amax(-1) <= scale * growth).nonzero().flatten()
+        if len(back) == 0:
+            raise _no_group(left, right, "a group", f"number {number} without its inverse")
+        inverses.append(int(kept[back[0]]))
+    return kept, torch.tensor(inverses, device=left.device)
+
+
+def _no_group(left: Tensor, right: Tensor, expected: str, came: str) -> ArgumentError:
+    """What is wrong; a singular matrix comes first, as the reason of the rest."""
+    singular = ~((torch.linalg.cond(left) < CONDITION) & (torch.linalg.cond(right) < CONDITION))
+    if bool(singular.any()):
+        return ArgumentError.of(
+            "group", "of nonsingular matrices", f"a singular one, number {int(singular.nonzero()[0])}"
+        )
+    return ArgumentError.of("group", expected, came)

@@ -118,7 +118,7 @@ class Orthogonal(LowRank):
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
         if base.shape[-2] == base.shape[-1]:
-            self.orientation.copy_(torch.linalg.slogdet(linalg.at_least_single(base))[0])
+            self.orientation.copy_(linalg.one_by_one(torch.linalg.slogdet, linalg.at_least_single(base))[0])
 
     def right_inverse(self, tensor: Tensor) -> Tensor:
         admitted: Tensor = super().right_inverse(tensor)

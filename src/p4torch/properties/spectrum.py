@@ -65,7 +65,7 @@ class FixedSpectrum(LowRank):
         check_square(base, "a spectrum")
         super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="add")
         self.exact, self.invariants = Precise(base), Precise(_traces(base))
-        self.determinant = Precise(torch.stack(torch.linalg.slogdet(base.double())))
+        self.determinant = Precise(torch.stack(linalg.one_by_one(torch.linalg.slogdet, base.double())))
 
     # --- R_B and what follows from it, O(n²k) -----------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class FixedSpectrum(LowRank):
         """The base, as it is, is the exact element from now on, and its class the one that is kept."""
         self.exact.value.copy_(base)
         self.invariants.value.copy_(_traces(base))
-        self.determinant.value.copy_(torch.stack(torch.linalg.slogdet(base.double())))
+        self.determinant.value.copy_(torch.stack(linalg.one_by_one(torch.linalg.slogdet, base.double())))
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:

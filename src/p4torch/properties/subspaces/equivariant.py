@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from p4torch import linalg
 from p4torch.directions import Maps, of_matrix
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import Directions, LowRank
-from p4torch.properties.groups import Group, dimension, reached, representations, reynolds
+from p4torch.properties.groups import Group, dimension, images, orders, reached, representations, reynolds
 from p4torch.properties.shapes import check_real_matrix
 from p4torch.properties.subspace import LinearSubspace
 
@@ -20,13 +20,16 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
         P = [ρ_out(g) U / |G|]_g,   Q = [ρ_in(g)⁻ᵀ V]_g   `(..., n, k|G|)`
 
     At B₀ it moves, for ρ_out = ρ_in with m_λ copies of the irreducible part λ, of degree d_λ, over the complex numbers,
-    in Σ_λ m_λ min(k d_λ, m_λ) of the Σ_λ m_λ² directions of S. A step costs O(|G|k(n² + m²)) for the factors and
-    O(|G|k(n + m)) a row, or one product of whole matrices where that is cheaper; a merge O(|G|nm(n + m)), the mean over
-    the group, in float64. Options as in `LinearSubspace`; a matrix that is given twice counts once.
+    in Σ_λ m_λ min(k d_λ, m_λ) of the Σ_λ m_λ² directions of S. A step costs O(|G|k(n² + m²)) for the factors (n + m
+    instead of squares for permutations) and O(|G|k(n + m)) a row, or one product of whole matrices where that is
+    cheaper; a merge O(|G|nm(n + m)), the mean over the group, in float64. Options as in `LinearSubspace`; a matrix that
+    is given twice counts once.
     """
 
     left: Tensor
     right: Tensor
+    left_order: Tensor | None
+    right_order: Tensor | None
 
     def __init__(
         self,
@@ -49,11 +52,13 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
             while rank < base.shape[-1] and reached(left, right, rank) < least:
                 rank += 1
         super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions)
-        self.register_buffer("left", left.to(base))
-        self.register_buffer("right", right.to(base))
+        for name, matrices in (("left", left), ("right", right)):
+            self.register_buffer(name, matrices.to(base))
+            self.register_buffer(f"{name}_order", orders(matrices))
 
     def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return _images(self.left, u) / len(self.left), _images(self.right, v)
+        with linalg.full_precision(u.device):
+            return images(self.left, self.left_order, u) / len(self.left), images(self.right, self.right_order, v)
 
     def acting(self, base: Tensor, gradient: Maps) -> Maps:
         """The mean of ρ_out(g)ᵀ G ρ_in(g)⁻ᵀ."""
@@ -69,9 +74,3 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
 
     def extra_repr(self) -> str:
         return f"group of {len(self.left)}, {super().extra_repr()}"
-
-
-def _images(matrices: Tensor, factor: Tensor) -> Tensor:
-    """[ρ(g) F]_g, `(g, n, n)` and `(..., n, k)` -> `(..., n, gk)`."""
-    images = torch.einsum("gij,...jk->...igk", matrices.to(factor.dtype), factor)
-    return images.flatten(-2)
