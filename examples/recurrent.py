@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 import p4torch as p4
 from examples.recurrent_methods import METHODS, Method
+from examples.recurrent_network import Network
 from examples.recurrent_report import figure, table
 from examples.recurrent_tasks import Copying, Digits, Task
-from examples.scaffold import Job, Results, Row, Stopwatch, add_options, peer, run, train
+from examples.scaffold import Fit, Job, Results, Row, add_options, peer, run, train
 
 #: Steps between two points of a curve, and between two turns.
 EVERY, TURN = 10, 25
@@ -58,32 +59,33 @@ SETTINGS = {
 SHORT = {"steps": 40, "tune_steps": 10, "batch": 4, "hidden": 32, "rates": (1e-4, 1e-3), "large": 32}
 
 
-class Fit:
+class Learner(Fit):
     """One training (`examples.scaffold.Training`)."""
 
+    model: Network
+
     def __init__(self, setting: Setting, method: Method, rate: float, seed: int) -> None:
+        super().__init__()
         torch.manual_seed(seed)
         self.setting, self.method, self.rate, self.seed = setting, method, rate, seed
         self.task: Task = setting.task
-        self.network = self.task.network(setting.hidden)
-        method.apply(self.network)
-        named = [(name, value) for name, value in self.network.named_parameters() if value.requires_grad]
+        self.model = self.task.network(setting.hidden)
+        method.apply(self.model)
+        named = [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
         matrix = [value for name, value in named if "recurrent" in name]
         rest = [value for name, value in named if "recurrent" not in name]
         self.parameters = [*rest, *matrix]
         self.trainable = sum(value.numel() for value in matrix)
         groups: list[dict[str, Any]] = [{"params": rest}, *([{"params": matrix, "lr": rate}] if matrix else [])]
         self.optimizer = torch.optim.Adam(groups, lr=setting.learning_rate)
-        self.merges = self._scheduler()
-        self.step, self.watch = 0, Stopwatch()
+        self.scheduler = self._scheduler()
         self.losses: list[float] = []  # since the last point of the curve
-        self.curve: list[list[float]] = []
 
     def _scheduler(self) -> p4.MergeScheduler | None:
         if self.method.rank is None:
             return None
         state = self.method.optimizer_state
-        return p4.MergeScheduler(self.network, self.optimizer, self.method.every, optimizer_state=state, seed=self.seed)
+        return p4.MergeScheduler(self.model, self.optimizer, self.method.every, optimizer_state=state, seed=self.seed)
 
     @property
     def note(self) -> str:
@@ -98,41 +100,29 @@ class Fit:
         self.losses.append(float(loss))
         if self.step % EVERY == 0:
             point = [self.step, self.watch.seconds, statistics.fmean(self.losses)]
-            self.curve.append([*point, *self._held_out()])
+            self.curve.append((*point, *self._held_out()))
             self.losses = []
 
     def _move(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        loss = self.task.loss(self.network, batch)
+        loss = self.task.loss(self.model, batch)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.setting.clip)
         self.optimizer.step()
-        if self.merges is not None:
-            self.merges.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
         return loss.detach()
 
     def _held_out(self) -> tuple[float, ...]:
         """Copying never sees a batch twice: its training loss is a held-out one."""
-        return self.task.held_out(self.network) if isinstance(self.task, Digits) else ()
+        return self.task.held_out(self.model) if isinstance(self.task, Digits) else ()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "seconds": self.watch.seconds,
-            "losses": self.losses,
-            "curve": self.curve,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "merges": self.merges.state_dict() if self.merges else None,
-        }
+        return {**super().state_dict(), "losses": self.losses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.watch.seconds = state["step"], state["seconds"]
-        self.losses, self.curve = state["losses"], state["curve"]
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.merges is not None:
-            self.merges.load_state_dict(state["merges"])
+        super().load_state_dict(state)
+        self.losses = list(state["losses"])
 
     def last_loss(self) -> float:
         """The mean over the last 50 steps (all, if they are fewer); infinite where it is no number."""
@@ -141,9 +131,9 @@ class Fit:
 
     @torch.no_grad()
     def row(self) -> Row:
-        weight = self.network.recurrent.double()
+        weight = self.model.recurrent.double()
         error = weight.mT @ weight - torch.eye(len(weight), dtype=torch.float64)
-        held_out, right = self.task.held_out(self.network)
+        held_out, right = self.task.held_out(self.model)
         return {
             "method": self.method.name,
             "title": self.method.title,
@@ -155,8 +145,8 @@ class Fit:
             "right": right,
             "defect": float(error.norm()) / len(weight) ** 0.5,
             "step_milliseconds": 1000 * self.watch.seconds / self.step,
-            "merged": self.merges.merged if self.merges else 0,
-            "skipped": self.merges.skipped if self.merges else 0,
+            "merged": self.scheduler.merged if self.scheduler else 0,
+            "skipped": self.scheduler.skipped if self.scheduler else 0,
             "curve": self.curve,
         }
 
@@ -164,7 +154,7 @@ class Fit:
 def job(setting: Setting, method: Method, rate: float, seed: int, steps: int, stage: str) -> Job:
     """A training by name."""
     title = f"{method.title}, rate {rate:g}, seed {seed}"
-    return Job(f"{stage}-{method.name}-{rate:g}-{seed}", title, steps, lambda: Fit(setting, method, rate, seed))
+    return Job(f"{stage}-{method.name}-{rate:g}-{seed}", title, steps, lambda: Learner(setting, method, rate, seed))
 
 
 def tune(setting: Setting, methods: Sequence[Method], out: Path, console: Console) -> list[Row]:
@@ -187,7 +177,7 @@ def best_rate(method: Method, tuned: Sequence[Row]) -> float:
 
 def step_milliseconds(setting: Setting, methods: Sequence[Method]) -> dict[str, float]:
     """Of the large network, by method: means over whole turns of all methods, the first step left out."""
-    fits = {method.name: Fit(replace(setting, hidden=setting.large), method, 1e-5, TUNE_SEED) for method in methods}
+    fits = {method.name: Learner(replace(setting, hidden=setting.large), method, 1e-5, TUNE_SEED) for method in methods}
     for turn in range(setting.large_steps + 1):
         for fit in fits.values():
             if turn == 1:
@@ -222,9 +212,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting = replace(setting, task=Copying(delay=20)) if options.task == "copying" else setting
     fields = {"task_name": options.task, **asdict(setting), "seeds": options.seeds, "tune_seed": TUNE_SEED}
     fields["methods"] = [asdict(method) for method in METHODS]
-    return run(
-        "examples.recurrent", options, fields, lambda out, console: compare(setting, options.seeds, out, console)
-    )
+    torch.set_flush_denormal(True)  # gradients fade over 220 steps: denormal numbers took half of a step of some
+    try:
+        return run(
+            "examples.recurrent", options, fields, lambda out, console: compare(setting, options.seeds, out, console)
+        )
+    finally:
+        torch.set_flush_denormal(False)
 
 
 if __name__ == "__main__":

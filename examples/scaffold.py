@@ -69,7 +69,7 @@ class Training(Protocol):
 
 
 class Fit:
-    """What most trainings are: a model, its optimizer and its merges. `curve` holds (step, seconds, value) records."""
+    """What most trainings are: a model, its optimizer and its merges. `curve` holds (step, seconds, value, ...)."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -77,7 +77,7 @@ class Fit:
 
     def __init__(self) -> None:
         self.step, self.watch = 0, Stopwatch()
-        self.curve: list[tuple[int, float, float]] = []
+        self.curve: list[tuple[float, ...]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resume needs."""

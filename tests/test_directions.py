@@ -15,6 +15,8 @@ from p4torch.low_rank import LowRank
 
 #: A subspace from products in another order, in float64.
 ORDER = 1e-9
+#: An orthonormal basis in float32.
+SINGLE = 1e-5
 N, RANK = 7, 3
 
 
@@ -260,3 +262,13 @@ def test_an_output_that_the_loss_ignores() -> None:
     site, _ = watched(layer)
     layer.inverse(torch.randn(4, N))[0].sum().backward()
     assert redrawn(site).isfinite().all()
+
+
+def test_more_directions_than_dimensions() -> None:
+    layer = nn.Linear(4, 6)
+    p4.perturb(layer, "weight", Plain, rank=9, directions="informed")
+    site, _ = watched(layer)
+    layer(torch.randn(20, 4)).square().sum().backward()
+    v = redrawn(site)
+    torch.testing.assert_close(v[:, :4].mT @ v[:, :4], torch.eye(4), rtol=0, atol=SINGLE)
+    assert v[:, 4:].isfinite().all() and v[:, 4:].abs().min() > 0

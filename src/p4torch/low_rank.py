@@ -149,7 +149,9 @@ class LowRank(Perturbation):
             drawn = self._normal(generator).to(self.v)
             if self.sketch is not None:
                 seen = self.sketch.directions() * drawn.shape[-2] ** 0.5
-                drawn = torch.where(seen.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), seen, drawn)
+                usable = seen.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+                first = slice(seen.shape[-1])  # all, unless k > n: the rest is random then
+                drawn[..., first] = torch.where(usable, seen, drawn[..., first])
             self.v.copy_(self.scale * drawn)
 
     def _normal(self, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.layers import Missing
-from examples.recurrent import EVERY, SETTINGS, SHORT, TUNE_SEED, Fit, Setting, best_rate
+from examples.recurrent import EVERY, SETTINGS, SHORT, TUNE_SEED, Learner, Setting, best_rate
 from examples.recurrent_methods import METHODS, Method
 from examples.recurrent_network import readable_recurrence, recurrence, rotations
 from examples.recurrent_report import reached
@@ -80,15 +80,15 @@ def test_digits_are_sequences_of_pixels() -> None:
 @pytest.mark.parametrize("method", present(), ids=lambda method: method.name)
 def test_every_method_starts_from_the_same_network_and_trains(method: Method) -> None:
     setting = short()
-    fit = Fit(setting, method, 1e-3, seed=3)
+    fit = Learner(setting, method, 1e-3, seed=3)
     torch.manual_seed(3)
     plain = setting.task.network(setting.hidden)
-    torch.testing.assert_close(fit.network.recurrent.detach(), plain.recurrent.detach(), rtol=0, atol=ROUNDING)
-    torch.testing.assert_close(fit.network.input, plain.input)
-    before = fit.network.recurrent.detach().clone()
+    torch.testing.assert_close(fit.model.recurrent.detach(), plain.recurrent.detach(), rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(fit.model.input, plain.input)
+    before = fit.model.recurrent.detach().clone()
     for _ in range(EVERY):
         fit.advance()
-    moved = not torch.equal(before, fit.network.recurrent.detach())
+    moved = not torch.equal(before, fit.model.recurrent.detach())
     assert moved == method.trains
     assert fit.row()["defect"] < ROUNDING or method.name == "free"
 
@@ -96,7 +96,7 @@ def test_every_method_starts_from_the_same_network_and_trains(method: Method) ->
 @pytest.mark.parametrize("name", ["p4-informed", "cayley"])
 def test_a_resume_is_exact(name: str, tmp_path: Path) -> None:
     method = next(method for method in METHODS if method.name == name)
-    straight, resumed = (Fit(short(), method, 1e-3, 0) for _ in range(2))
+    straight, resumed = (Learner(short(), method, 1e-3, 0) for _ in range(2))
     for _ in range(9):  # just before a merge
         straight.advance()
     save_checkpoint(tmp_path / "state.pt", straight.state_dict())
@@ -104,7 +104,7 @@ def test_a_resume_is_exact(name: str, tmp_path: Path) -> None:
     for fit in (straight, resumed):
         for _ in range(6):
             fit.advance()
-    for one, other in zip(straight.network.state_dict().values(), resumed.network.state_dict().values(), strict=True):
+    for one, other in zip(straight.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     assert [point[2] for point in straight.curve] == [point[2] for point in resumed.curve]
 
@@ -154,9 +154,9 @@ def test_a_short_run_that_is_killed_goes_on_to_the_same_numbers(
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     command = ["copying", "--short", "--seeds", "1", "--out"]
     assert recurrent.main([*command, str(straight)]) == 0
-    advance, calls = Fit.advance, 0
+    advance, calls = Learner.advance, 0
 
-    def dying(fit: Fit) -> None:
+    def dying(fit: Learner) -> None:
         nonlocal calls
         calls += 1
         if calls > 20 + 50 + 7:  # the tuning, a turn of both, and a part of the next
@@ -164,7 +164,7 @@ def test_a_short_run_that_is_killed_goes_on_to_the_same_numbers(
         advance(fit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Fit, "advance", dying)
+        patch.setattr(Learner, "advance", dying)
         assert recurrent.main([*command, str(killed)]) == 130
     assert recurrent.main([*command, str(killed), "--resume"]) == 0
     one, other = (read_json(out / "metrics.json")["jobs"] for out in (straight, killed))
