@@ -220,18 +220,18 @@ def table(rows: Sequence[Row], setting: Setting, text: dict[str, Any]) -> str:
 
 def figure(rows: Sequence[Row]) -> Figure:
     """Held-out loss over steps and over seconds, of the first seed."""
-    drawn = Figure(figsize=(9, 4), layout="constrained")
+    drawn = Figure(figsize=(11, 4), layout="constrained")
     axes = drawn.subplots(1, 2)
     first = rows[0]["seed"]
     for row in rows:
         if row["seed"] == first and row["curve"]:
             steps, seconds, loss = zip(*row["curve"], strict=True)
-            style = {"full": "k-", "lora": "k:"}.get(row["method"], "-")
+            style = "k--" if row["directions"] == "informed" else {"full": "k-", "lora": "k:"}.get(row["method"], "-")
             for ax, x in zip(axes, (steps, seconds), strict=True):
                 ax.plot(x, loss, style, label=row["title"], linewidth=1)
     axes[0].set(xlabel="step", ylabel="held out, nats a byte")
     axes[1].set(xlabel="CPU seconds of one thread")
-    axes[1].legend(fontsize=6)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return drawn
 
 

@@ -118,7 +118,7 @@ def distance(exact: p4.Perturbation, base: Tensor) -> float | None:
 
 
 def directions(subject: Subject) -> dict[str, Any]:
-    """In how many independent directions B moves R_B(A) at B₀: the rank of the Jacobian, complex ones as pairs."""
+    """In how many independent directions B moves R_B(A) at B₀: the rank of the real Jacobian."""
     torch.manual_seed(0)
     rank = subject.least_rank
     (site,) = p4.sites(subject.layer(SMALL, rank, torch.float64))
@@ -131,7 +131,8 @@ def directions(subject: Subject) -> dict[str, Any]:
     values = tuple(linalg.in_double(value.detach()) for value in named.values())
     blocks = torch.autograd.functional.jacobian(moved, values)
     matrix = torch.cat([block.reshape(-1, value.numel()) for block, value in zip(blocks, values, strict=True)], -1)
-    return {"n": SMALL, "rank": rank, "directions": int(torch.linalg.matrix_rank(matrix))}
+    real = torch.cat([matrix.real, matrix.imag], -1) if matrix.is_complex() else matrix
+    return {"n": SMALL, "rank": rank, "directions": int(torch.linalg.matrix_rank(real))}
 
 
 # --- times ----------------------------------------------------------------------------------------------------
