@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting = replace(setting, task=Copying(delay=20)) if options.task == "copying" else setting
     fields = {"task_name": options.task, **asdict(setting), "seeds": options.seeds, "tune_seed": TUNE_SEED}
     fields["methods"] = [asdict(method) for method in METHODS]
-    torch.set_flush_denormal(True)  # gradients fade over 220 steps: denormal numbers took a third of a step of some
+    torch.set_flush_denormal(True)  # denormal numbers took up to a third of a trained network's step
     try:
         return run(
             "examples.recurrent", options, fields, lambda out, console: compare(setting, options.seeds, out, console)
