@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import p4torch as p4
-from p4torch.properties.phase_space import DRIFT, form, form_error, resymplectified
+from p4torch.properties.phase_space import DRIFT, form, form_error, least_step, resymplectified
 from p4torch.sites import direction_generator
 
 #: Float64 products of matrices of norm about 1.
@@ -23,6 +23,18 @@ def random_symplectic(size: int, steps: int = 4) -> Tensor:
         symmetric = torch.randn(size, size, dtype=torch.float64) / size
         matrix = matrix @ torch.linalg.matrix_exp(form(symmetric + symmetric.mT) / 2)
     return matrix
+
+
+def squeezing(size: int, norm: float) -> Tensor:
+    """A symplectic matrix of that spectral norm, float64: a squeeze between two rotations of phase space."""
+    half = size // 2
+    values = norm ** torch.linspace(0, 1, half, dtype=torch.float64)
+
+    def rotation() -> Tensor:
+        unitary = torch.linalg.qr(torch.randn(half, half, dtype=torch.complex128))[0]
+        return torch.cat([torch.cat([unitary.real, -unitary.imag], 1), torch.cat([unitary.imag, unitary.real], 1)])
+
+    return rotation() @ torch.diag(torch.cat([values, 1 / values])) @ rotation()
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**16))
@@ -116,6 +128,52 @@ def test_large_matrices_are_corrected_when_a_probe_says_so() -> None:
         perturbation.u.copy_(0.01 * torch.randn_like(perturbation.u))
     assert perturbation.merge(base).ok
     assert perturbation.defect(base) <= DRIFT * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [4, 64, 128])
+def test_what_is_near_stays_near(size: int, dtype: torch.dtype) -> None:
+    near = (squeezing(size, 2.0) + 1e-6 * torch.randn(size, size, dtype=torch.float64)).to(dtype)
+    perturbation = p4.Symplectic(squeezing(size, 2.0).to(dtype))
+    found = perturbation.project(near)
+    assert perturbation.defect(found) <= DRIFT * torch.finfo(dtype).eps
+    assert torch.linalg.matrix_norm(found - near) <= 2 * 1e-6 * size  # about the noise
+
+
+@pytest.mark.parametrize("norm", [1.0, 1e2, 1e4])
+@pytest.mark.parametrize("size", [16, 96])
+def test_merges_of_large_matrices_change_nothing(size: int, norm: float) -> None:
+    base = squeezing(size, norm).float()
+    perturbation = p4.Symplectic(base, rank=2)
+    base = perturbation.right_inverse(base)
+    for _ in range(5):
+        with torch.no_grad():
+            perturbation.u.copy_(1e-3 * torch.randn_like(perturbation.u))
+        before = perturbation(base).detach()
+        assert perturbation.merge(base).ok
+        change = (perturbation(base).detach() - before).abs().max() / before.abs().max()
+        assert change <= DRIFT * torch.finfo(torch.float32).eps
+
+
+def test_the_least_step_is_that_of_least_squares() -> None:
+    exact = squeezing(4, 3.0)
+    near = exact + 1e-3 * torch.randn(4, 4, dtype=torch.float64)
+    error = form_error(near)
+
+    def change(x: Tensor) -> Tensor:
+        return near.mT @ form(x) + x.mT @ form(near)
+
+    columns = [change(unit).flatten() for unit in torch.eye(16, dtype=torch.float64).reshape(16, 4, 4)]
+    expected = torch.linalg.pinv(torch.stack(columns, 1)) @ -error.flatten()
+    torch.testing.assert_close(least_step(near, error).flatten(), expected, rtol=0, atol=ROUNDING)
+
+
+def test_a_stack_is_corrected_where_it_can_be() -> None:
+    near, afar = squeezing(4, 1e4).float().double(), torch.randn(4, 4, dtype=torch.float64)
+    stack = torch.stack([near, afar, torch.full((4, 4), torch.nan, dtype=torch.float64)])
+    found = resymplectified(stack.clone())
+    assert form_error(found[0]).abs().max() <= 1e-6 * form_error(near).abs().max()
+    torch.testing.assert_close(found[1:], stack[1:], rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_correction_squares_the_error() -> None:

@@ -8,8 +8,11 @@ from torch import Tensor
 from p4torch import linalg
 from p4torch.errors import ArgumentError
 
-#: Newton-Schulz steps are taken from errors ‖MᵀJM - J‖ up to NEAR on; a handful reaches rounding.
-NEAR, STEPS = 0.5, 8
+#: Corrections start from errors ‖MᵀJM - J‖, or `relative` ones, up to these on; a handful of steps reaches rounding.
+NEAR, NEAR_RELATIVE, STEPS = 0.5, 1e-3, 8
+
+#: Machine epsilons by which the cheap correction may move a matrix; beyond, the least one is worth its SVD.
+CHEAP = 4
 
 #: Machine epsilons of relative defect that rounding explains.
 DRIFT = 32
@@ -50,17 +53,41 @@ def drifted(matrix: Tensor, seed: int) -> Tensor:
 
 
 def resymplectified(matrix: Tensor) -> Tensor:
-    """M (JᵀMᵀJM)^(-1/2), in float64, by M <- M (I + JE/2), E = MᵀJM - J, which squares the error. O(n³) a step.
-    Matrices from which that would not converge stay as they are."""
-    exact = linalg.in_double(matrix)
+    """A symplectic matrix near M, in float64, by steps that square the error E = MᵀJM - J, O(n³) each:
+
+        M <- M (I + JE/2),  towards M (JᵀMᵀJM)^(-1/2);  where that moves M by more than rounding, `least_step`.
+
+    Rounding of M leaves E of size ε‖M‖², and the first kind then moves M by ε‖M‖² relative to itself, although S is
+    only ε away. Matrices from which the steps would not converge stay as they are.
+    """
+    exact, eps = linalg.in_double(matrix), torch.finfo(matrix.dtype).eps
+    error = form_error(exact)
     for _ in range(STEPS):
-        error = form_error(exact)
-        size = torch.linalg.matrix_norm(error)
-        near = (size < NEAR) & (size > 4 * torch.finfo(exact.dtype).eps * torch.linalg.matrix_norm(exact).square())
+        size, norm = torch.linalg.matrix_norm(error), torch.linalg.matrix_norm(exact)
+        mean = size / exact.shape[-1] ** 0.5
+        near = (size < NEAR) | (relative(mean, exact) < NEAR_RELATIVE)
+        near &= size > 4 * torch.finfo(exact.dtype).eps * norm.square()
         if not bool(near.any()):
             break
-        exact = torch.where(near[..., None, None], exact + exact @ form(error) / 2, exact)
+        step = exact @ form(error) / 2
+        much = near & (torch.linalg.matrix_norm(step) > CHEAP * eps * norm)
+        if bool(much.any()):
+            step[much] = least_step(exact[much], error[much])
+        moved = torch.where(near[..., None, None], exact + step, exact)
+        after = form_error(moved)
+        better = (torch.linalg.matrix_norm(after) < size / 2)[..., None, None]
+        exact, error = torch.where(better, moved, exact), torch.where(better, after, error)
+        if not bool(better.any()):
+            break
     return exact
+
+
+def least_step(matrix: Tensor, error: Tensor) -> Tensor:
+    """The X of least Frobenius norm with MᵀJX + XᵀJM = -E: X = JMΛ, GΛ + ΛG = E with G = MᵀM, by an SVD of M."""
+    _, values, right = torch.linalg.svd(matrix)
+    squares = values.square()
+    turned = right @ error @ right.mT / (squares[..., :, None] + squares[..., None, :])
+    return form(matrix @ (right.mT @ turned @ right))
 
 
 def rotation_of(matrix: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from p4torch.errors import ArgumentError
 from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import Proposal, Veto
 from p4torch.properties.phase_space import (
+    DRIFT,
     drifted,
     form,
     form_error,
@@ -40,8 +41,10 @@ class Symplectic(LowRank):
     `MergeScheduler` sees to it). B₀ is U = 0 and V ~ `scale` · N(0, 1), where dQ = (dU Vᵀ + V dUᵀ) J has at least 2n
     dimensions. Sp(2n) is connected: all of it is within reach.
 
-    Nothing is tracked: M⁻¹ = -JMᵀJ, det M = 1. A step costs O(n²k), a merge O(n²k) and a correction M <- M (I + JE/2),
-    E = MᵀJM - J, O(n³), where a probe of E with random signs finds more than rounding (2n <= 64: always).
+    Nothing is tracked: M⁻¹ = -JMᵀJ, det M = 1. A step costs O(n²k), a merge O(n²k) and a correction, O(n³), where a
+    probe of E = MᵀJM - J with random signs finds more than rounding (2n <= 64: always): M <- M (I + JE/2), or where
+    ‖M‖ is so large that this would move M by more than rounding, the least move that makes up for E, by an SVD.
+    Rounding alone makes E as large as ε‖M‖²: the defect is relative to that.
 
     Args:
         base: `(..., 2n, 2n)`. One that is not symplectic is projected: from near by that correction, else to the
@@ -129,7 +132,7 @@ class Symplectic(LowRank):
 
     def project(self, tensor: Tensor) -> Tensor:
         found = resymplectified(tensor)
-        far = ~(self.defect(found) <= torch.finfo(tensor.dtype).eps)
+        far = ~(self.defect(found) <= DRIFT * torch.finfo(tensor.dtype).eps)
         if bool(far.any()):
             found = torch.where(far[..., None, None], rotation_of(tensor), found)
         return found.to(tensor.dtype)
