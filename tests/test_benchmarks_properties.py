@@ -62,6 +62,33 @@ def test_a_run_keeps_what_it_does_not_measure_again(tmp_path: Path) -> None:
     assert set(metrics["LowRankUpdate"]) == {"directions"} and metrics["Orthogonal"]["training"]["steps"] == 40
     table = (tmp_path / "table.md").read_text("utf-8")
     assert "| LowRankUpdate |" in table and "| Orthogonal |" in table
+    assert set(metrics["Orthogonal"]["training"]["made"]) == set(report.MADE)
+
+
+def test_the_heading_names_one_command_or_says_that_there_were_several(tmp_path: Path) -> None:
+    machine = {"machine": {"cpu": "some", "cores": 1}, "versions": {"torch": "any"}}
+    settings = {key: 1 for key in ("steps", "every", "features", "small", "large", "batch")}
+    first, second = ({"directions": {"directions": 1, "rank": 1, "made": {"command": name}}} for name in ("a", "b"))
+    for metrics, said in (
+        ({"x": first}, "`a`"),
+        ({"x": first, "y": second}, "several"),
+        ({"x": {"times": {}}}, "several"),
+    ):
+        report.write(tmp_path, machine, metrics, settings)
+        assert said in (tmp_path / "table.md").read_text("utf-8").splitlines()[0]
+
+
+def test_shortened_steps_are_no_change_by_a_merge() -> None:
+    walk = measures.Walk(Subject("FixedSpectrum", ranks=(4,)))
+    with torch.no_grad():
+        walk.site.perturbation.u.fill_(1.0)  # far beyond what the property allows
+    walk.scheduler.steps = measures.EVERY - 1
+    walk._merge()
+    assert walk.scheduler.merged == 1 and max(walk.changes) < ROUNDING
+
+
+def test_distances_are_measured_where_something_is_projected() -> None:
+    assert measures.training(Subject("FixedSpectrum"), steps=measures.EVERY)["distance"] is None
 
 
 @pytest.mark.parametrize("arguments", [("--only", "Nothing"), ("--parts", "none"), ("--steps", "1")])

@@ -79,7 +79,7 @@ def run(subjects: Sequence[Subject], parts: Sequence[str], options: argparse.Nam
         for part in parts:
             found = measured(made[part], subject)
             failed |= bool(found.pop("failed", False))
-            metrics[subject.name][part] = found
+            metrics[subject.name][part] = {**found, "made": {key: described[key] for key in report.MADE}}
         report.write(folder, described, {name: found for name, found in metrics.items() if found}, settings(options))
         say(console, " | ".join(report.row(subject.name, metrics[subject.name])))
     say(console, f"written: {path}, {folder / 'table.md'}")

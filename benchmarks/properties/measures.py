@@ -59,6 +59,7 @@ class Walk:
 
     @torch.no_grad()
     def _merge(self) -> None:
+        self.site.perturbation.limit()  # belongs to the optimizer's step; the schedule's own then changes nothing
         before = self.layer.weight.clone()
         self.between = max(self.between, float(self.site.perturbation.defect(before).max()))
         merged = self.scheduler.merged
@@ -105,13 +106,15 @@ def in_double(perturbation: p4.Perturbation) -> p4.Perturbation:
 
 
 def distance(exact: p4.Perturbation, base: Tensor) -> float | None:
-    """‖A - P(A)‖ / ‖A‖ with P(A) in S, the projection: at least the distance from S. None without a projection."""
+    """‖A - P(A)‖ / ‖A‖ with P(A) in S, the projection: at least the distance from S. None without a projection, and
+    where everything is admitted as it is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", p4.ProjectionWarning)
-            return relative(exact.project(base) - base, base)
+            projected = exact.project(base)
     except NotImplementedError:
         return None
+    return None if projected is base else relative(projected - base, base)
 
 
 # --- directions -----------------------------------------------------------------------------------------------

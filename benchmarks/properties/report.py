@@ -11,6 +11,9 @@ from p4torch.training.folder import write_json
 
 Metrics = dict[str, dict[str, Any]]
 
+#: What each part says of the run that measured it: parts may come from several.
+MADE = ("command", "started", "git_revision")
+
 HEAD = (
     "property",
     "defect",
@@ -39,10 +42,18 @@ def write(folder: Path, machine: Mapping[str, Any], metrics: Metrics, settings: 
     data, table = folder / "metrics.json", folder / "table.md"
     write_json(data, {"machine": machine, "properties": metrics})
     host = machine["machine"]
-    text = f"{host['cpu']}, {host['cores']} cores, torch {machine['versions']['torch']}. `{machine['command']}`.\n\n"
+    text = f"{host['cpu']}, {host['cores']} cores, torch {machine['versions']['torch']}. {_commands(metrics)}.\n\n"
     text += WORDS.format(**settings) + "\n\n" + markdown(HEAD, [row(name, found) for name, found in metrics.items()])
     write_whole(table, lambda path: path.write_text(text, encoding="utf-8"))
     return [data, table]
+
+
+def _commands(metrics: Metrics) -> str:
+    """The command behind all numbers; or that there were several."""
+    commands = {part.get("made", {}).get("command") for found in metrics.values() for part in found.values()}
+    if len(commands) == 1 and None not in commands:
+        return f"`{commands.pop()}`"
+    return "`python -m benchmarks.properties`, in several runs (metrics.json names those of the later ones)"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
