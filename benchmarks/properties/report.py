@@ -28,7 +28,8 @@ HEAD = (
 WORDS = """\
 **defect** after {steps} Adam steps on changing targets with merges every {every}, float32, n = {features}, in the
 property's own measure, in double precision; in brackets the largest before a merge, where it is much larger.
-**distance**: ‖A - P(A)‖ / ‖A‖ with P the property's projection, an upper bound of the relative distance from S.
+**distance**: ‖A - P(A)‖ / ‖A‖ with P the property's projection, an upper bound of the relative distance from S; none
+where everything is admitted as it is.
 **change by a merge**: of the effective weight, relative, median and largest of all merges (corrections included).
 **residual of A⁻¹**: the largest entry of A A⁻¹ - I at the end, where the property offers an inverse (`Invertible`
 without bounds on log|det A|). **directions**: in how many B moves A at B₀, n = {small}, at the rank given.
