@@ -47,7 +47,8 @@ def test_a_short_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert hamiltonian.main(["--short", "--seeds", "0", "--out", str(out)]) == 0
     rows = read_json(out / "metrics.json")["rows"]
-    assert [row["kind"] for row in rows] == ["symplectic", "unconstrained"]
+    assert [row["kind"] for row in rows] == list(hamiltonian.KINDS)
+    assert [row["steps"] for row in rows] == [20, 20, 160]
     assert rows[0]["symplectic_defect"] < 1e-12 < rows[1]["symplectic_defect"]
     assert (out / "hamiltonian.png").exists() and "energy drift" in (out / "table.md").read_text()
     assert hamiltonian.main(["--short", "--seeds", "0", "--out", str(out), "--resume"]) == 0
