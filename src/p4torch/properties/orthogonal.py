@@ -9,14 +9,13 @@ from torch import Tensor
 
 from p4torch import linalg, rows
 from p4torch.directions import of_rows
-from p4torch.low_rank import Directions, LowRank
-from p4torch.merging import Proposal
+from p4torch.low_rank import Directions
 from p4torch.properties.cayley import cayley, turn
-from p4torch.properties.drift import polished, repaired
+from p4torch.properties.orthonormal import Orthonormal
 from p4torch.properties.shapes import check_real_matrix, check_square
 
 
-class Orthogonal(LowRank):
+class Orthogonal(Orthonormal):
     """S = {A : AᵀA = I}: O(n) for square A `(..., n, n)`, orthonormal columns for tall ones `(..., n, p)`. For wide
     ones `(..., p, n)` orthonormal rows, A Aᵀ = I (Stiefel). U, V `(..., n, k)`, n the long side.
 
@@ -104,34 +103,7 @@ class Orthogonal(LowRank):
         check_square(base, "a determinant")
         return self.orientation
 
-    # --- the set ------------------------------------------------------------------------------------------------------
-
-    def defect(self, tensor: Tensor) -> Tensor:
-        """‖AᵀA - I‖ / √p in the Frobenius norm (tall; A Aᵀ for wide ones), O(np²): the mean defect of a column."""
-        vectors = linalg.short_rows(linalg.at_least_single(tensor.detach()))
-        return torch.linalg.matrix_norm(linalg.gram_error(vectors)) / vectors.shape[-2] ** 0.5
-
-    def project(self, tensor: Tensor) -> Tensor:
-        """The polar factor: the nearest matrix of S."""
-        return linalg.orthonormalized(tensor).to(tensor.dtype)
-
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
         if base.shape[-2] == base.shape[-1]:
             self.orientation.copy_(linalg.one_by_one(torch.linalg.slogdet, linalg.at_least_single(base))[0])
-
-    def right_inverse(self, tensor: Tensor) -> Tensor:
-        admitted: Tensor = super().right_inverse(tensor)
-        self.correct(admitted)  # what is nearly in S gets the precision of its dtype
-        return admitted
-
-    # --- merges -------------------------------------------------------------------------------------------------------
-
-    def propose(self, base: Tensor) -> Proposal:
-        turn = int(self.attempts)
-        return Proposal(polished(repaired(self.candidate(base), turn), turn))
-
-    @torch.no_grad()
-    def correct(self, base: Tensor) -> None:
-        """All of A, where the probe finds more than rounding."""
-        base.copy_(repaired(base, int(self.attempts)))

@@ -10,13 +10,12 @@ from torch import Tensor
 from p4torch import linalg, rows
 from p4torch.admission import check_base
 from p4torch.errors import ArgumentError
-from p4torch.low_rank import Directions, LowRank
-from p4torch.merging import Proposal
-from p4torch.properties.drift import polished, repaired
+from p4torch.low_rank import Directions
+from p4torch.properties.orthonormal import Orthonormal
 from p4torch.properties.shapes import check_square
 
 
-class Unitary(LowRank):
+class Unitary(Orthonormal):
     """S = {A complex : AᴴA = I}: U(n) for square A `(..., n, n)`, orthonormal columns for tall ones `(..., n, p)`,
     orthonormal rows for wide ones `(..., p, n)`. U, V `(..., n, k)` complex, n the long side.
 
@@ -94,30 +93,3 @@ class Unitary(LowRank):
 
     def _normal(self, generator: torch.Generator) -> Tensor:
         return torch.randn(self.v.shape, generator=generator, dtype=torch.complex128)
-
-    # --- the set ------------------------------------------------------------------------------------------------------
-
-    def defect(self, tensor: Tensor) -> Tensor:
-        """‖AᴴA - I‖ / √p in the Frobenius norm (tall; A Aᴴ for wide ones), O(np²)."""
-        vectors = linalg.short_rows(tensor.detach())
-        return torch.linalg.matrix_norm(linalg.gram_error(vectors)) / vectors.shape[-2] ** 0.5
-
-    def project(self, tensor: Tensor) -> Tensor:
-        """The polar factor: the nearest matrix of S."""
-        return linalg.orthonormalized(tensor).to(tensor.dtype)
-
-    def right_inverse(self, tensor: Tensor) -> Tensor:
-        admitted: Tensor = super().right_inverse(tensor)
-        self.correct(admitted)  # what is nearly in S gets the precision of its dtype
-        return admitted
-
-    # --- merges -------------------------------------------------------------------------------------------------------
-
-    def propose(self, base: Tensor) -> Proposal:
-        turn = int(self.attempts)
-        return Proposal(polished(repaired(self.candidate(base), turn), turn))
-
-    @torch.no_grad()
-    def correct(self, base: Tensor) -> None:
-        """All of A, where the probe finds more than rounding."""
-        base.copy_(repaired(base, int(self.attempts)))

@@ -1,0 +1,38 @@
+"""What real and complex matrices with orthonormal columns or rows have in common: the set, admission and merges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from p4torch import linalg
+from p4torch.low_rank import LowRank
+from p4torch.merging import Proposal
+from p4torch.properties.drift import polished, repaired
+
+
+class Orthonormal(LowRank):
+    """S = {A : AᴴA = I}, for wide A {A Aᴴ = I}. A property says which factors lead from S to S."""
+
+    def defect(self, tensor: Tensor) -> Tensor:
+        """‖AᴴA - I‖ / √p in the Frobenius norm (tall; A Aᴴ for wide ones), O(np²): the mean defect of a column."""
+        vectors = linalg.short_rows(linalg.at_least_single(tensor.detach()))
+        return torch.linalg.matrix_norm(linalg.gram_error(vectors)) / vectors.shape[-2] ** 0.5
+
+    def project(self, tensor: Tensor) -> Tensor:
+        """The polar factor: the nearest matrix of S."""
+        return linalg.orthonormalized(tensor).to(tensor.dtype)
+
+    def right_inverse(self, tensor: Tensor) -> Tensor:
+        admitted: Tensor = super().right_inverse(tensor)
+        self.correct(admitted)  # what is nearly in S gets the precision of its dtype
+        return admitted
+
+    def propose(self, base: Tensor) -> Proposal:
+        turn = int(self.attempts)
+        return Proposal(polished(repaired(self.candidate(base), turn), turn))
+
+    @torch.no_grad()
+    def correct(self, base: Tensor) -> None:
+        """All of A, where the probe finds more than rounding."""
+        base.copy_(repaired(base, int(self.attempts)))
