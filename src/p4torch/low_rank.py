@@ -77,10 +77,15 @@ class LowRank(Perturbation):
         """P and Q, pure functions of U and V in any dtype. U and V themselves by default."""
         return u, v
 
+    def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """P and Q in the dtype of the base, on which they may depend, too. Whoever makes use of that also overrides
+        `additive_factors` or `propose`, which make merges."""
+        return self.factors(self.u, self.v)
+
     # --- R_B --------------------------------------------------------------------------------------------------------
 
     def forward(self, base: Tensor) -> Tensor:
-        matrix = self.moved(base, *self.factors(self.u, self.v))
+        matrix = self.moved(base, *self.factors_at(base))
         if self.sketch is not None:
             self.sketch.see(matrix, lambda g: self.acting(base, of_matrix(g)))
         return matrix
@@ -113,7 +118,7 @@ class LowRank(Perturbation):
         return y
 
     def _affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        p, q = self.factors(self.u, self.v)
+        p, q = self.factors_at(base)
         if self.side == "add":
             return rows.affine(x, base, p, q, bias)
         if rows.dense_is_cheaper(x, base, q.shape[-1]):
@@ -141,6 +146,10 @@ class LowRank(Perturbation):
 
     def forget(self) -> None:
         self.sketch = None
+
+    def shorten(self, size: Tensor, most: float) -> None:
+        """For `limit`: U <- U · min(1, most / size), in place, where `size` `(...)` grows with U in proportion."""
+        self.u.mul_((most / size).clamp(max=1.0)[..., None, None].to(self.u.dtype))
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None) -> None:

@@ -195,8 +195,7 @@ class Invertible(LowRank):
     @torch.no_grad()
     def limit(self) -> None:
         if self.growth is not None:
-            size = torch.linalg.matrix_norm(self.v.mT @ self.u)[..., None, None]
-            self.u.mul_((self.growth / size).clamp(max=1.0))
+            self.shorten(torch.linalg.matrix_norm(self.v.mT @ self.u), self.growth)
 
     # --- the set ------------------------------------------------------------------------------------------------------
 

@@ -78,13 +78,9 @@ class PositiveDefinite(LowRank):
         moved = linalg.thin(self.root.factor, torch.cat([self.v, b], -1))
         return congruence(linalg.thin(self.tracked.inverse, moved), b)
 
-    def forward(self, base: Tensor) -> Tensor:
+    def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
         self._follow(base)
-        return super().forward(base)
-
-    def _affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        self._follow(base)
-        return super()._affine(base, x, bias)
+        return super().factors_at(base)
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         self._follow(base)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from p4torch import linalg, rows
-from p4torch.directions import Maps, of_matrix, of_rows
+from p4torch import linalg
+from p4torch.directions import Maps, of_matrix
 from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import Proposal, Veto
 from p4torch.properties.precise import Precise
@@ -76,20 +76,12 @@ class FixedSpectrum(LowRank):
             right = moved + u @ (seen.mT @ u)
             return torch.cat([u, -linalg.solve_rows(linalg.capacitance(u, v).mT, right)], -1), torch.cat([seen, v], -1)
 
-    def forward(self, base: Tensor) -> Tensor:
-        matrix = linalg.add_low_rank(base, *self.conjugated(base, self.u, self.v))
-        if self.sketch is not None:
-            self.sketch.see(matrix, lambda g: self.acting(base, of_matrix(g)))
-        return matrix
+    def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conjugated(base, self.u, self.v)
 
-    def _affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        return rows.affine(x, base, *self.conjugated(base, self.u, self.v), bias)
-
-    def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        y = self._affine(base, x, bias)
-        if self.sketch is not None:
-            self.sketch.see(y, lambda g: self.acting(base, of_rows(g, x.detach().to(g.dtype), base.dim() > 2)))
-        return y
+    @torch.no_grad()
+    def additive_factors(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conjugated(self.exact.value, self.u.double(), self.v.double())
 
     def acting(self, base: Tensor, gradient: Maps) -> Maps:
         """∂L/∂(U Vᵀ) = G Aᵀ - Aᵀ G near B₀."""
@@ -105,8 +97,8 @@ class FixedSpectrum(LowRank):
 
     @torch.no_grad()
     def limit(self) -> None:
-        size = torch.linalg.matrix_norm(linalg.at_least_single(self.v).mT @ linalg.at_least_single(self.u))
-        self.u.mul_((GROWTH / size).clamp(max=1.0)[..., None, None].to(self.u.dtype))
+        product = linalg.at_least_single(self.v).mT @ linalg.at_least_single(self.u)
+        self.shorten(torch.linalg.matrix_norm(product), GROWTH)
 
     # --- the set ------------------------------------------------------------------------------------------------------
 
@@ -131,15 +123,16 @@ class FixedSpectrum(LowRank):
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        self.invariants.value.copy_(_traces(tensor) if tensor.shape == self.base_shape else self.invariants.value)
+        if tensor.shape == self.base_shape:  # others are refused
+            self.invariants.value.copy_(_traces(tensor))
         return super().right_inverse(tensor)
 
     # --- merges -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def propose(self, base: Tensor) -> Proposal:
-        u, v, exact = self.u.double(), self.v.double(), self.exact.value
-        moved = linalg.add_low_rank(exact, *self.conjugated(exact, u, v))
+        u, v = self.u.double(), self.v.double()
+        moved = linalg.add_low_rank(self.exact.value, *self.additive_factors(base))
         inverse, _ = torch.linalg.inv_ex(linalg.capacitance(u, v))
         size = torch.linalg.matrix_norm(u) * torch.linalg.matrix_norm(v)
         condition = (1 + size) * (1 + size * torch.linalg.matrix_norm(inverse))  # at least that of T

@@ -89,8 +89,7 @@ class Symplectic(LowRank):
         """Shorten U where S may have an eigenvalue above `GROWTH`: they are at most ‖UᵀJV‖ + (‖UᵀJU‖ ‖VᵀJV‖)^½."""
         u, v = linalg.at_least_single(self.u), linalg.at_least_single(self.v)
         across, own, other = (torch.linalg.matrix_norm(a.mT @ form(b)) for a, b in ((u, v), (u, u), (v, v)))
-        size = across + (own * other).sqrt()
-        self.u.mul_((GROWTH / size).clamp(max=1.0)[..., None, None].to(self.u.dtype))
+        self.shorten(across + (own * other).sqrt(), GROWTH)
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         """y R⁻ᵀ = y JᵀRJ."""
