@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
+import torch
 from torch import Tensor, nn
 
 import p4torch as p4
@@ -21,3 +24,28 @@ def layer_of(width: int = 3, init: Callable[[Tensor], Tensor] = nn.init.orthogon
 def b_of(module: nn.Module) -> Any:
     """The perturbation of the first site."""
     return next(p4.sites(module)).perturbation
+
+
+def trained_in(dtype: torch.dtype, property: type[p4.Perturbation], lr: float = 1e-2, **options: Any) -> nn.Linear:
+    """An `nn.Linear` of a short dtype under a property, after six steps with three merges, all of which were made."""
+    layer = nn.Linear(8, 8).to(dtype)
+    with pytest.warns(p4.ProjectionWarning):
+        p4.perturb(layer, "weight", property, **options)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=lr)
+    scheduler = p4.MergeScheduler(layer, optimizer, every=2)
+    for _ in range(6):
+        optimizer.zero_grad()
+        layer(torch.randn(4, 8, dtype=dtype)).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.merged == 3
+    return layer
+
+
+def hand_over(parts: Iterable[Any], others: Iterable[Any]) -> None:
+    """The state of model, optimizer and scheduler, through a file, to others of the same kind."""
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in parts], file)
+    file.seek(0)
+    for part, state in zip(others, torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)

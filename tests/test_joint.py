@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.layers import hand_over
 from torch import Tensor, nn
 
 import p4torch as p4
@@ -169,11 +169,7 @@ def test_a_staggered_schedule_keeps_the_network_together() -> None:
 def test_a_resume_is_exact() -> None:
     straight, resumed = training(), training()
     walk(straight, 0, 6)
-    file = io.BytesIO()
-    torch.save([part.state_dict() for part in straight], file)
-    file.seek(0)
-    for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
-        part.load_state_dict(state)
+    hand_over(straight, resumed)
     walk(straight, 6, 17)
     walk(resumed, 6, 17)
     for name, value in straight[0].state_dict().items():

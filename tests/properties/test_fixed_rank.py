@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.layers import trained_in
 from torch import Tensor, nn
 
 import p4torch as p4
@@ -158,15 +159,5 @@ def test_bad_input(base: Tensor, rank: Any, message: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_models_of_half_precision(dtype: torch.dtype) -> None:
-    layer = nn.Linear(8, 8).to(dtype)
-    with pytest.warns(p4.ProjectionWarning):
-        p4.perturb(layer, "weight", p4.FixedRank, rank=2)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-2)
-    scheduler = p4.MergeScheduler(layer, optimizer, every=2)
-    for _ in range(6):
-        optimizer.zero_grad()
-        layer(torch.randn(4, 8, dtype=dtype)).square().mean().backward()
-        optimizer.step()
-        scheduler.step()
-    assert scheduler.merged == 3
+    layer = trained_in(dtype, p4.FixedRank, rank=2)
     assert singular_values(layer.weight)[2:].max() <= 8 * torch.finfo(dtype).eps

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.layers import trained_in
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -218,17 +219,7 @@ def test_a_damaged_base_is_repaired(size: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_models_of_half_precision(dtype: torch.dtype) -> None:
-    layer = nn.Linear(8, 8).to(dtype)
-    with pytest.warns(p4.ProjectionWarning):
-        p4.perturb(layer, "weight", p4.Orthogonal, rank=2)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-2)
-    scheduler = p4.MergeScheduler(layer, optimizer, every=2)
-    for _ in range(6):
-        optimizer.zero_grad()
-        layer(torch.randn(4, 8, dtype=dtype)).square().mean().backward()
-        optimizer.step()
-        scheduler.step()
-    assert scheduler.merged == 3
+    layer = trained_in(dtype, p4.Orthogonal, rank=2)
     assert worst(layer.weight) <= 8 * torch.finfo(dtype).eps
     layer.float()
     p4.merge(layer)

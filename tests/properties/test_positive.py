@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.layers import trained_in
 from torch import Tensor, nn
 
 import p4torch as p4
@@ -189,17 +190,7 @@ def test_a_change_of_dtype() -> None:
 
 
 def test_models_of_half_precision() -> None:
-    layer = nn.Linear(8, 8).bfloat16()
-    with pytest.warns(p4.ProjectionWarning):
-        p4.perturb(layer, "weight", p4.PositiveDefinite, floor=0.1)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3)
-    scheduler = p4.MergeScheduler(layer, optimizer, every=2)
-    for _ in range(6):
-        optimizer.zero_grad()
-        layer(torch.randn(4, 8, dtype=torch.bfloat16)).square().mean().backward()
-        optimizer.step()
-        scheduler.step()
-    assert scheduler.merged == 3
+    layer = trained_in(torch.bfloat16, p4.PositiveDefinite, lr=1e-3, floor=0.1)
     assert torch.equal(layer.weight, layer.weight.mT)
 
 
