@@ -17,7 +17,6 @@ linear and gradient modules.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import p4torch as p4
-from examples.scaffold import Fit, Job, Results, Row, add_options, run, train
+from examples.scaffold import Fit, Job, Results, Row, add_options, parser, run, train
 from p4torch.sites import direction_generator
 from p4torch.training.chunks import warmup_cosine
 
@@ -285,11 +284,9 @@ def figure(rows: Sequence[Row]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser, "runs/hamiltonian", "0,1,2")
-    options = parser.parse_args(arguments)
+    asked = parser(MODULE, __doc__)
+    add_options(asked, "runs/hamiltonian", "0,1,2")
+    options = asked.parse_args(arguments)
     setting = SHORT if options.short else Setting()
     fields = {"setting": asdict(setting), "seeds": list(options.seeds)}
     return run(MODULE, options, fields, partial(work, setting, options.seeds))

@@ -10,7 +10,6 @@ seed of their own, by the loss of their last steps.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
@@ -28,7 +27,7 @@ from examples.recurrent_methods import METHODS, Method
 from examples.recurrent_network import Network
 from examples.recurrent_report import figure, table
 from examples.recurrent_tasks import Copying, Digits, Task
-from examples.scaffold import Fit, Job, Results, Row, add_options, peer, run, train
+from examples.scaffold import Fit, Job, Results, Row, add_options, parser, peer, run, train
 
 #: Steps between two points of a curve, and between two turns.
 EVERY, TURN = 10, 25
@@ -201,11 +200,11 @@ def compare(setting: Setting, seeds: Sequence[int], out: Path, console: Console)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m examples.recurrent", description=__doc__.splitlines()[0])
-    tasks = parser.add_subparsers(dest="task", required=True)
+    asked = parser("examples.recurrent", __doc__)
+    tasks = asked.add_subparsers(dest="task", required=True)
     for name in SETTINGS:
         add_options(tasks.add_parser(name), f"runs/{name}", seeds="0,1")
-    options = parser.parse_args(arguments)
+    options = asked.parse_args(arguments)
     setting = SETTINGS[options.task]
     if options.short:
         setting = replace(setting, **SHORT)  # type: ignore[arg-type]

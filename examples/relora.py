@@ -11,7 +11,6 @@ Source: Lialin, Shivagunde, Muckatira and Rumshisky (2023), ReLoRA: high-rank tr
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from torch import Tensor
 
 import p4torch as p4
 from examples.language_model import LanguageModel, Text
-from examples.scaffold import Fit, Job, Results, Row, add_options, run, train
+from examples.scaffold import Fit, Job, Results, Row, add_options, parser, run, train
 from p4torch.schedule import OptimizerState
 from p4torch.sites import direction_generator
 from p4torch.training.chunks import warmup_cosine
@@ -237,12 +236,10 @@ def figure(rows: Sequence[Row]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser, "runs/relora", "0,1,2")
-    parser.add_argument("--tune", action="store_true", help="try learning rates instead: another seed, a third as long")
-    options = parser.parse_args(arguments)
+    asked = parser(MODULE, __doc__)
+    add_options(asked, "runs/relora", "0,1,2")
+    asked.add_argument("--tune", action="store_true", help="try learning rates instead: another seed, a third as long")
+    options = asked.parse_args(arguments)
     setting = SHORT if options.short else Setting()
     if options.tune:
         setting = Setting(**{**asdict(setting), "steps": max(1, setting.steps // 3 // setting.every) * setting.every})

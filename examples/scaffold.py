@@ -155,6 +155,12 @@ def peer(package: str, console: Console) -> Any:
         return None
 
 
+def parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Of `python -m module`; the description, which has an example, keeps its lines."""
+    plain = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=f"python -m {module}", description=description, formatter_class=plain)
+
+
 def add_options(parser: argparse.ArgumentParser, out: str, seeds: str = "0") -> None:
     """The options that all scripts have."""
     parser.add_argument("--out", type=Path, default=Path(out), help=f"run folder, new or empty ({out})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import warnings
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from benchmarks.measure import Effort, Side
 from benchmarks.properties.subjects import Subject, plain
 from benchmarks.rows import compare
 from p4torch import linalg
+from p4torch.testing._cases import doubled
 from p4torch.training.provenance import cores
 
 #: Of the training: size, steps between merges, steps until the target changes, Adam's learning rate, rows a batch.
@@ -78,7 +78,7 @@ def training(subject: Subject, steps: int) -> dict[str, Any]:
     walk = Walk(subject)
     walk.run(steps)
     base = walk.site.base.detach()
-    exact = in_double(walk.site.perturbation)
+    exact = doubled(walk.site.perturbation)
     found = {
         "steps": steps,
         "rank": subject.largest_rank,
@@ -96,13 +96,6 @@ def training(subject: Subject, steps: int) -> dict[str, Any]:
         product = linalg.in_double(walk.layer.weight.detach()) @ linalg.in_double(inverse)
         found["inverse_residual"] = float((product - linalg.eye_like(product)).abs().max())
     return found
-
-
-def in_double(perturbation: p4.Perturbation) -> p4.Perturbation:
-    """A copy in double precision."""
-    exact = copy.deepcopy(perturbation)
-    exact._apply(lambda value: linalg.in_double(value) if value.is_floating_point() or value.is_complex() else value)  # type: ignore[no-untyped-call]
-    return exact
 
 
 def distance(exact: p4.Perturbation, base: Tensor) -> float | None:

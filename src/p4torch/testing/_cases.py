@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from p4torch import linalg
 from p4torch.errors import ProjectionWarning
 from p4torch.perturbation import Perturbation
 from p4torch.schedule import MergeScheduler
@@ -85,6 +87,15 @@ def move(site: Site, generator: torch.Generator) -> None:
 
 def parameters_of(site: Site) -> dict[str, nn.Parameter]:
     return dict(site.perturbation.own_parameters())
+
+
+def doubled(perturbation: Perturbation) -> Perturbation:
+    """A copy in double precision."""
+    exact = copy.deepcopy(perturbation)
+    exact._apply(  # type: ignore[no-untyped-call]
+        lambda value: linalg.in_double(value) if value.is_floating_point() or value.is_complex() else value
+    )
+    return exact
 
 
 def weight_of(site: Site) -> Tensor:

@@ -19,6 +19,7 @@ from p4torch.testing._cases import (
     Run,
     Sample,
     default_sample,
+    doubled,
     function_of_b,
     move,
     overridden,
@@ -172,9 +173,7 @@ def _check_tracked(case: Case) -> None:
 def _compare_with_lapack(check: str, case: Case, site: Site) -> None:
     """Each overridden method against the general one in float64; an error grows with both condition numbers."""
     base = linalg.in_double(site.base.detach())
-    exact = copy.deepcopy(site.perturbation)._apply(  # type: ignore[no-untyped-call]
-        lambda value: linalg.in_double(value) if value.is_floating_point() or value.is_complex() else value
-    )
+    exact = doubled(site.perturbation)
     for name, arguments in overridden(site):
         condition = 1.0
         if name != "matmul":
