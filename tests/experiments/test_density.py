@@ -18,13 +18,14 @@ from p4torch.experiments.density import figure
 from p4torch.experiments.density.config import Config, Job
 from p4torch.experiments.density.data import CHUNK, TrainingChunks, held_out
 from p4torch.experiments.density.job import run_job
-from p4torch.experiments.density.models import BUILDERS, build, parameter_count
+from p4torch.experiments.density.models import BUILDERS, build
 from p4torch.experiments.density.overhead import lightning_share
 from p4torch.experiments.density.rates import best_rates, one_rate, tuned_rates
 from p4torch.experiments.density.run import clear_demo
 from p4torch.experiments.density.settings import FULL, SHORT, Asked, resolve
 from p4torch.experiments.density.table import markdown, summarise
 from p4torch.experiments.targets import TARGETS, get_target
+from p4torch.training import measures
 from p4torch.training.folder import prepare
 
 JOB = Job("eight-gaussians", "p4inv", seed=0, steps=150, batch=32, every=20, learning_rate=1e-2)
@@ -42,7 +43,7 @@ def one_thread():
 
 
 def test_both_models_have_as_many_parameters() -> None:
-    p4inv, rnvp = parameter_count(build("p4inv")), parameter_count(build("rnvp"))
+    p4inv, rnvp = measures.parameter_count(build("p4inv")), measures.parameter_count(build("rnvp"))
     assert p4inv == 1200
     assert abs(rnvp - p4inv) <= 0.02 * p4inv
 
@@ -107,12 +108,12 @@ def test_leakage_counts_empty_places_and_broken_samples() -> None:
 
 def test_inverse_residual_and_logabsdet_error_see_a_wrong_inverse() -> None:
     flow = build("p4inv")
-    assert metrics.inverse_residual(flow) < 1e-5 and metrics.logabsdet_error(flow) < 1e-5
+    assert measures.inverse_residual(flow) < 1e-5 and measures.logabsdet_error(flow) < 1e-5
     perturbation = next(iter(__import__("p4torch").sites(flow))).perturbation
     perturbation.tracked.inverse[7, 0, 1] += 0.25
     perturbation.tracked.logabsdet[7] += 0.5
-    assert metrics.inverse_residual(flow) == pytest.approx(0.25)
-    assert metrics.logabsdet_error(flow) == pytest.approx(0.5, abs=1e-6)
+    assert measures.inverse_residual(flow) == pytest.approx(0.25)
+    assert measures.logabsdet_error(flow) == pytest.approx(0.5, abs=1e-6)
 
 
 # --- one job --------------------------------------------------------------------------------------------------------

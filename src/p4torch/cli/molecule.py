@@ -1,4 +1,4 @@
-"""`p4torch molecule`: reference data of molecules."""
+"""`p4torch molecule`: reference data of molecules, and Boltzmann generators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from p4torch.cli import options
 
 app = typer.Typer(
-    help="Molecules: reference data for Boltzmann generators.", no_args_is_help=True, rich_markup_mode="markdown"
+    help="Molecules: reference data and Boltzmann generators.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 
 _PDB = Annotated[Path | None, typer.Argument(help="A PDB file with hydrogens. Default: alanine dipeptide.")]
@@ -89,6 +89,59 @@ def molecule_simulate(
         chosen = make_method(method, asked, short=short)
         which = Molecule(pdb, options.names(forcefield), system_xml, temperature)
         run_simulation(which, chosen, out, workers, Console(), resume=resume)
+
+
+@app.command("fit")
+def molecule_fit(
+    pdb: _PDB = None,
+    forcefield: _FORCEFIELD = None,
+    system_xml: _SYSTEM_XML = None,
+    temperature: Annotated[float, typer.Option(help="In K.")] = 300.0,
+    models: Annotated[
+        str, typer.Option(help="rnvp, p4inv, p4inv-rank<k>, spline, spline-p4inv; several with commas.")
+    ] = "spline-p4inv",
+    preset: Annotated[
+        str, typer.Option(help="paper (an hour or more), quick (ten minutes), check (seconds).")
+    ] = "quick",
+    data: Annotated[
+        Path | None, typer.Option(help="The folder of a finished simulation. Default: one is made in the run folder.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Of weights and batches, with commas.")] = "0",
+    likelihood_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
+    energy_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
+    merge_every: Annotated[int, typer.Option(help="Steps between merges of perturbed layers.")] = 50,
+    samples: Annotated[int | None, typer.Option(help="That a model is judged by. Default: 200,000.")] = None,
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/generator"),
+    workers: _WORKERS = None,
+    resume: _RESUME = False,
+) -> None:
+    """Boltzmann generators: simulate a molecule, train flows on it, first by likelihood, then by energies.
+
+    Time and energy evaluations are estimated before it starts. It can be stopped or killed at any moment; `--resume`
+    goes on from the last checkpoints.
+
+    Example: `p4torch molecule fit my.pdb --forcefield amber14-all.xml,implicit/gbn2.xml --temperature 310`
+    """
+    with options.errors():
+        options.require_molecules()
+        options.require("pytorch_lightning", "safetensors")
+        from rich.console import Console
+
+        from p4torch.molecules.command import Molecule
+        from p4torch.molecules.generator.command import Asked, run_fit
+
+        asked = Asked(
+            models=options.names(models) or (),
+            preset=preset,
+            seeds=options.integers(seeds) or (),
+            likelihood_steps=likelihood_steps,
+            energy_steps=energy_steps,
+            merge_every=merge_every,
+            data=data,
+            samples=samples,
+        )
+        which = Molecule(pdb, options.names(forcefield), system_xml, temperature)
+        run_fit(which, asked, out, workers, Console(), resume=resume)
 
 
 @app.command("resample")

@@ -3,9 +3,10 @@
 from p4torch.flows.activations import BentIdentity
 from p4torch.flows.bijection import Bijection, Chain, Inverse, Swap
 from p4torch.flows.coupling import AffineCoupling
-from p4torch.flows.flow import Flow, StandardNormal
+from p4torch.flows.flow import Flow, NormalAndUniform, StandardNormal
 from p4torch.flows.linear import InvertibleLinear
 from p4torch.flows.mlp import InvertibleMLP
+from p4torch.flows.partial import Partial
 from p4torch.flows.spline import SplineCoupling
 from p4torch.flows.volume import VolumePreserving
 
@@ -18,6 +19,8 @@ __all__ = [
     "Inverse",
     "InvertibleLinear",
     "InvertibleMLP",
+    "NormalAndUniform",
+    "Partial",
     "SplineCoupling",
     "StandardNormal",
     "Swap",

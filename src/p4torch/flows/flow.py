@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,48 @@ class StandardNormal(nn.Module):
 
     def extra_repr(self) -> str:
         return f"features={self.features}"
+
+
+class NormalAndUniform(nn.Module):
+    """N(0, 1) for each feature on the line, uniform on [-π, π) for each on the circle; all independent.
+
+    log p(z) = -(Σ_line z² + l log 2π)/2 - c log 2π, with l features on the line and c on the circle.
+
+    Args:
+        features: n.
+        circular: which of them are angles.
+
+    Raises:
+        ArgumentError: for features that do not exist, or repeat.
+    """
+
+    angle: Tensor
+
+    def __init__(self, features: int, circular: Sequence[int]) -> None:
+        super().__init__()
+        self.features = check_features(features)
+        if len({*circular} & {*range(features)}) < len(circular):
+            raise ArgumentError.of("circular", f"different integers from 0 to {features - 1}", list(circular))
+        angle = torch.zeros(features)
+        angle[list(circular)] = 1
+        self.register_buffer("angle", angle, persistent=False)
+        self.logarithm = (features + len(circular)) * math.log(2 * math.pi) / 2
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        check_event(z, self.features)
+        return -(z.square() * (1 - self.angle)).sum(-1) / 2 - self.logarithm
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        kind: dict[str, Any] = {
+            "dtype": self.angle.dtype,
+            "device": self.angle.device if generator is None else generator.device,
+        }
+        normal = torch.randn(count, self.features, generator=generator, **kind)
+        uniform = (2 * torch.rand(count, self.features, generator=generator, **kind) - 1) * math.pi
+        return torch.where(self.angle.bool(), uniform.to(self.angle.device), normal.to(self.angle.device))
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, circular={self.angle.nonzero().flatten().tolist()}"
 
 
 class Flow(nn.Module):

@@ -73,13 +73,22 @@ class ChunkedFit(pl.LightningModule):
         rate = self.learning_rate * warmup_cosine(self.done, self.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss: Tensor = -self.flow(batch).mean()
+        loss = self.loss(batch)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trainable, self.clip, foreach=True)
-        optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.clip, foreach=True)
+        if self.usable(norm):
+            optimizer.step()
         self.done += 1
         return loss.detach()
+
+    def loss(self, batch: Tensor) -> Tensor:
+        """Of one batch, `()`."""
+        return -self.flow(batch).mean()
+
+    def usable(self, norm: Tensor) -> bool:
+        """Whether the optimizer is to step along a gradient of this norm."""
+        return True
 
 
 def quiet_trainer(*callbacks: pl.Callback, devices: int = 1) -> pl.Trainer:

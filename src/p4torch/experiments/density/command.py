@@ -9,11 +9,12 @@ import torch
 from rich.console import Console
 
 from p4torch.errors import ArgumentError
-from p4torch.experiments.density.models import MODELS, TITLES, build, parameter_count
+from p4torch.experiments.density.models import MODELS, TITLES, build
 from p4torch.experiments.density.run import clear_demo, run, tune
 from p4torch.experiments.density.settings import DEMO, SHORT, TUNE, Asked, resolve
 from p4torch.experiments.targets import TARGETS
 from p4torch.training.folder import prepare
+from p4torch.training.measures import parameter_count
 from p4torch.training.provenance import cores
 
 

@@ -20,11 +20,11 @@ from p4torch.errors import CheckpointError
 from p4torch.experiments import metrics
 from p4torch.experiments.density.config import Job, Progress, Report
 from p4torch.experiments.density.data import TEST_POINTS, TrainingChunks, held_out
-from p4torch.experiments.density.models import build, parameter_count
+from p4torch.experiments.density.models import build
 from p4torch.experiments.targets import get_target
 from p4torch.flows import Flow
 from p4torch.sites import direction_generator, sites
-from p4torch.training import ChunkedFit, MergeCallback, folder, load_checkpoint, provenance, save_checkpoint
+from p4torch.training import ChunkedFit, MergeCallback, folder, load_checkpoint, measures, provenance, save_checkpoint
 from p4torch.training.checkpoint import write_whole
 from p4torch.training.chunks import quiet_trainer
 
@@ -110,14 +110,14 @@ class TrainingRun(pl.Callback):
             trainer.should_stop = True
 
     def _probe(self) -> None:
-        self.residual = max(self.residual, metrics.inverse_residual(self.flow))
+        self.residual = max(self.residual, measures.inverse_residual(self.flow))
 
     def _log(self) -> None:
         row = {
             "step": self.done,
             "loss": float(torch.stack(self._since_log).mean()),
             "kl": metrics.kl_divergence(self.flow, *self._log_set),
-            "inverse_residual": metrics.inverse_residual(self.flow),
+            "inverse_residual": measures.inverse_residual(self.flow),
             "merged": self.merges.merged if self.merges else 0,
             "skipped": self.merges.skipped if self.merges else 0,
             "seconds": self.seconds,
@@ -178,13 +178,13 @@ class TrainingRun(pl.Callback):
         samples = exact.sample(TEST_POINTS, direction_generator(job.seed, f"samples/{job.target}", 0))
         return {
             **job.fields(),
-            "parameters": parameter_count(self.flow),
+            "parameters": measures.parameter_count(self.flow),
             "kl": metrics.kl_divergence(exact, points.double(), log_density),
             "leakage": metrics.leakage(target, target.log_density(samples)),
             "data_leakage": metrics.leakage(target, log_density),
             "steps_per_second": job.steps / self.step_seconds,
-            "inverse_residual": max(self.residual, metrics.inverse_residual(self.flow)),
-            "logabsdet_error": metrics.logabsdet_error(self.flow),
+            "inverse_residual": max(self.residual, measures.inverse_residual(self.flow)),
+            "logabsdet_error": measures.logabsdet_error(self.flow),
             "round_trip": metrics.round_trip(self.flow, samples[:10_000].float()),
             "merged": self.merges.merged if self.merges else 0,
             "skipped": self.merges.skipped if self.merges else 0,

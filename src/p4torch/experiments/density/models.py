@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
 from p4torch.flows import AffineCoupling, Bijection, Chain, Flow, InvertibleMLP, StandardNormal, Swap
 
 #: Layers of the P4Inv flow (section 4.1 of the paper): 200 · (u 2 + v 2 + bias 2) = 1,200 trainable parameters.
@@ -37,8 +35,3 @@ TITLES = {"rnvp": "RealNVP", "p4inv": "P4Inv"}
 def build(model: str) -> Flow:
     """A new model; its initial weights come from torch's global generator."""
     return BUILDERS[model]()
-
-
-def parameter_count(model: nn.Module) -> int:
-    """What the optimizer may tune."""
-    return sum(value.numel() for value in model.parameters() if value.requires_grad)

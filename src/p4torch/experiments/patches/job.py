@@ -14,14 +14,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from p4torch import MergeScheduler
-from p4torch.experiments import metrics
-from p4torch.experiments.density.models import parameter_count
 from p4torch.experiments.patches.config import Job
 from p4torch.experiments.patches.data import patches
 from p4torch.experiments.patches.models import build
 from p4torch.flows import Flow
 from p4torch.schedule import OptimizerState
-from p4torch.training import ChunkedFit
+from p4torch.training import ChunkedFit, measures
 
 #: Where the norm of the gradient is clipped.
 CLIP = 1.0
@@ -102,7 +100,7 @@ def run_job(job: Job, stopped: Callable[[], bool] = lambda: False) -> Row | None
     scheduler = run.scheduler
     return {
         **job.fields(),
-        "parameters": parameter_count(run.flow),
+        "parameters": measures.parameter_count(run.flow),
         "validation": best_validation,
         "best_step": best,
         "held_out": statistics.fmean(best_tiles) if best_tiles else -math.inf,
@@ -110,7 +108,7 @@ def run_job(job: Job, stopped: Callable[[], bool] = lambda: False) -> Row | None
         "diverged": done < job.steps or not best_tiles,
         "curve": curve,
         "step_milliseconds": statistics.median(step_times),
-        "logabsdet_error": metrics.logabsdet_error(run.flow),
+        "logabsdet_error": measures.logabsdet_error(run.flow),
         "merged": scheduler.merged if scheduler else 0,
         "skipped": scheduler.skipped if scheduler else 0,
     }

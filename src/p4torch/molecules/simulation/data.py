@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mdtraj
 import numpy as np
@@ -75,6 +76,14 @@ class ReferenceData:
         """Some of the frames, by a mask or by indices; weights as they are."""
         arrays = {name: getattr(self, name)[chosen] for name in ("frames", *_ARRAYS)}
         return replace(self, **arrays)
+
+    @classmethod
+    def cat(cls, parts: Sequence[ReferenceData]) -> ReferenceData:
+        """Several parts of one distribution, one after another."""
+        arrays: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in ("frames", *_ARRAYS)
+        }
+        return replace(parts[0], **arrays)
 
     def resample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """`(count, atoms, 3)`: frames without weights, each taken as often as its weight says, to within one.

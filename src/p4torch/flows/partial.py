@@ -1,0 +1,51 @@
+"""A bijection of some of the features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from p4torch.errors import ArgumentError
+from p4torch.flows.bijection import Bijection, check_event, check_features
+
+
+class Partial(Bijection):
+    """Maps some features by a bijection of their own; the others pass.
+
+    Linear layers would tear a circle: with angles among the features, they mix the others only.
+
+        Partial(60, range(43), InvertibleLinear(43))
+
+    Args:
+        features: n.
+        chosen: which of them are mapped.
+        bijection: of as many features.
+
+    Raises:
+        ArgumentError: for features that do not exist, or repeat.
+    """
+
+    place: Tensor
+
+    def __init__(self, features: int, chosen: Sequence[int], bijection: Bijection) -> None:
+        super().__init__()
+        self.features = check_features(features)
+        if not chosen or len({*chosen} & {*range(features)}) < len(chosen):
+            raise ArgumentError.of("chosen", f"different integers from 0 to {features - 1}", list(chosen))
+        self.bijection = bijection
+        self.register_buffer("place", torch.tensor(list(chosen)), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_event(x, self.features)
+        z, logabsdet = self.bijection(x[..., self.place])
+        return x.index_copy(-1, self.place, z), logabsdet
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        check_event(z, self.features)
+        x, logabsdet = self.bijection.inverse(z[..., self.place])
+        return z.index_copy(-1, self.place, x), logabsdet
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, chosen={self.place.tolist()}"

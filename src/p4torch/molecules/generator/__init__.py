@@ -1,0 +1,1 @@
+"""Boltzmann generators: flows that are trained to draw molecules from their Boltzmann distribution."""

@@ -1,0 +1,110 @@
+"""Flows between a latent distribution and mixed coordinates, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+import torch
+
+from p4torch.errors import ArgumentError
+from p4torch.flows import (
+    AffineCoupling,
+    Bijection,
+    Chain,
+    Flow,
+    InvertibleLinear,
+    NormalAndUniform,
+    Partial,
+    SplineCoupling,
+    StandardNormal,
+    Swap,
+)
+from p4torch.molecules.standard import Layout, Torsions
+
+#: Couplings of the paper's flows, and of spline flows.
+AFFINE, SPLINE = 50, 8
+#: Rank of the mixing layers of spline flows: of 43 coordinates, on top of couplings that move random halves.
+MIXING_RANK = 8
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A kind of flow.
+
+    Attributes:
+        name: that commands know.
+        title: for people.
+        torsions: as `MixedCoordinates` is to leave them.
+        build: of a layout; draws from torch's global generator.
+    """
+
+    name: str
+    title: str
+    torsions: Torsions
+    build: Callable[[Layout], Flow]
+
+
+def architecture(name: str) -> Architecture:
+    """The kind of flow of that name.
+
+        rnvp            50 affine couplings, each followed by a swap of the halves; latent normal distribution
+        p4inv           the swaps replaced by `InvertibleLinear` of rank 1 that starts as the swap
+        p4inv-rank8     the same of rank 8; or of any other rank
+        spline          8 rational-quadratic couplings that move random halves, on the circle for torsions; latent
+                        distribution normal, but uniform for torsions
+        spline-p4inv    the same, with `InvertibleLinear` of rank 8 between couplings that mixes all but the torsions
+
+    Raises:
+        ArgumentError: for another name.
+
+    Source: rnvp and p4inv: Krämer, Köhler and Noé (2020), section 4.2; at 60 coordinates they have 735,050 and 744,050
+    parameters.
+    """
+    rank = re.fullmatch(r"p4inv(?:-rank([1-9]\d*))?", name)
+    if rank:
+        k = int(rank[1] or 1)
+        return Architecture(
+            name, "P4Inv" if k == 1 else f"P4Inv, rank {k}", "standard", lambda layout: affine(layout, k)
+        )
+    if name == "rnvp":
+        return Architecture(name, "RNVP", "standard", lambda layout: affine(layout, None))
+    if name == "spline":
+        return Architecture(name, "spline", "circle", lambda layout: spline(layout, mixing=False))
+    if name == "spline-p4inv":
+        return Architecture(name, "spline, P4Inv", "circle", lambda layout: spline(layout, mixing=True))
+    raise ArgumentError.of("model", "rnvp, p4inv, p4inv-rank<k>, spline or spline-p4inv", repr(name))
+
+
+def affine(layout: Layout, rank: int | None, couplings: int = AFFINE) -> Flow:
+    """Affine couplings with swaps, or with perturbed linear layers of that rank in their place."""
+
+    def layers() -> Iterator[Bijection]:
+        swap = Swap(layout.size)
+        matrix = swap(torch.eye(layout.size))[0].T
+        for _ in range(couplings):
+            yield AffineCoupling(layout.size)
+            yield swap if rank is None else InvertibleLinear(layout.size, rank=rank, init=matrix)
+
+    return Flow(Chain(layers()), StandardNormal(layout.size))
+
+
+def spline(layout: Layout, mixing: bool, couplings: int = SPLINE, hidden: int = 64) -> Flow:
+    """Spline couplings; every second one moves what the one before has left. With or without mixing between them.
+
+    The halves are random, but the same ones for every seed: a file of weights does not hold them.
+    """
+
+    def layers() -> Iterator[Bijection]:
+        line, order, shuffler = range(layout.torsions.start), list(range(layout.size)), Random(0)
+        for index in range(couplings):
+            if index % 2 == 0:
+                shuffler.shuffle(order)
+            half = order[::2] if index % 2 == 0 else order[1::2]
+            yield SplineCoupling(layout.size, sorted(half), layout.torsions, hidden=(hidden, hidden))
+            if mixing and index < couplings - 1:
+                yield Partial(layout.size, line, InvertibleLinear(len(line), rank=min(MIXING_RANK, len(line))))
+
+    return Flow(Chain(layers()), NormalAndUniform(layout.size, layout.torsions))

@@ -1,0 +1,70 @@
+"""Frames as a flow sees them, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from p4torch.flows.flow import Distribution
+from p4torch.molecules.frames import shares
+from p4torch.molecules.mixed import MixedCoordinates
+from p4torch.sites import direction_generator
+
+#: Frames that are encoded together: bounds the memory.
+CHUNK = 20_000
+
+
+class Encoded:
+    """Coordinates `(frames, n)` of weighted frames, and log|det| of the map there, `(frames,)`; computed in float64."""
+
+    def __init__(self, coordinates: MixedCoordinates, frames: Tensor, weights: Tensor | None = None) -> None:
+        z, logabsdet = zip(*(coordinates(chunk.double()) for chunk in frames.split(CHUNK)), strict=True)
+        dtype = torch.get_default_dtype()
+        self.z, self.logabsdet = torch.cat(z).to(dtype), torch.cat(logabsdet).to(dtype)
+        self.shares = shares(weights, len(frames), frames)
+        self._cumulated = self.shares.cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """`(count, n)`: frames drawn with replacement, each as often as its weight says."""
+        places = torch.rand(count, generator=generator, dtype=torch.float64) * self._cumulated[-1]
+        return self.z[torch.searchsorted(self._cumulated, places, right=True).clamp(max=len(self) - 1)]
+
+
+class Batches(IterableDataset[Tensor]):
+    """Chunks `(c, latent + frames, n)` of c batches, from step `done` on: latent points, then frames.
+
+    A chunk is a pure function of seed, stage and step, so that a run that was stopped sees what it would have seen.
+    Chunks end at multiples of c.
+    """
+
+    def __init__(
+        self,
+        data: Encoded | None,
+        base: Distribution,
+        sizes: tuple[int, int],
+        steps: int,
+        chunk: int,
+        seed: int,
+        done: int = 0,
+    ) -> None:
+        self.data, self.base = data, base
+        self.latent, self.frames = sizes
+        self.steps, self.chunk, self.seed, self.done = steps, chunk, seed, done
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(self.done, self.steps, self.chunk):
+            count = min(self.chunk, self.steps - start)
+            generator = direction_generator(self.seed, f"batches/{self.latent}", start)
+            yield torch.stack([self._batch(generator) for _ in range(count)])
+
+    def _batch(self, generator: torch.Generator) -> Tensor:
+        drawn = [self.base.sample(self.latent, generator)] if self.latent else []
+        if self.data is not None and self.frames:
+            drawn.append(self.data.draw(self.frames, generator))
+        return torch.cat(drawn)

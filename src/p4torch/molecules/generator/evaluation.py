@@ -1,0 +1,285 @@
+"""What a trained generator is worth: every figure with the error that its samples and the data allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p4torch.errors import ArgumentError
+from p4torch.molecules.analysis.bootstrap import Estimate, correlation_blocks, resampled_ratio, standard_error
+from p4torch.molecules.analysis.energies import compare_energies
+from p4torch.molecules.analysis.free_energy import POSITIVE_PHI, FreeEnergyDifference, free_energy_difference
+from p4torch.molecules.analysis.histograms import Histogram, kl_divergence, ramachandran_histogram, total_variation
+from p4torch.molecules.analysis.torsions import bin_index, in_arc, torsion_angles
+from p4torch.molecules.analysis.weights import forward_effective_sample_size, summarize_weights
+from p4torch.molecules.chirality import chiral_centres, inverted
+from p4torch.molecules.generator.encoded import Encoded
+from p4torch.molecules.generator.generator import BoltzmannGenerator
+from p4torch.molecules.generator.samples import Samples
+from p4torch.molecules.simulation.data import ReferenceData
+from p4torch.molecules.system import MolecularSystem
+from p4torch.molecules.torsion_names import Torsion, default_torsions, parse_torsions, torsion_label
+from p4torch.molecules.zmatrix import ZMatrix
+from p4torch.training.measures import inverse_residual, parameter_count
+
+#: Numbers of samples that effective sample sizes are told of: they fall as rare samples of large weight come in.
+SIZES = (100_000, 200_000)
+#: Bins of each torsion of a Ramachandran histogram, and resamples of its bootstrap.
+BINS, REPLICATES = 64, 20
+#: A mode is missing if so large a share of the held-out weight lies in bins of a torsion without training frames.
+MODE_BINS, MISSING = 36, 0.002
+#: Frames that are passed through a flow together.
+CHUNK = 20_000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The molecule's data: what models are trained on, and held-out frames; both of the same distribution."""
+
+    system: MolecularSystem
+    train: ReferenceData
+    held_out: ReferenceData
+
+    @cached_property
+    def torsion(self) -> Torsion:
+        """Whose free-energy difference is told."""
+        return default_torsions(self.system.topology)[0]
+
+    @cached_property
+    def plane(self) -> tuple[Torsion, Torsion]:
+        """Two torsions for Ramachandran plots: φ and ψ, or the first two rotatable bonds."""
+        try:
+            first, second = parse_torsions(self.system.topology, "phi,psi")
+        except ValueError:
+            first, second = [*default_torsions(self.system.topology), *_other_torsions(self.system)][:2]
+        return first, second
+
+    @cached_property
+    def all(self) -> ReferenceData:
+        """Both parts together."""
+        return ReferenceData.cat([self.train, self.held_out])
+
+    @cached_property
+    def level(self) -> tuple[float, float]:
+        """(mean, largest) u of the data, kT."""
+        energies, weights = self.all.energies / self.system.kT, self.all.weights
+        return float((energies * weights).sum() / weights.sum()), float(energies.max())
+
+    @cached_property
+    def ramachandran(self) -> Histogram:
+        """Of all data."""
+        return self.histogram(self.all.frames, self.all.weights)
+
+    @cached_property
+    def difference(self) -> FreeEnergyDifference | None:
+        """ΔF of all data; None if a region was not visited."""
+        return self.free_energy(self.all.frames, self.all.weights, self.all.walkers)
+
+    def check(self) -> None:
+        """Refuse frames for training that miss a mode: a model cannot learn what it never sees.
+
+        Raises:
+            ArgumentError: naming the torsion, and the share of held-out frames in a range of it that has none.
+        """
+        torsions = torch.tensor([self.torsion, *self.plane])
+        seen, unseen = (torsion_angles(part.frames, torsions) for part in (self.train, self.held_out))
+        shares = self.held_out.weights / self.held_out.weights.sum()
+        for column, torsion in enumerate(torsions.tolist()):
+            trained = torch.bincount(bin_index(seen[:, column], MODE_BINS), minlength=MODE_BINS)
+            held_out = torch.bincount(bin_index(unseen[:, column], MODE_BINS), shares, minlength=MODE_BINS)
+            missing = float(held_out[trained == 0].sum())
+            if missing > MISSING:
+                where = torsion_label(self.system.topology, tuple(torsion))
+                raise ArgumentError.of(
+                    "frames",
+                    "for training that cover all modes of the held-out ones",
+                    f"{100 * missing:.2g} % of those where torsion {where} has no frame for training: simulate longer, "
+                    "or bias that torsion",
+                )
+
+    def histogram(self, frames: Tensor, weights: Tensor | None = None) -> Histogram:
+        """Over the plane of the two torsions."""
+        first, second = torsion_angles(frames, torch.tensor(self.plane)).unbind(-1)
+        return ramachandran_histogram(first, second, BINS, weights)
+
+    def free_energy(
+        self, frames: Tensor, weights: Tensor | None = None, walkers: Tensor | None = None
+    ) -> FreeEnergyDifference | None:
+        """ΔF in kT of 0 < θ < 2.4 against the rest; None where one of them holds no weight."""
+        theta = torsion_angles(frames, torch.tensor([self.torsion]))[:, 0]
+        counted = torch.ones_like(theta) if weights is None else weights
+        inside = in_arc(theta, POSITIVE_PHI)
+        if not bool((counted[inside] > 0).any() and (counted[~inside] > 0).any()):
+            return None
+        return free_energy_difference(theta, weights=weights, walkers=walkers)
+
+
+def evaluate(
+    generator: BoltzmannGenerator, reference: Reference, samples: Samples, held_out: Encoded
+) -> dict[str, Any]:
+    """A row of figures of a generator, from samples of it and held-out frames."""
+    kT = reference.system.kT
+    shape = _shape(reference, samples.energies, samples.frames)
+    likelihood, forward = _likelihood(generator, reference, held_out, samples)
+    md = reference.difference
+    weighted = bool(samples.log_weights.isfinite().any())
+    reweighted = reference.free_energy(samples.frames, samples.weights) if weighted else None
+    row: dict[str, Any] = {
+        "model": generator.model,
+        "parameters": parameter_count(generator),
+        "temperature_K": reference.system.temperature,
+        "samples": len(samples),
+        **shape,
+        "nll": likelihood.value,
+        "nll_error": likelihood.error,
+        **_ramachandran(reference, samples.frames),
+        **_weights(samples),
+        "ess_forward": forward,
+        **_pair("delta_f_raw_kT", reference.free_energy(samples.frames)),
+        **_pair("delta_f_kT", reweighted),
+        **_pair("md_delta_f_kT", md),
+        "unusable_share": float((samples.log_weights == -math.inf).double().mean()),
+        "mirror_share": _mirrors(reference.system, samples.frames),
+        "inverse_residual": inverse_residual(generator.flow),
+        "energy_shift_kJ_mol": None if shape["energy_shift_kT"] is None else shape["energy_shift_kT"] * kT,
+    }
+    if weighted:
+        reweighted_map = reference.histogram(samples.frames, samples.weights)
+        row["ramachandran_tv_reweighted"] = total_variation(reweighted_map, reference.ramachandran)
+        row["ramachandran_kl_reweighted"] = kl_divergence(reference.ramachandran, reweighted_map)
+    return row
+
+
+def floors(reference: Reference, sigma: float = 0.004, count: int = 50_000) -> list[dict[str, Any]]:
+    """Rows of the same figures, as far as they apply, of held-out frames against those trained on (what no model can
+    beat), and of frames with Gaussian noise of sigma nm on each coordinate."""
+    kT, train, held_out = reference.system.kT, reference.train, reference.held_out
+    halves = compare_energies(
+        held_out.energies / kT,
+        train.energies / kT,
+        weights=held_out.weights,
+        data_weights=train.weights,
+        walkers=held_out.walkers,
+        data_walkers=train.walkers,
+    )
+    first, second = (reference.histogram(part.frames, part.weights) for part in (train, held_out))
+    split = {
+        "model": "md-held-out",
+        "temperature_K": reference.system.temperature,
+        **_energies(halves),
+        "ramachandran_tv": total_variation(first, second),
+        "ramachandran_kl": kl_divergence(first, second),
+        **_pair("delta_f_kT", reference.free_energy(held_out.frames, held_out.weights, held_out.walkers)),
+        **_pair("md_delta_f_kT", reference.free_energy(train.frames, train.weights, train.walkers)),
+    }
+    frames = held_out.resample(count, torch.Generator().manual_seed(0)).double()
+    frames = frames + sigma * torch.randn(frames.shape, generator=torch.Generator().manual_seed(1), dtype=frames.dtype)
+    energies = in_chunks(reference.system.energy, frames)
+    noisy = {
+        "model": f"md-noise-{sigma:g}nm",
+        "temperature_K": reference.system.temperature,
+        **_shape(reference, energies.where(energies.isfinite(), math.inf), frames),
+    }
+    return [split, noisy]
+
+
+@torch.no_grad()
+def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """The function of all points, some at a time."""
+    return torch.cat([function(chunk) for chunk in points.split(CHUNK)])
+
+
+def _shape(reference: Reference, energies: Tensor, frames: Tensor) -> dict[str, Any]:
+    """Energies against those of all data."""
+    data = reference.all
+    compared = compare_energies(
+        energies,
+        data.energies / reference.system.kT,
+        data_weights=data.weights,
+        data_walkers=data.walkers,
+    )
+    return _energies(compared)
+
+
+def _energies(compared: Any) -> dict[str, Any]:
+    names = {"energy_shift_kT": "mean_shift", "energy_shift_median_kT": "median_shift", "low_energy_fraction": None}
+    found: dict[str, Any] = {}
+    for name, attribute in names.items():
+        estimate: Estimate = getattr(compared, attribute or name)
+        found |= {name: estimate.value, f"{name}_error": estimate.error}
+    return {**found, "threshold_kT": compared.threshold}
+
+
+def _ramachandran(reference: Reference, frames: Tensor) -> dict[str, float]:
+    """With errors of a bootstrap over the samples."""
+    exact = reference.ramachandran
+    found = reference.histogram(frames)
+    generator = torch.Generator().manual_seed(0)
+    shares = found.probabilities.flatten()
+    counts = [
+        torch.bincount(torch.multinomial(shares, len(frames), True, generator=generator), minlength=len(shares))
+        for _ in range(REPLICATES)
+    ]
+    replicas = [Histogram((count / len(frames)).reshape(found.probabilities.shape), found.edges) for count in counts]
+    row = {}
+    for name, distance in (("tv", total_variation), ("kl", lambda p, q: kl_divergence(q, p))):
+        row[f"ramachandran_{name}"] = distance(found, exact)
+        row[f"ramachandran_{name}_error"] = float(torch.tensor([distance(one, exact) for one in replicas]).std())
+    return row
+
+
+def _weights(samples: Samples) -> dict[str, Any]:
+    """Effective sample sizes, as shares: of all samples, and of as many as `SIZES` says."""
+    if not bool(samples.log_weights.isfinite().any()):
+        return {"ess_raw": 0.0, "ess_clipped": 0.0, "largest_weight_share": 1.0, "ess_at": {}}
+    at = {}
+    for size in SIZES:
+        if size <= len(samples):
+            summary = summarize_weights(samples.log_weights[:size])
+            at[str(size)] = {"raw": summary.raw, "clipped": summary.clipped, "largest_share": summary.largest_share}
+    everything = summarize_weights(samples.log_weights)
+    return {
+        "ess_raw": everything.raw,
+        "ess_clipped": everything.clipped,
+        "largest_weight_share": everything.largest_share,
+        "ess_at": at,
+    }
+
+
+def _likelihood(
+    generator: BoltzmannGenerator, reference: Reference, held_out: Encoded, samples: Samples
+) -> tuple[Estimate, float | None]:
+    """(mean -log q of held-out frames, forward effective sample size)."""
+    minus = -in_chunks(generator.flow.log_prob, held_out.z).double()
+    shares = held_out.shares
+    mean = float(shares @ minus)
+    walkers = reference.held_out.walkers.unique(return_inverse=True)[1]
+    blocks = correlation_blocks(shares * (minus - mean), walkers)
+    error = standard_error(resampled_ratio(shares * minus, shares, blocks, 200, 0), blocks.count)
+    log_weights = -reference.held_out.energies / reference.system.kT - held_out.logabsdet.double() + minus
+    usable = bool(samples.log_weights.isfinite().any())
+    forward = forward_effective_sample_size(log_weights, shares, samples.log_weights if usable else None)
+    return Estimate(mean, float(error)), forward
+
+
+def _mirrors(system: MolecularSystem, frames: Tensor) -> float | None:
+    """The share of frames with a chiral centre in the other form than the system's positions: D, for amino acids."""
+    centres = chiral_centres(system.topology, system.positions)
+    return float(inverted(frames, centres).any(-1).double().mean()) if centres else None
+
+
+def _pair(name: str, found: FreeEnergyDifference | None) -> dict[str, float | None]:
+    value, error = (None, None) if found is None else (found.value, found.error)
+    return {name: value, name.replace("_kT", "_error_kT") if "raw" in name else f"{name}_error": error}
+
+
+def _other_torsions(system: MolecularSystem) -> list[Torsion]:
+    """Any torsions at all, for molecules with fewer than two rotatable bonds."""
+    rows = ZMatrix.from_topology(system.topology).rows
+    return [(row[0], row[1], row[2], row[3]) for row in rows]

@@ -1,0 +1,63 @@
+"""Generators in files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from p4torch.errors import CheckpointError
+from p4torch.molecules.generator.architectures import architecture
+from p4torch.molecules.generator.generator import BoltzmannGenerator
+from p4torch.molecules.mixed import MixedCoordinates
+from p4torch.molecules.system import MolecularSystem
+from p4torch.molecules.zmatrix import ZMatrix
+from p4torch.training.checkpoint import write_whole
+from p4torch.training.folder import differences
+
+_KIND = "p4torch Boltzmann generator"
+
+
+def save_generator(generator: BoltzmannGenerator, path: Path) -> None:
+    """Tensors of flow and coordinates; model, molecule and z-matrix as metadata."""
+    parts = {"flow": generator.flow, "coordinates": generator.coordinates}
+    tensors = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
+    zmatrix = generator.coordinates.zmatrix
+    said = {**_identity(generator.system), "model": generator.model, "atoms": str(generator.system.atoms)}
+    said["zmatrix"] = json.dumps({"block": zmatrix.block, "rows": zmatrix.rows})
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_whole(path, lambda temporary: save_file(contiguous, temporary, said))
+
+
+def load_generator(path: Path, system: MolecularSystem) -> BoltzmannGenerator:
+    """Raises CheckpointError unless the file is a generator of this molecule, force field and temperature."""
+    try:
+        with safe_open(path, "pt") as file:
+            said = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"`{path}` must be a generator's safetensors file: {error}") from error
+    if said.get("kind") != _KIND:
+        raise CheckpointError(f"`{path}` must be a generator's safetensors file, got one without its metadata")
+    wrong = differences(_identity(system), {name: said.get(name) for name in _identity(system)})
+    if wrong:
+        raise CheckpointError(f"`{path}` must be of {system!r}: {wrong}")
+    kind = architecture(said["model"])
+    zmatrix = json.loads(said["zmatrix"])
+    coordinates = MixedCoordinates(
+        ZMatrix(tuple(zmatrix["block"]), tuple(tuple(row) for row in zmatrix["rows"])), torsions=kind.torsions
+    )
+    generator = BoltzmannGenerator(system, coordinates, kind.build(coordinates.layout), said["model"])
+    for part, module in (("flow", generator.flow), ("coordinates", generator.coordinates)):
+        own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{part}.")}
+        try:
+            module.load_state_dict(own)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"`{path}` must be a whole generator of model {said['model']!r}: {error}") from error
+    return generator
+
+
+def _identity(system: MolecularSystem) -> dict[str, str]:
+    return {"kind": _KIND, "fingerprint": system.fingerprint, "temperature": repr(float(system.temperature))}

@@ -1,0 +1,118 @@
+"""One model: trained, measured, and written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from p4torch.molecules.generator.architectures import architecture
+from p4torch.molecules.generator.encoded import Encoded
+from p4torch.molecules.generator.evaluation import Reference, evaluate
+from p4torch.molecules.generator.generator import BoltzmannGenerator
+from p4torch.molecules.generator.protocol import Protocol
+from p4torch.molecules.generator.samples import Samples
+from p4torch.molecules.generator.training import Report, Training
+from p4torch.molecules.simulation.data import ReferenceData
+from p4torch.molecules.system import MolecularSystem
+from p4torch.training.checkpoint import write_whole
+from p4torch.training.folder import write_json
+from p4torch.training.provenance import provenance
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model of a molecule, trained on the data of a run folder by a protocol, judged by so many samples."""
+
+    system: MolecularSystem
+    data: Path
+    model: str
+    protocol: Protocol
+    samples: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.model if self.protocol.seed == 0 else f"{self.model}-seed{self.protocol.seed}"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        seed = f", seed {self.protocol.seed}" if self.protocol.seed else ""
+        return architecture(self.model).title + seed
+
+    @property
+    def steps(self) -> int:
+        """Its length in points through the flow."""
+        return self.protocol.points
+
+    def reference(self) -> Reference:
+        """The data."""
+        parts = (ReferenceData.load(self.data, part, self.system) for part in ("train", "held_out"))
+        return Reference(self.system, *parts)
+
+
+def run_job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
+    """Train, from the checkpoint in the job's folder if there is one; measure; write weights, samples and figures.
+
+    Returns:
+        the row, also in `result.json`; None if the report asked to stop.
+    """
+    torch.set_flush_denormal(True)
+    path = out / job.name
+    path.mkdir(parents=True, exist_ok=True)
+    record = provenance(seed=job.protocol.seed)
+    reference = job.reference()
+    train = reference.train
+    generator = BoltzmannGenerator.create(job.system, train.frames, train.weights, job.model, seed=job.protocol.seed)
+    held_out = Encoded(generator.coordinates, reference.held_out.frames, reference.held_out.weights)
+    training = Training(
+        generator,
+        Encoded(generator.coordinates, train.frames, train.weights),
+        job.protocol,
+        out=path,
+        resume=True,
+        held_out=held_out,
+        level=reference.level,
+        report=report,
+    )
+    if not training.fit():
+        return None
+    generator.save(path / "generator.safetensors")
+    samples = generator.sample(job.samples, torch.Generator().manual_seed(job.protocol.seed))
+    save_samples(path / "samples.npz", samples)
+    steps = [stage.steps for stage in job.protocol.stages]
+    row = {
+        **evaluate(generator, reference, samples, held_out),
+        "seed": job.protocol.seed,
+        "step_seconds": training.step_seconds[0] / max(1, steps[0]),
+        "step_seconds_by_stage": [seconds / max(1, n) for seconds, n in zip(training.step_seconds, steps, strict=True)],
+        "train_hours": training.seconds / 3600,
+        "energy_evaluations": training.evaluations,
+        "steps_left_out": training.left_out,
+        "energies_left_out": training.broken,
+        "protocol": job.protocol.fields(),
+    }
+    write_json(path / "provenance.json", {**record, "wall_seconds": training.seconds})
+    write_json(path / "result.json", row)
+    return row
+
+
+def save_samples(path: Path, samples: Samples) -> None:
+    """As NumPy arrays."""
+    arrays = {name: getattr(samples, name).numpy() for name in ("frames", "energies", "log_prob", "log_weights")}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    write_whole(path, write)
+
+
+def load_samples(path: Path) -> Samples:
+    """What `save_samples` wrote."""
+    with np.load(path) as arrays:
+        return Samples(*(torch.from_numpy(arrays[name]) for name in ("frames", "energies", "log_prob", "log_weights")))

@@ -1,0 +1,45 @@
+"""Protocols by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from p4torch.errors import ArgumentError
+from p4torch.molecules.generator.protocol import Protocol, Stage
+
+#: The paper's: Krämer, Köhler and Noé (2020), section 4.2; energy steps have frames, too, lest modes be lost.
+PAPER = (Stage(40_000), Stage(2_000, samples=4_000, learning_rate=1e-5))
+#: Spline flows: energy training is worth more there, and takes smaller batches.
+SPLINE = (Stage(40_000), Stage(2_000, samples=1_024, learning_rate=1e-4))
+
+#: Of all steps, by preset; "quick" is ten minutes on two cores.
+SHARES = {"paper": 1.0, "quick": 0.125, "check": 0.001}
+PRESETS = tuple(SHARES)
+
+
+def protocol(
+    model: str,
+    preset: str = "paper",
+    *,
+    likelihood_steps: int | None = None,
+    energy_steps: int | None = None,
+    merge_every: int = 50,
+    seed: int = 0,
+) -> Protocol:
+    """The stages of a model, cut to the preset's share of their steps; 0 steps leave a stage out.
+
+    Raises:
+        ArgumentError: for another preset, or no steps at all.
+    """
+    if preset not in SHARES:
+        raise ArgumentError.of("preset", " or ".join(PRESETS), repr(preset))
+    share = SHARES[preset]
+    stages = []
+    asked = (likelihood_steps, energy_steps)
+    for stage, steps in zip(SPLINE if model.startswith("spline") else PAPER, asked, strict=True):
+        count = max(1, round(stage.steps * share)) if steps is None else steps
+        if count != 0:
+            stages.append(replace(stage, steps=count))
+    if not stages:
+        raise ArgumentError.of("energy_steps", ">= 1 where likelihood_steps = 0", 0)
+    return Protocol(tuple(stages), merge_every, seed=seed)

@@ -1,0 +1,79 @@
+"""How a generator is trained: first by likelihood, then by energies."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from p4torch.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps of one kind, with an Adam of their own: linear warm-up, then a cosine down to 0.
+
+        loss = λ mean(-log q(frames)) + mean(u(samples) + log q(samples))
+
+    Attributes:
+        steps: of the optimizer.
+        frames: of a batch, for the first term; 0 leaves it out.
+        samples: of a batch, for the second; 0 leaves it out.
+        learning_rate: at its top.
+        likelihood: λ.
+    """
+
+    steps: int
+    frames: int = 256
+    samples: int = 0
+    learning_rate: float = 1e-3
+    likelihood: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "frames", "samples"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise ArgumentError.of(name, "an integer >= 0", repr(value))
+        if self.frames + self.samples == 0:
+            raise ArgumentError.of("frames", ">= 1 where samples = 0", 0)
+        for name in ("learning_rate", "likelihood"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ArgumentError.of(name, "positive and finite", getattr(self, name))
+
+    @property
+    def points(self) -> int:
+        """That pass through the flow in all."""
+        return self.steps * (self.frames + self.samples)
+
+    @property
+    def chunk(self) -> int:
+        """Batches that are handed over together: some 2,500 points."""
+        return max(1, 2560 // (self.frames + self.samples))
+
+    @property
+    def every(self) -> int:
+        """Steps between two lines of the log and two checkpoints: some 128,000 points, in whole chunks."""
+        return max(1, 128_000 // (self.chunk * (self.frames + self.samples))) * self.chunk
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Stages in their order; steps between merges; the largest norm of a gradient; the seed of all random numbers."""
+
+    stages: tuple[Stage, ...]
+    merge_every: int = 50
+    clip: float = 10.0
+    seed: int = 0
+
+    @property
+    def points(self) -> int:
+        """That pass through the flow in all: the measure of progress."""
+        return sum(stage.points for stage in self.stages)
+
+    @property
+    def evaluations(self) -> int:
+        """Energies with gradients that it takes."""
+        return sum(stage.steps * stage.samples for stage in self.stages)
+
+    def fields(self) -> dict[str, Any]:
+        """Plain values, for configurations."""
+        return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}

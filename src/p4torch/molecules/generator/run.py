@@ -1,0 +1,122 @@
+"""Models of a molecule in a folder: data, trainings side by side, and what came of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from p4torch.display import display, duration
+from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.jobs import Pool, Row
+from p4torch.molecules.generator.estimate import estimate_seconds, untrained
+from p4torch.molecules.generator.job import Job, run_job
+from p4torch.molecules.generator.training import Progress
+from p4torch.molecules.simulation.biased import Biased
+from p4torch.molecules.simulation.method import Method
+from p4torch.molecules.simulation.run import simulate, timed
+from p4torch.molecules.system import MolecularSystem
+from p4torch.training.folder import differences, prepare, read_json
+from p4torch.training.measures import parameter_count
+from p4torch.training.provenance import cores, provenance
+
+MODELS = "models"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to train, and how far.
+
+    Attributes:
+        jobs: models with their protocols; their data may be there already.
+        simulation: how data are made, if the jobs' folder of data has none.
+    """
+
+    system: MolecularSystem
+    jobs: tuple[Job, ...]
+    simulation: Method = field(default_factory=Biased)
+
+    def fields(self) -> dict[str, Any]:
+        """For config.json."""
+        return {
+            "kind": "generators",
+            "molecule": repr(self.system),
+            "fingerprint": self.system.fingerprint,
+            "temperature": self.system.temperature,
+            "models": {job.name: {"protocol": job.protocol.fields(), "samples": job.samples} for job in self.jobs},
+        }
+
+
+def train_generators(
+    request: Request, out: Path, *, workers: int | None = None, resume: bool = False, console: Console | None = None
+) -> list[Row]:
+    """Simulate if there are no data; train all models that are not done, side by side; their rows.
+
+    Each model leaves `models/<name>/` with checkpoint, log, weights, samples and `result.json`.
+
+    Raises:
+        ArgumentError, CheckpointError: the folder cannot be used.
+        Interrupted: after Ctrl-C, at checkpoints.
+        JobError: a training has failed.
+    """
+    console = console or Console()
+    workers = cores() if workers is None else workers
+    if workers < 1:
+        raise ArgumentError.of("workers", "an integer >= 1", workers)
+    system, jobs = request.system, request.jobs
+    if not jobs:
+        raise ArgumentError.of("models", "one or more models", "none")
+    prepare(out, request.fields(), resume=resume)
+    _tell(request, workers, console)
+    record = provenance(workers=workers)
+    with timed(out / "provenance.json", record):
+        data = jobs[0].data
+        if not (data / "train" / "frames.dcd").exists():
+            simulate(system, request.simulation, data, workers=workers, resume=data.exists(), console=console)
+        reference = jobs[0].reference()
+        reference.check()
+        rows = {job: row for job in jobs if (row := finished(job, out)) is not None}
+        left = [job for job in jobs if job not in rows]
+        if left:
+            (out / MODELS).mkdir(exist_ok=True)
+            with display(left, console, _result) as shown:
+                pool: Pool[Job, Progress] = Pool(min(workers, len(left)), partial(run_job, out / MODELS), shown)
+                pool.run(left)
+    return [read_json(out / MODELS / job.name / "result.json") for job in jobs]
+
+
+def finished(job: Job, out: Path) -> Row | None:
+    """The row of a job that is done. Raises CheckpointError if it was of another protocol."""
+    path = out / MODELS / job.name / "result.json"
+    if not path.exists():
+        return None
+    row: Row = read_json(path)
+    if wrong := differences(job.protocol.fields(), row.get("protocol", {})):
+        raise CheckpointError(f"`{path}` must be of the protocol that is asked for, got one with {wrong}")
+    return row
+
+
+def _tell(request: Request, workers: int, console: Console) -> None:
+    """Parameters, time and energy evaluations, before hours of work."""
+    total = 0.0
+    for job in request.jobs:
+        seconds = estimate_seconds(request.system, job.model, job.protocol)
+        total = max(total, seconds) if workers >= len(request.jobs) else total + seconds / workers
+        _say(
+            console,
+            f"{job.title}: {parameter_count(untrained(request.system, job.model)):,} parameters, "
+            f"{job.protocol.evaluations:,} energy evaluations, about {duration(seconds)} on one core",
+        )
+    _say(console, f"All: about {duration(total)} with {workers} at a time, after the simulation")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _result(job: Job, row: Row) -> str:
+    shift = "no low energies" if row["energy_shift_kT"] is None else f"energy shift {row['energy_shift_kT']:.2f} kT"
+    return f"{job.title}: {shift}, held-out NLL {row['nll']:.3f}, ESS {100 * row['ess_raw']:.2f} %"

@@ -1,0 +1,303 @@
+"""Training of a generator under Lightning: stages, log, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from p4torch.errors import ArgumentError, CheckpointError, P4Error
+from p4torch.molecules.analysis.weights import effective_sample_size
+from p4torch.molecules.generator.encoded import Batches, Encoded
+from p4torch.molecules.generator.protocol import Protocol, Stage
+from p4torch.sites import direction_generator, sites
+from p4torch.training import ChunkedFit, MergeCallback, folder, load_checkpoint, save_checkpoint
+from p4torch.training.chunks import quiet_trainer
+
+if TYPE_CHECKING:
+    from p4torch.flows.flow import Distribution
+    from p4torch.molecules.generator.generator import BoltzmannGenerator
+
+#: Held-out frames and samples that a line of the log rests on.
+LOG_FRAMES, LOG_SAMPLES = 5000, 2000
+#: So many steps in a row without a usable gradient end a training.
+PATIENCE = 100
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Points through the flow so far, and a few words."""
+
+    step: int
+    note: str
+
+
+Report = Callable[[Progress], bool]
+
+
+class StageFit(ChunkedFit):
+    """One stage: batches are latent points, then frames' coordinates. Gradients that are not finite are left out."""
+
+    def __init__(self, generator: BoltzmannGenerator, stage: Stage, clip: float, done: int) -> None:
+        super().__init__(generator.flow, stage.steps, stage.learning_rate, clip=clip, done=done)
+        self.generator, self.stage = generator, stage
+        self.left_out, self.in_a_row = 0, 0
+        self.broken = torch.zeros((), dtype=torch.long)  # energies that were not finite
+
+    def loss(self, batch: Tensor) -> Tensor:
+        latent, frames = batch.split([self.stage.samples, self.stage.frames])
+        total = batch.new_zeros(())
+        if len(frames):
+            total = total - self.stage.likelihood * self.flow(frames).mean()
+        if len(latent):
+            reverse, broken = self.generator.energy_loss(latent)
+            self.broken += broken
+            total = total + reverse
+        return total
+
+    def usable(self, norm: Tensor) -> bool:
+        if bool(norm.isfinite()):
+            self.in_a_row = 0
+            return True
+        self.left_out += 1
+        self.in_a_row += 1
+        if self.in_a_row >= PATIENCE:
+            raise P4Error(f"{PATIENCE} steps in a row had gradients that are not finite, up to step {self.done + 1}")
+        return False
+
+
+class Training(pl.Callback):
+    """A generator's training by a protocol, from the checkpoint in `out`, if it has one and `resume` is true.
+
+    What a step does is a pure function of the seed and its number: a training that was stopped, or killed, and goes on
+    ends with the same bits.
+
+    Args:
+        generator: trained in place.
+        data: frames, for stages with likelihood.
+        protocol: the stages.
+        out: a folder for `checkpoint.pt` and `metrics.jsonl`; None keeps the log in memory, in `lines`.
+        resume: go on from the checkpoint.
+        held_out: frames that the log's likelihood is of.
+        level: mean of u over the data, kT: what energy shifts are measured from; and `ceiling`, the largest u.
+        report: called after each chunk; asks to stop by returning true.
+
+    Raises:
+        ArgumentError: no data for a stage that needs them.
+        CheckpointError: a checkpoint of another molecule, model or protocol, or one that cannot be written.
+    """
+
+    def __init__(
+        self,
+        generator: BoltzmannGenerator,
+        data: Encoded | None,
+        protocol: Protocol,
+        *,
+        out: Path | str | None = None,
+        resume: bool = False,
+        held_out: Encoded | None = None,
+        level: tuple[float, float] | None = None,
+        report: Report | None = None,
+    ) -> None:
+        if data is None and any(stage.frames for stage in protocol.stages):
+            raise ArgumentError.of("frames", "given, for a stage with likelihood", None)
+        self.generator, self.data, self.protocol = generator, data, protocol
+        self.out = None if out is None else Path(out)
+        self.held_out, self.level = held_out, level
+        self.report = report or (lambda progress: False)
+        self.lines: list[dict[str, Any]] = []
+        self.stage_index, self.done, self.points, self.seconds = 0, 0, 0, 0.0
+        self.evaluations, self.left_out, self.broken, self.merged, self.skipped = 0, 0, 0, 0, 0
+        self.step_seconds = [0.0 for _ in protocol.stages]
+        self._pending: dict[str, Any] | None = None
+        self._since_log: list[Tensor] = []
+        self._note = ""
+        self._stopped = False
+        if self.out is not None:
+            folder.writable_folder(self.out)
+            if resume and self._checkpoint.exists():
+                self._restore(load_checkpoint(self._checkpoint))
+            folder.keep_lines(self.out / "metrics.jsonl", self.points)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are done."""
+        return self.stage_index >= len(self.protocol.stages)
+
+    def fit(self) -> bool:
+        """Train to the end, or until the report asks to stop; whether it is finished."""
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            for message in (".*does not have many workers", ".*treespec"):  # Lightning's, about matters of its own
+                warnings.filterwarnings("ignore", message)
+            while not self.finished and not self._stopped:
+                self._fit_stage(self.protocol.stages[self.stage_index])
+        return self.finished
+
+    def _fit_stage(self, stage: Stage) -> None:
+        self._fit = StageFit(self.generator, stage, self.protocol.clip, self.done)
+        self._started = time.perf_counter() - self.seconds
+        perturbed = any(True for _ in sites(self.generator.flow))
+        seed = self.protocol.seed + 1000 * self.stage_index  # directions of another stage are others
+        self._merges = MergeCallback(every=self.protocol.merge_every, seed=seed) if perturbed else None
+        if self._merges and self._pending:
+            self._merges.load_state_dict(self._pending["merges"])
+        if self.done < stage.steps:
+            batches = Batches(
+                self.data,
+                cast("Distribution", self.generator.flow.base),
+                (stage.samples, stage.frames),
+                stage.steps,
+                stage.chunk,
+                self.protocol.seed,
+                self.done,
+            )
+            callbacks = [*([self._merges] if self._merges else []), self]
+            quiet_trainer(*callbacks).fit(self._fit, DataLoader(batches, batch_size=None))
+        if self.done >= stage.steps:
+            self.stage_index, self.done = self.stage_index + 1, 0
+
+    # --- Lightning's hooks ------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._pending is not None:
+            if self._pending["optimizer"] is not None:
+                trainer.optimizers[0].load_state_dict(self._pending["optimizer"])
+            self._pending = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stage, made = self._fit.stage, len(batch)
+        self.done = self._fit.done
+        self.points += made * (stage.samples + stage.frames)
+        self.evaluations += made * stage.samples
+        self._since_log.append(outputs["loss"])
+        last = self.done >= stage.steps
+        log = last or self.done % stage.every < made
+        self.seconds = time.perf_counter() - self._started
+        if log:
+            self._log_line()
+        stop = self.report(Progress(self.points, f"loss {float(outputs['loss']):.3f}{self._note}"))
+        if self.out is not None and (log or stop):
+            self._write_checkpoint(None if last else trainer.optimizers[0], last)
+        if stop and not (last and self.stage_index + 1 == len(self.protocol.stages)):
+            self._stopped = trainer.should_stop = True
+
+    def _log_line(self) -> None:
+        """Counts are of the whole run."""
+        fit, merges = self._fit, self._merges
+        self.step_seconds[self.stage_index] += fit.seconds
+        self.left_out, fit.left_out = self.left_out + fit.left_out, 0
+        self.broken, fit.broken = self.broken + int(fit.broken), torch.zeros_like(fit.broken)
+        fit.seconds = 0.0
+        row = {
+            "step": self.points,
+            "stage": self.stage_index,
+            "stage_step": self.done,
+            "loss": float(torch.stack(self._since_log).mean()),
+            **self._quality(),
+            "merged": merges.merged if merges else 0,
+            "skipped": merges.skipped if merges else 0,
+            "steps_left_out": self.left_out,
+            "energies_left_out": self.broken,
+            "energy_evaluations": self.evaluations,
+            "seconds": self.seconds,
+            "step_seconds": list(self.step_seconds),
+        }
+        self._since_log.clear()
+        self.lines.append(row)
+        said = {"energy_shift_kT": "shift {:.2f} kT", "ess": "ESS {:.2%}"}
+        notes = [text.format(row[name]) for name, text in said.items() if row.get(name) is not None]
+        notes.append(f"{row['merged']} merged, {row['skipped']} skipped")
+        if self.left_out or self.broken:
+            notes.append(f"not finite: {self.left_out} gradients, {self.broken} energies, left out")
+        self._note = ", " + ", ".join(notes)
+        if self.out is not None:
+            folder.append_line(self.out / "metrics.jsonl", row)
+            _board(self.out / "tensorboard", row)
+
+    @torch.no_grad()
+    def _quality(self) -> dict[str, float | None]:
+        """Held-out likelihood, and what samples are worth."""
+        generator = direction_generator(self.protocol.seed, "log", self.points)
+        samples = self.generator.sample(LOG_SAMPLES, generator)
+        usable = bool((samples.log_weights > -math.inf).any())
+        found: dict[str, float | None] = {"ess": effective_sample_size(samples.log_weights) if usable else None}
+        if self.held_out is not None:
+            frames = self.held_out.draw(LOG_FRAMES, direction_generator(self.protocol.seed, "held out", 0))
+            found["nll"] = -float(self.generator.flow.log_prob(frames).mean())
+        if self.level is not None:
+            mean, largest = self.level
+            low = samples.energies[samples.energies <= largest]
+            found["energy_shift_kT"] = float(low.mean()) - mean if len(low) else None
+            found["low_energy_fraction"] = len(low) / len(samples)
+        return found
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    @property
+    def _checkpoint(self) -> Path:
+        assert self.out is not None
+        return self.out / "checkpoint.pt"
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.generator.system.fingerprint,
+            "temperature": self.generator.system.temperature,
+            "model": self.generator.model,
+            **self.protocol.fields(),
+        }
+
+    def _write_checkpoint(self, optimizer: torch.optim.Optimizer | None, stage_done: bool) -> None:
+        state = {
+            "of": self._identity(),
+            "generator": self.generator.state_dict(),
+            "optimizer": optimizer.state_dict() if optimizer else None,
+            "merges": self._merges.state_dict() if self._merges and not stage_done else {},
+            "stage_index": self.stage_index + stage_done,
+            "done": 0 if stage_done else self.done,
+            **{name: getattr(self, name) for name in _COUNTS},
+        }
+        try:
+            save_checkpoint(self._checkpoint, state)
+        except (OSError, RuntimeError) as error:  # torch's archive writer has no errno
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise CheckpointError(
+                f"`{self._checkpoint}` cannot be written ({reason}); the one before it is whole: make room, resume"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        wrong = folder.differences(self._identity(), state.get("of", {}))
+        if wrong:
+            raise CheckpointError(f"`{self._checkpoint}` must be of the training that is resumed: {wrong}")
+        self.generator.load_state_dict(state["generator"])
+        self.stage_index, self.done = state["stage_index"], state["done"]
+        for name in _COUNTS:
+            setattr(self, name, state[name])
+        self._pending = {"optimizer": state["optimizer"], "merges": state["merges"]}
+
+
+def _board(path: Path, row: dict[str, Any]) -> None:
+    """For TensorBoard, where it is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return
+    with SummaryWriter(str(path), filename_suffix=f".{row['step']}") as writer:
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(name, value, row["step"])
+
+
+_COUNTS = ("points", "seconds", "evaluations", "left_out", "broken", "step_seconds")
