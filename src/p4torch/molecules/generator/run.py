@@ -40,13 +40,12 @@ class Request:
     simulation: Method = field(default_factory=Biased)
 
     def fields(self) -> dict[str, Any]:
-        """For config.json."""
+        """For config.json: models may come to a folder later, each checks its own protocol."""
         return {
             "kind": "generators",
             "molecule": repr(self.system),
             "fingerprint": self.system.fingerprint,
             "temperature": self.system.temperature,
-            "models": {job.name: {"protocol": job.protocol.fields(), "samples": job.samples} for job in self.jobs},
         }
 
 
