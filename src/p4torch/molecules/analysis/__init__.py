@@ -29,6 +29,7 @@ from p4torch.molecules.analysis.plots import (
 )
 from p4torch.molecules.analysis.tempering import tempering_free_energy_difference
 from p4torch.molecules.analysis.torsions import in_arc, torsion_angles
+from p4torch.molecules.analysis.violins import energy_violin_figure
 from p4torch.molecules.analysis.weights import (
     WeightSummary,
     clip_log_weights,
@@ -58,6 +59,7 @@ __all__ = [
     "effective_sample_size_growth",
     "energy_figure",
     "energy_histogram",
+    "energy_violin_figure",
     "forward_effective_sample_size",
     "free_energy_difference",
     "free_energy_figure",

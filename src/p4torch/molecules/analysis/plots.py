@@ -37,7 +37,7 @@ def ramachandran_figure(panels: Mapping[str, Histogram], ceiling: float = 10.0) 
     """
     _some(panels, "panels")
     width = min(COLUMN * 0.62 * len(panels) + 0.6, PAGE) if len(panels) > 1 else COLUMN
-    figure = _figure(width, (width - 0.9) / len(panels) + 0.6)
+    figure = blank(width, (width - 0.9) / len(panels) + 0.6)
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, (title, histogram) in zip(axes, panels.items(), strict=True):
         _dimensions(histogram, 2, "panels")
@@ -50,7 +50,7 @@ def ramachandran_figure(panels: Mapping[str, Histogram], ceiling: float = 10.0) 
         axis.set_title(title, fontsize=8)
         axis.set_xticks(ANGLES, ["−π", "0", "π"])
         axis.set_yticks(ANGLES, ["−π", "0", "π"])
-        _plain(axis)
+        plain(axis)
     axes[0].set_ylabel("ψ / rad")
     bar = figure.colorbar(image, ax=axes, aspect=20, pad=0.02)
     bar.set_label("free energy / kT", fontsize=8)
@@ -68,7 +68,7 @@ def energy_figure(
     """
     _some(histograms, "histograms")
     comparisons = comparisons or {}
-    figure = _figure(COLUMN, 2.3)
+    figure = blank(COLUMN, 2.3)
     axis = figure.subplots()
     for number, (name, histogram) in enumerate(histograms.items()):
         _dimensions(histogram, 1, "histograms")
@@ -83,7 +83,7 @@ def energy_figure(
     axis.set(xlabel=f"potential energy / ({unit})" if "/" in unit else f"potential energy / {unit}")
     axis.set_ylabel(f"density / ({unit})⁻¹" if "/" in unit else f"density / {unit}⁻¹")
     axis.set_ylim(bottom=0)
-    _plain(axis)
+    plain(axis)
     axis.legend(fontsize=7, frameon=False)
     return figure
 
@@ -91,7 +91,7 @@ def energy_figure(
 def free_energy_figure(profiles: Mapping[str, FreeEnergyProfile], torsion: str = "φ", errors: float = 2.0) -> Figure:
     """Free-energy profiles along a torsion, by name, with bands of ± so many standard errors where those are finite."""
     _some(profiles, "profiles")
-    figure = _figure(COLUMN, 2.3)
+    figure = blank(COLUMN, 2.3)
     axis = figure.subplots()
     for number, (name, profile) in enumerate(profiles.items()):
         colour, style = _look(number)
@@ -102,7 +102,7 @@ def free_energy_figure(profiles: Mapping[str, FreeEnergyProfile], torsion: str =
     axis.set(xlabel=f"{torsion} / rad", ylabel="free energy / kT", xlim=(ANGLES[0], ANGLES[-1]))
     axis.set_xticks(ANGLES, ["−π", "0", "π"])
     axis.set_ylim(bottom=0)
-    _plain(axis)
+    plain(axis)
     axis.legend(fontsize=7, frameon=False)
     return figure
 
@@ -110,7 +110,7 @@ def free_energy_figure(profiles: Mapping[str, FreeEnergyProfile], torsion: str =
 def effective_sample_size_figure(sizes: Tensor, growths: Mapping[str, Tensor]) -> Figure:
     """Effective sample sizes `(k,)`, by name, against numbers of samples `(k,)`; the dashed line is their equality."""
     _some(growths, "growths")
-    figure = _figure(COLUMN, 2.3)
+    figure = blank(COLUMN, 2.3)
     axis = figure.subplots()
     places = sizes.cpu().numpy()
     axis.plot(places, places, color="0.6", ls="--", lw=0.8, label="independent samples")
@@ -120,12 +120,12 @@ def effective_sample_size_figure(sizes: Tensor, growths: Mapping[str, Tensor]) -
         colour, _ = _look(number)
         axis.plot(places, growth.cpu().numpy(), color=colour, lw=1.2, marker="o", ms=2.5, label=name)
     axis.set(xscale="log", yscale="log", xlabel="samples", ylabel="effective sample size")
-    _plain(axis)
+    plain(axis)
     axis.legend(fontsize=7, frameon=False)
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
     """An empty figure, in inches; needs no display.
 
     Raises:
@@ -137,7 +137,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _plain(axis: Axes) -> None:
+def plain(axis: Axes) -> None:
+    """Thin lines, small labels."""
     axis.tick_params(labelsize=7, width=0.5, which="both")
     axis.xaxis.label.set_fontsize(8)
     axis.yaxis.label.set_fontsize(8)

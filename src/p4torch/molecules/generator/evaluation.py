@@ -34,6 +34,8 @@ SIZES = (100_000, 200_000)
 BINS, REPLICATES = 64, 20
 #: A mode is missing if so large a share of the held-out weight lies in bins of a torsion without training frames.
 MODE_BINS, MISSING = 36, 0.002
+#: Standard deviation of the noise baseline, in nm.
+NOISE = 0.004
 #: Frames that are passed through a flow together.
 CHUNK = 20_000
 
@@ -125,7 +127,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """A row of figures of a generator, from samples of it and held-out frames."""
     kT = reference.system.kT
-    shape = _shape(reference, samples.energies, samples.frames)
+    shape = _shape(reference, samples.energies)
     likelihood, forward = _likelihood(generator, reference, held_out, samples)
     md = reference.difference
     weighted = bool(samples.log_weights.isfinite().any())
@@ -156,7 +158,7 @@ def evaluate(
     return row
 
 
-def floors(reference: Reference, sigma: float = 0.004, count: int = 50_000) -> list[dict[str, Any]]:
+def floors(reference: Reference, sigma: float = NOISE, count: int = 50_000) -> list[dict[str, Any]]:
     """Rows of the same figures, as far as they apply, of held-out frames against those trained on (what no model can
     beat), and of frames with Gaussian noise of sigma nm on each coordinate."""
     kT, train, held_out = reference.system.kT, reference.train, reference.held_out
@@ -178,15 +180,26 @@ def floors(reference: Reference, sigma: float = 0.004, count: int = 50_000) -> l
         **_pair("delta_f_kT", reference.free_energy(held_out.frames, held_out.weights, held_out.walkers)),
         **_pair("md_delta_f_kT", reference.free_energy(train.frames, train.weights, train.walkers)),
     }
-    frames = held_out.resample(count, torch.Generator().manual_seed(0)).double()
-    frames = frames + sigma * torch.randn(frames.shape, generator=torch.Generator().manual_seed(1), dtype=frames.dtype)
-    energies = in_chunks(reference.system.energy, frames)
+    frames = noisy_frames(reference, sigma, count)
     noisy = {
         "model": f"md-noise-{sigma:g}nm",
         "temperature_K": reference.system.temperature,
-        **_shape(reference, energies.where(energies.isfinite(), math.inf), frames),
+        **_shape(reference, reduced_energies(reference.system, frames)),
     }
     return [split, noisy]
+
+
+def noisy_frames(reference: Reference, sigma: float = NOISE, count: int = 50_000) -> Tensor:
+    """Held-out frames of equal weight, with Gaussian noise of sigma nm on each coordinate; always the same ones."""
+    frames = reference.held_out.resample(count, torch.Generator().manual_seed(0)).double()
+    noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(1), dtype=frames.dtype)
+    return frames + sigma * noise
+
+
+def reduced_energies(system: MolecularSystem, frames: Tensor) -> Tensor:
+    """u(x) in kT, `(n,)`, in float64; ∞ where it is not finite."""
+    energies = in_chunks(system.energy, frames.double())
+    return energies.where(energies.isfinite(), math.inf)
 
 
 @torch.no_grad()
@@ -195,7 +208,7 @@ def in_chunks(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     return torch.cat([function(chunk) for chunk in points.split(CHUNK)])
 
 
-def _shape(reference: Reference, energies: Tensor, frames: Tensor) -> dict[str, Any]:
+def _shape(reference: Reference, energies: Tensor) -> dict[str, Any]:
     """Energies against those of all data."""
     data = reference.all
     compared = compare_energies(
@@ -276,7 +289,7 @@ def _mirrors(system: MolecularSystem, frames: Tensor) -> float | None:
 
 def _pair(name: str, found: FreeEnergyDifference | None) -> dict[str, float | None]:
     value, error = (None, None) if found is None else (found.value, found.error)
-    return {name: value, name.replace("_kT", "_error_kT") if "raw" in name else f"{name}_error": error}
+    return {name: value, f"{name}_error": error}
 
 
 def _other_torsions(system: MolecularSystem) -> list[Torsion]:

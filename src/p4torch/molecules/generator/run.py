@@ -14,6 +14,7 @@ from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.jobs import Pool, Row
 from p4torch.molecules.generator.estimate import estimate_seconds, untrained
 from p4torch.molecules.generator.job import Job, run_job
+from p4torch.molecules.generator.summary import Results, summarise
 from p4torch.molecules.generator.training import Progress
 from p4torch.molecules.simulation.biased import Biased
 from p4torch.molecules.simulation.method import Method
@@ -54,7 +55,8 @@ def train_generators(
 ) -> list[Row]:
     """Simulate if there are no data; train all models that are not done, side by side; their rows.
 
-    Each model leaves `models/<name>/` with checkpoint, log, weights, samples and `result.json`.
+    Each model leaves `models/<name>/` with checkpoint, log, weights, samples and `result.json`; all together leave what
+    `summarise` writes.
 
     Raises:
         ArgumentError, CheckpointError: the folder cannot be used.
@@ -84,7 +86,9 @@ def train_generators(
             with display(left, console, _result) as shown:
                 pool: Pool[Job, Progress] = Pool(min(workers, len(left)), partial(run_job, out / MODELS), shown)
                 pool.run(left)
-    return [read_json(out / MODELS / job.name / "result.json") for job in jobs]
+    results = Results(reference, jobs, out / MODELS)
+    summarise(results, out)
+    return results.rows
 
 
 def finished(job: Job, out: Path) -> Row | None:

@@ -12,6 +12,7 @@ import mdtraj
 import numpy as np
 import torch
 from mdtraj.formats import DCDTrajectoryFile
+from openmm import app
 from torch import Tensor
 
 from p4torch.errors import ArgumentError, CheckpointError
@@ -115,7 +116,7 @@ def save_part(
     write_json(folder / "part.json", {"temperature": temperature, "frames": len(weights)})
     arrays = (weights / weights.mean(), energies, walkers)
     for name, values in zip(_ARRAYS, arrays, strict=True):
-        write_whole(folder / f"{name}.npy", partial(_save, values))
+        write_whole(folder / f"{name}.npy", partial(save_array, values))
     write_whole(folder / "frames.dcd", lambda path: save_dcd(path, frames))
 
 
@@ -140,6 +141,13 @@ def load_frames(path: Path | str, system: MolecularSystem) -> Tensor:
     return check_trajectory(trajectory, system)
 
 
-def _save(values: np.ndarray, path: Path) -> None:
+def save_topology(system: MolecularSystem, path: Path) -> None:
+    """The molecule as PDB, for whoever opens the frames."""
+    with path.open("w", encoding="utf-8") as file:
+        app.PDBFile.writeFile(system.topology, system.positions.numpy() * 10, file)
+
+
+def save_array(values: np.ndarray, path: Path) -> None:
+    """As NumPy's own file; under exactly that name, whatever its suffix."""
     with path.open("wb") as file:
         np.save(file, values)

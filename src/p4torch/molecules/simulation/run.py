@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import openmm
-from openmm import app
 from rich.console import Console
 
 from p4torch.display import display
 from p4torch.errors import ArgumentError
 from p4torch.jobs import Pool, Row
+from p4torch.molecules.simulation.data import save_topology
 from p4torch.molecules.simulation.method import Method
 from p4torch.molecules.simulation.parts import Part, Progress, run_part
 from p4torch.molecules.simulation.summary import summarise
@@ -97,8 +97,7 @@ def _check_disk(out: Path, frame_bytes: int) -> None:
 
 def _describe(system: MolecularSystem, out: Path) -> None:
     """The molecule, for whoever opens the frames."""
-    with (out / "topology.pdb").open("w", encoding="utf-8") as file:
-        app.PDBFile.writeFile(system.topology, system.positions.numpy() * 10, file)
+    save_topology(system, out / "topology.pdb")
     (out / "system.xml").write_text(openmm.XmlSerializer.serialize(system.openmm_system), encoding="utf-8")
 
 

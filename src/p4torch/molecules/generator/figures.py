@@ -1,0 +1,103 @@
+"""Figures of generators beside their data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from p4torch.molecules.analysis.free_energy import free_energy_profile
+from p4torch.molecules.analysis.histograms import ramachandran_histogram
+from p4torch.molecules.analysis.plots import (
+    COLOURS,
+    PAGE,
+    blank,
+    effective_sample_size_figure,
+    free_energy_figure,
+    plain,
+    ramachandran_figure,
+)
+from p4torch.molecules.analysis.torsions import torsion_angles
+from p4torch.molecules.analysis.violins import energy_violin_figure
+from p4torch.molecules.analysis.weights import effective_sample_size_growth
+from p4torch.molecules.generator.evaluation import BINS, Reference, noisy_frames, reduced_energies
+from p4torch.molecules.generator.samples import Samples
+from p4torch.molecules.torsion_names import torsion_label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Line = dict[str, Any]
+
+
+def energies(reference: Reference, models: Mapping[str, Samples]) -> Figure:
+    """MD, MD with noise, and each model."""
+    noisy = noisy_frames(reference)
+    groups: dict[str, tuple[Tensor, Tensor | None]] = {
+        "MD": (reference.all.energies / reference.system.kT, reference.all.weights),
+        "MD +\n0.004 nm": (reduced_energies(reference.system, noisy), None),
+        **{title.replace(", ", ",\n"): (samples.energies, None) for title, samples in models.items()},
+    }
+    mean, largest = reference.level
+    return energy_violin_figure(groups, largest, origin=mean)
+
+
+def ramachandran(reference: Reference, models: Mapping[str, Samples]) -> Figure:
+    """MD and each model, without weights."""
+    panels = {"MD": reference.ramachandran}
+    for title, samples in models.items():
+        first, second = torsion_angles(samples.frames, torch.tensor(reference.plane)).unbind(-1)
+        panels[title] = ramachandran_histogram(first, second, BINS)
+    return ramachandran_figure(panels)
+
+
+def free_energies(reference: Reference, title: str, samples: Samples) -> Figure:
+    """MD against samples with and without weights, along the torsion."""
+    atoms = torch.tensor([reference.torsion])
+    data = reference.all
+    profiles = {
+        "MD": free_energy_profile(torsion_angles(data.frames, atoms)[:, 0], weights=data.weights, walkers=data.walkers),
+        title: free_energy_profile(torsion_angles(samples.frames, atoms)[:, 0]),
+    }
+    if bool(samples.log_weights.isfinite().any()):
+        angles = torsion_angles(samples.frames, atoms)[:, 0]
+        profiles[f"{title}, weighted"] = free_energy_profile(angles, weights=samples.weights)
+    label = torsion_label(reference.system.topology, reference.torsion)
+    return free_energy_figure(profiles, {"phi": "φ", "psi": "ψ"}.get(label.partition(":")[0], "θ"))
+
+
+def sizes(models: Mapping[str, Samples]) -> Figure:
+    """Effective sample sizes against numbers of samples."""
+    count = min(len(samples) for samples in models.values())
+    places = torch.logspace(2, torch.tensor(count).log10().item(), 40).round().long().clamp(1, count).unique()
+    growths = {
+        title: effective_sample_size_growth(samples.log_weights[:count], places)
+        for title, samples in models.items()
+        if bool(samples.log_weights[: int(places[0])].isfinite().any())
+    }
+    return effective_sample_size_figure(places, growths)
+
+
+def training(logs: Mapping[str, Sequence[Line]]) -> Figure:
+    """Held-out likelihood and effective sample size (of a few samples) against time and energy evaluations."""
+    figure = blank(PAGE, 2.4)
+    axes = figure.subplots(1, 3)
+    for number, (title, lines) in enumerate(logs.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        minutes = [line["seconds"] / 60 for line in lines]
+        axes[0].plot(minutes, [line.get("nll") for line in lines], color=colour, lw=1.0, label=title)
+        shares = [100 * (line.get("ess") or 0.0) for line in lines]
+        axes[1].plot(minutes, shares, color=colour, lw=1.0)
+        with_energies = [(line["energy_evaluations"] / 1e6, share) for line, share in zip(lines, shares, strict=True)]
+        later = [pair for pair in with_energies if pair[0] > 0]
+        axes[2].plot([x for x, _ in later], [y for _, y in later], color=colour, lw=1.0)
+    axes[0].set(xlabel="wall time / min", ylabel="held-out −log q / nats")
+    axes[1].set(xlabel="wall time / min", ylabel="ESS of 2,000 samples / %")
+    axes[2].set(xlabel="energy evaluations / 10⁶", ylabel="ESS of 2,000 samples / %")
+    for axis in axes:
+        plain(axis)
+    if logs:
+        axes[0].legend(fontsize=7, frameon=False)
+    return figure

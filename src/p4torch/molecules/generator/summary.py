@@ -1,0 +1,160 @@
+"""What a run of generators leaves for its reader: rows, table, figures, trajectories, and a page."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from p4torch.molecules.generator import figures
+from p4torch.molecules.generator.evaluation import Reference, floors
+from p4torch.molecules.generator.job import Job, load_samples
+from p4torch.molecules.generator.samples import Samples
+from p4torch.molecules.generator.table import cells, markdown
+from p4torch.molecules.generator.trajectories import write_trajectories
+from p4torch.molecules.generator.trust import energy_parity, findings, uncovered_share
+from p4torch.molecules.report import Molecule, Page, Plot, Table, write_page
+from p4torch.training.checkpoint import write_whole
+from p4torch.training.folder import read_json, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+#: Structures that the page shows.
+SHOWN = 60
+
+CAPTIONS = {
+    "energies": "Energies of samples without weights, against the simulation's; the dotted line is the simulation's "
+    "largest energy, the number above each violin the share of energies below it.",
+    "ramachandran": "Free energy over two torsions, of the simulation and of samples without weights.",
+    "free-energy": "Free energy along the torsion, with bands of two standard errors.",
+    "ess": "Effective sample size against the number of samples: where a line falls back, a sample came that outweighs "
+    "all before it.",
+    "training": "Held-out likelihood and effective sample size in training.",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Finished jobs of one molecule: their rows and samples."""
+
+    reference: Reference
+    jobs: tuple[Job, ...]
+    models: Path
+
+    @property
+    def rows(self) -> list[Row]:
+        """As jobs left them."""
+        return [read_json(self.models / job.name / "result.json") for job in self.jobs]
+
+    @property
+    def samples(self) -> dict[str, Samples]:
+        """By title, of the first seed of each model."""
+        return {job.title: load_samples(self.models / job.name / "samples.npz") for job in self.jobs[:6]}
+
+    @property
+    def logs(self) -> dict[str, list[Row]]:
+        """By title."""
+        texts = {job.title: (self.models / job.name / "metrics.jsonl").read_text("utf-8") for job in self.jobs}
+        return {title: [json.loads(line) for line in text.splitlines()] for title, text in texts.items()}
+
+    @property
+    def best(self) -> int:
+        """The job whose samples are worth most."""
+        rows = self.rows
+        return max(range(len(rows)), key=lambda index: rows[index]["ess_raw"])
+
+
+def summarise(results: Results, out: Path) -> None:
+    """Write `metrics.json`, `md.json`, `table.md`, figures as PNG and PDF, `samples/` of the best model, and
+    `report.html`."""
+    rows, samples, best = results.rows, results.samples, results.best
+    reference = results.reference
+    baseline = floors(reference)
+    write_json(out / "metrics.json", rows)
+    write_json(out / "md.json", baseline)
+    text = markdown([*rows, *baseline])
+    write_whole(out / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
+    title = results.jobs[best].title
+    chosen = samples.get(title) or load_samples(results.models / results.jobs[best].name / "samples.npz")
+    drawn = {
+        "energies": figures.energies(reference, samples),
+        "ramachandran": figures.ramachandran(reference, dict(list(samples.items())[:2])),
+        "free-energy": figures.free_energies(reference, title, chosen),
+        "ess": figures.sizes(samples),
+        "training": figures.training(results.logs),
+    }
+    for name, figure in drawn.items():
+        for kind in ("png", "pdf"):
+            write_whole(out / f"{name}.{kind}", partial(figure.savefig, format=kind, dpi=200))
+    write_trajectories(out / "samples", reference.system, chosen)
+    write_page(out / "report.html", page(reference, title, rows, best, chosen, drawn, baseline))
+
+
+def page(
+    reference: Reference,
+    title: str,
+    rows: Sequence[Row],
+    best: int,
+    samples: Samples,
+    drawn: dict[str, Figure],
+    baseline: Sequence[Row],
+) -> Page:
+    """The page of a run; its findings are of the model at `best`."""
+    system = reference.system
+    residues = "-".join(residue.name for residue in system.topology.residues())
+    histogram = reference.histogram(samples.frames).probabilities
+    trust = findings(
+        rows[best], energy_parity(system, samples), uncovered_share(reference.ramachandran.probabilities, histogram)
+    )
+    header, lines = cells([*rows, *baseline])
+    columns = tuple(zip(*lines, strict=True))
+    return Page(
+        title=f"Boltzmann generator of {residues}",
+        lead=f"{system.atoms} atoms at {system.temperature:g} K. {len(reference.all):,} weighted frames of a "
+        f"simulation, {len(reference.train):,} of them for training. What follows is about the model {title}, whose "
+        f"{len(samples):,} samples are worth most; the table has all.",
+        findings=trust,
+        plots=tuple(Plot(name.capitalize(), CAPTIONS[name], png(figure)) for name, figure in drawn.items()),
+        tables=(
+            Table(
+                "All figures",
+                (header[0], *columns[0]),
+                tuple((name, *column) for name, column in zip(header[1:], columns[1:], strict=True)),
+                "± one standard error. md-held-out: held-out frames against those trained on, which no model can beat; "
+                "md-noise: frames with Gaussian noise on every coordinate.",
+            ),
+        ),
+        molecule=structures(reference, samples),
+        footer=f"Written by p4torch. {system!r}",
+    )
+
+
+def structures(reference: Reference, samples: Samples) -> Molecule | None:
+    """Some samples below the data's largest energy, drawn by weight if there are weights."""
+    system = reference.system
+    low = samples.select(samples.energies <= reference.level[1])
+    if len(low) == 0:
+        return None
+    weighted = bool(low.log_weights.isfinite().any())
+    chances = low.weights if weighted else torch.full((len(low),), 1.0, dtype=torch.float64)
+    count = min(SHOWN, int((chances > 0).sum()))
+    chosen = torch.multinomial(chances, count, generator=torch.Generator().manual_seed(0))
+    symbols = tuple(atom.element.symbol if atom.element else "?" for atom in system.topology.atoms())
+    picked = low.select(chosen)
+    return Molecule(symbols, tuple((i, j) for i, j in system.bonds), picked.frames, picked.energies)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure's file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160)
+    return buffer.getvalue()
