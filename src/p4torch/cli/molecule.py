@@ -144,6 +144,36 @@ def molecule_fit(
         run_fit(which, asked, out, workers, Console(), resume=resume)
 
 
+@app.command("sample")
+def molecule_sample(
+    weights: Annotated[
+        Path | None,
+        typer.Argument(help="A generator.safetensors. Default: alanine dipeptide's, of the source tree."),
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many samples.")] = 10_000,
+    pdb: Annotated[Path | None, typer.Option(help="The molecule. Default: alanine dipeptide.")] = None,
+    forcefield: _FORCEFIELD = None,
+    system_xml: _SYSTEM_XML = None,
+    temperature: Annotated[float, typer.Option(help="In K, that it was trained for.")] = 300.0,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    out: Annotated[Path, typer.Option(help="The folder for frames and figures.")] = Path("runs/samples"),
+) -> None:
+    """Draw from a trained generator: weighted frames, frames of equal weight, and what they are worth.
+
+    Example: `p4torch molecule sample --count 20000 --out runs/samples`
+    """
+    with options.errors():
+        options.require_molecules()
+        options.require("pytorch_lightning", "safetensors")
+        from rich.console import Console
+
+        from p4torch.molecules.command import Molecule
+        from p4torch.molecules.generator.sampling import run_sampling
+
+        which = Molecule(pdb, options.names(forcefield), system_xml, temperature)
+        run_sampling(weights, which, count, seed, out, Console())
+
+
 @app.command("resample")
 def molecule_resample(
     run: Annotated[Path, typer.Argument(help="The folder of a finished simulation.")],

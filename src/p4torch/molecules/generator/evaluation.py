@@ -51,16 +51,12 @@ class Reference:
     @cached_property
     def torsion(self) -> Torsion:
         """Whose free-energy difference is told."""
-        return default_torsions(self.system.topology)[0]
+        return principal_torsion(self.system)
 
     @cached_property
     def plane(self) -> tuple[Torsion, Torsion]:
-        """Two torsions for Ramachandran plots: φ and ψ, or the first two rotatable bonds."""
-        try:
-            first, second = parse_torsions(self.system.topology, "phi,psi")
-        except ValueError:
-            first, second = [*default_torsions(self.system.topology), *_other_torsions(self.system)][:2]
-        return first, second
+        """Two torsions for Ramachandran plots."""
+        return plane(self.system)
 
     @cached_property
     def all(self) -> ReferenceData:
@@ -292,7 +288,24 @@ def _pair(name: str, found: FreeEnergyDifference | None) -> dict[str, float | No
     return {name: value, f"{name}_error": error}
 
 
-def _other_torsions(system: MolecularSystem) -> list[Torsion]:
-    """Any torsions at all, for molecules with fewer than two rotatable bonds."""
-    rows = ZMatrix.from_topology(system.topology).rows
-    return [(row[0], row[1], row[2], row[3]) for row in rows]
+def principal_torsion(system: MolecularSystem) -> Torsion:
+    """φ of a dipeptide, or about the first rotatable bond; about any bond, if none is rotatable."""
+    return _torsions(system)[0]
+
+
+def plane(system: MolecularSystem) -> tuple[Torsion, Torsion]:
+    """φ and ψ, or the torsions about the first two rotatable bonds."""
+    try:
+        first, second = parse_torsions(system.topology, "phi,psi")
+    except ValueError:
+        first, second = _torsions(system)[:2]
+    return first, second
+
+
+def _torsions(system: MolecularSystem) -> list[Torsion]:
+    """Rotatable ones first, then those of the z-matrix."""
+    others = [(row[0], row[1], row[2], row[3]) for row in ZMatrix.from_topology(system.topology).rows]
+    try:
+        return [*default_torsions(system.topology), *others]
+    except ValueError:
+        return list(others)

@@ -31,14 +31,20 @@ Row = dict[str, Any]
 #: Structures that the page shows.
 SHOWN = 60
 
-CAPTIONS = {
-    "energies": "Energies of samples without weights, against the simulation's; the dotted line is the simulation's "
-    "largest energy, the number above each violin the share of energies below it.",
-    "ramachandran": "Free energy over two torsions, of the simulation and of samples without weights.",
-    "free-energy": "Free energy along the torsion, with bands of two standard errors.",
-    "ess": "Effective sample size against the number of samples: where a line falls back, a sample came that outweighs "
-    "all before it.",
-    "training": "Held-out likelihood and effective sample size in training.",
+#: Titles and captions of the figures, by the name of their file.
+FIGURES = {
+    "energies": (
+        "Energies",
+        "Of samples without weights, against the simulation's; the dotted line is the simulation's largest energy, the "
+        "number above each violin the share of energies below it.",
+    ),
+    "ramachandran": ("Torsions", "Free energy over two torsions, of the simulation and of samples without weights."),
+    "free-energy": ("Free energy", "Along the torsion, with bands of two standard errors."),
+    "ess": (
+        "Effective sample size",
+        "Against the number of samples: where a line falls back, a sample came that outweighs all before it.",
+    ),
+    "training": ("Training", "Held-out likelihood and effective sample size, against time and energy evaluations."),
 }
 
 
@@ -123,7 +129,7 @@ def page(
         f"simulation, {len(reference.train):,} of them for training. What follows is about the model {title}, whose "
         f"{len(samples):,} samples are worth most; the table has all.",
         findings=trust,
-        plots=tuple(Plot(name.capitalize(), CAPTIONS[name], png(figure)) for name, figure in drawn.items()),
+        plots=tuple(Plot(*FIGURES[name], png(figure)) for name, figure in drawn.items()),
         tables=(
             Table(
                 "All figures",

@@ -32,6 +32,12 @@ class Plot:
         if not self.png.startswith(PNG):
             raise ArgumentError.of("png", "the bytes of a PNG file", f"{self.png[:8]!r}")
 
+    @property
+    def wide(self) -> bool:
+        """Whether it takes the page's whole width: more than 1.8 times as wide as high."""
+        width, height = (int.from_bytes(self.png[start : start + 4], "big") for start in (16, 20))
+        return width > 1.8 * height
+
 
 @dataclass(frozen=True)
 class Table:

@@ -84,8 +84,9 @@ def _plots(plots: tuple[Plot, ...]) -> str:
 
 def _plot(plot: Plot) -> str:
     data = base64.b64encode(plot.png).decode("ascii")
+    wide = ' class="wide"' if plot.wide else ""
     return (
-        f"<figure>\n<h3>{escape(plot.title)}</h3>\n"
+        f"<figure{wide}>\n<h3>{escape(plot.title)}</h3>\n"
         f'<img src="data:image/png;base64,{data}" alt="Figure: {escape(plot.title)}">\n'
         f"<figcaption>{escape(plot.caption)}</figcaption>\n</figure>\n"
     )

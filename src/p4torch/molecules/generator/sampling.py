@@ -1,0 +1,89 @@
+"""What `p4torch molecule sample` does: draw from a trained generator, and say what the samples are worth."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+import p4torch
+from p4torch.errors import ArgumentError
+from p4torch.molecules.analysis.free_energy import free_energy_profile
+from p4torch.molecules.analysis.histograms import ramachandran_histogram
+from p4torch.molecules.analysis.plots import free_energy_figure, ramachandran_figure
+from p4torch.molecules.analysis.torsions import torsion_angles
+from p4torch.molecules.analysis.weights import summarize_weights
+from p4torch.molecules.command import Molecule
+from p4torch.molecules.generator.evaluation import BINS, plane, principal_torsion
+from p4torch.molecules.generator.generator import BoltzmannGenerator
+from p4torch.molecules.generator.samples import Samples
+from p4torch.molecules.generator.trajectories import write_trajectories
+from p4torch.molecules.system import MolecularSystem
+from p4torch.training.checkpoint import write_whole
+from p4torch.training.folder import writable_folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Trained on alanine dipeptide; it stands in the repository, not in the package.
+SHIPPED = Path("results") / "alanine-dipeptide" / "spline-p4inv.safetensors"
+
+
+def run_sampling(
+    weights: Path | None, molecule: Molecule, count: int, seed: int, out: Path, console: Console
+) -> Samples:
+    """Samples, weights and figures in the folder `out`."""
+    system = molecule.system()
+    generator = BoltzmannGenerator.load(weights or shipped(), system)
+    writable_folder(out)
+    started = time.monotonic()
+    samples = generator.sample(count, torch.Generator().manual_seed(seed))
+    seconds = time.monotonic() - started
+    write_trajectories(out, system, samples, seed)
+    for name, figure in _figures(system, samples).items():
+        write_whole(out / f"{name}.png", partial(figure.savefig, format="png", dpi=200))
+    for line in _words(generator, samples, seconds):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Frames, weights and figures: {out}", highlight=False, soft_wrap=True)
+    return samples
+
+
+def shipped() -> Path:
+    """The generator of alanine dipeptide in the source tree that the package runs from.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    path = Path(p4torch.__file__).resolve().parents[2] / SHIPPED
+    if not path.exists():
+        raise ArgumentError.of("weights", f"given, outside of a source tree with {SHIPPED}", None)
+    return path
+
+
+def _words(generator: BoltzmannGenerator, samples: Samples, seconds: float) -> list[str]:
+    lines = [f"{generator.system!r}, model {generator.model}", f"{len(samples):,} samples in {seconds:.1f} s"]
+    if not bool(samples.log_weights.isfinite().any()):
+        return [*lines, "None of them has a weight above zero: this generator is not trained for this molecule."]
+    found = summarize_weights(samples.log_weights)
+    effective, largest = 100 * found.raw, 100 * found.largest_share
+    lines.append(f"Effective sample size: {effective:.1f} %, the largest weight is {largest:.2g} % of all")
+    try:
+        difference = generator.free_energy_difference(samples)
+    except ArgumentError:
+        return [*lines, "Free-energy difference: one of the regions was never visited"]
+    return [*lines, f"Free-energy difference of 0 < θ < 2.4 rad: {difference.value:.2f} ± {difference.error:.2f} kT"]
+
+
+def _figures(system: MolecularSystem, samples: Samples) -> dict[str, Figure]:
+    """Of weighted samples, where there are weights."""
+    weights = samples.weights if bool(samples.log_weights.isfinite().any()) else None
+    theta = torsion_angles(samples.frames, torch.tensor([principal_torsion(system)]))[:, 0]
+    first, second = torsion_angles(samples.frames, torch.tensor(plane(system))).unbind(-1)
+    return {
+        "free-energy": free_energy_figure({"samples": free_energy_profile(theta, weights=weights)}),
+        "torsions": ramachandran_figure({"samples": ramachandran_histogram(first, second, BINS, weights)}),
+    }
