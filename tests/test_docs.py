@@ -17,7 +17,7 @@ from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-SLOW = {"docs/molecules.md"}
+SLOW = {"docs/molecules.md", "docs/generators.md"}
 #: A block of Python; `<!-- needs: geotorch -->` before it names packages without which it is left out.
 BLOCK = re.compile(r"(?:<!-- needs: ([\w, ]+) -->\n+)?```python\n(.*?)```", flags=re.DOTALL)
 PUBLIC = ("p4torch", "p4torch.flows", "p4torch.testing", "p4torch.training", "p4torch.molecules")

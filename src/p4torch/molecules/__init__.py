@@ -10,6 +10,8 @@ except ModuleNotFoundError as error:
 
 from p4torch.molecules.chirality import chiral_centres, mirror_share
 from p4torch.molecules.force_field import ForceField
+from p4torch.molecules.generator.generator import BoltzmannGenerator
+from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.internal import InternalCoordinates
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.molecules.openmm_energy import OpenMMEnergy
@@ -23,6 +25,7 @@ from p4torch.molecules.zmatrix import ZMatrix
 
 __all__ = [
     "Biased",
+    "BoltzmannGenerator",
     "ForceField",
     "InternalCoordinates",
     "MixedCoordinates",
@@ -30,6 +33,7 @@ __all__ = [
     "OpenMMEnergy",
     "ReferenceData",
     "RegularisedEnergy",
+    "Samples",
     "Tempered",
     "ZMatrix",
     "chiral_centres",
