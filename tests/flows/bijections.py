@@ -14,6 +14,7 @@ from p4torch.flows import (
     Inverse,
     InvertibleLinear,
     InvertibleMLP,
+    Partial,
     SplineCoupling,
     Swap,
 )
@@ -49,5 +50,7 @@ BIJECTIONS: dict[str, tuple[Callable[[], Bijection], int]] = {
     "mlp, odd depth, rank 2": (lambda: InvertibleMLP(3, depth=5, rank=2), 3),
     "mlp, one layer": (lambda: InvertibleMLP(2, depth=1), 2),
     "mlp, exponential": (lambda: InvertibleMLP(2, depth=4, form="exponential"), 2),
+    "partial": (lambda: Partial(5, (3, 0, 4), InvertibleLinear(3, rank=2)), 5),
+    "partial, all features": (lambda: Partial(4, range(4), AffineCoupling(4, hidden=(8,))), 4),
     "chain": (lambda: Chain([AffineCoupling(4, hidden=(8,)), Swap(4), InvertibleLinear(4)]), 4),
 }
