@@ -102,7 +102,7 @@ class BoltzmannGenerator(nn.Module):
     def log_prob(self, frames: Tensor) -> Tensor:
         """log q of the coordinates of frames `(..., atoms, 3)`, `(...)`: a density per unit of the coordinates."""
         z, _ = self.coordinates(frames.double())
-        return self.flow.log_prob(z.to(torch.get_default_dtype()))
+        return self.flow.log_prob(z.to(next(self.flow.parameters()).dtype))
 
     def energy_loss(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(mean of u - log|det| + log q, number of broken energies) at the images of latent points `(n, features)`.

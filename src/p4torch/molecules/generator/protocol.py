@@ -64,6 +64,12 @@ class Protocol:
     clip: float = 10.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.merge_every, int) or self.merge_every < 1:
+            raise ArgumentError.of("merge_every", "an integer >= 1", repr(self.merge_every))
+        if not 0 < self.clip < float("inf"):
+            raise ArgumentError.of("clip", "positive and finite", self.clip)
+
     @property
     def points(self) -> int:
         """That pass through the flow in all: the measure of progress."""

@@ -6,7 +6,8 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -117,8 +118,9 @@ class Training(pl.Callback):
         self.report = report or (lambda progress: False)
         self.lines: list[dict[str, Any]] = []
         self.stage_index, self.done, self.points, self.seconds = 0, 0, 0, 0.0
-        self.evaluations, self.left_out, self.broken, self.merged, self.skipped = 0, 0, 0, 0, 0
+        self.evaluations, self.left_out, self.broken = 0, 0, 0
         self.step_seconds = [0.0 for _ in protocol.stages]
+        self.merge_counts = [[0, 0] for _ in protocol.stages]  # merged and skipped
         self._pending: dict[str, Any] | None = None
         self._since_log: list[Tensor] = []
         self._note = ""
@@ -186,6 +188,7 @@ class Training(pl.Callback):
         last = self.done >= stage.steps
         log = last or self.done % stage.every < made
         self.seconds = time.perf_counter() - self._started
+        self._count()
         if log:
             self._log_line()
         stop = self.report(Progress(self.points, f"loss {float(outputs['loss']):.3f}{self._note}"))
@@ -194,21 +197,26 @@ class Training(pl.Callback):
         if stop and not (last and self.stage_index + 1 == len(self.protocol.stages)):
             self._stopped = trainer.should_stop = True
 
-    def _log_line(self) -> None:
-        """Counts are of the whole run."""
+    def _count(self) -> None:
+        """Take over what the stage has counted since the last time."""
         fit, merges = self._fit, self._merges
         self.step_seconds[self.stage_index] += fit.seconds
-        self.left_out, fit.left_out = self.left_out + fit.left_out, 0
-        self.broken, fit.broken = self.broken + int(fit.broken), torch.zeros_like(fit.broken)
-        fit.seconds = 0.0
+        self.left_out, self.broken = self.left_out + fit.left_out, self.broken + int(fit.broken)
+        fit.seconds, fit.left_out, fit.broken = 0.0, 0, torch.zeros_like(fit.broken)
+        if merges:
+            self.merge_counts[self.stage_index] = [merges.merged, merges.skipped]
+
+    def _log_line(self) -> None:
+        """Counts are of the whole run."""
+        merged, skipped = map(sum, zip(*self.merge_counts, strict=True))
         row = {
             "step": self.points,
             "stage": self.stage_index,
             "stage_step": self.done,
             "loss": float(torch.stack(self._since_log).mean()),
             **self._quality(),
-            "merged": merges.merged if merges else 0,
-            "skipped": merges.skipped if merges else 0,
+            "merged": merged,
+            "skipped": skipped,
             "steps_left_out": self.left_out,
             "energies_left_out": self.broken,
             "energy_evaluations": self.evaluations,
@@ -224,8 +232,9 @@ class Training(pl.Callback):
             notes.append(f"not finite: {self.left_out} gradients, {self.broken} energies, left out")
         self._note = ", " + ", ".join(notes)
         if self.out is not None:
-            folder.append_line(self.out / "metrics.jsonl", row)
-            _board(self.out / "tensorboard", row)
+            with _written(self.out / "metrics.jsonl"):
+                folder.append_line(self.out / "metrics.jsonl", row)
+                _board(self.out / "tensorboard", row)
 
     @torch.no_grad()
     def _quality(self) -> dict[str, float | None]:
@@ -267,25 +276,42 @@ class Training(pl.Callback):
             "merges": self._merges.state_dict() if self._merges and not stage_done else {},
             "stage_index": self.stage_index + stage_done,
             "done": 0 if stage_done else self.done,
+            "losses": self._since_log,
             **{name: getattr(self, name) for name in _COUNTS},
         }
-        try:
+        with _written(self._checkpoint):
             save_checkpoint(self._checkpoint, state)
-        except (OSError, RuntimeError) as error:  # torch's archive writer has no errno
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise CheckpointError(
-                f"`{self._checkpoint}` cannot be written ({reason}); the one before it is whole: make room, resume"
-            ) from error
 
     def _restore(self, state: dict[str, Any]) -> None:
         wrong = folder.differences(self._identity(), state.get("of", {}))
         if wrong:
             raise CheckpointError(f"`{self._checkpoint}` must be of the training that is resumed: {wrong}")
+        self._check_coordinates(state["generator"])
         self.generator.load_state_dict(state["generator"])
         self.stage_index, self.done = state["stage_index"], state["done"]
+        self._since_log = list(state.get("losses", []))
         for name in _COUNTS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))
         self._pending = {"optimizer": state["optimizer"], "merges": state["merges"]}
+
+    def _check_coordinates(self, state: dict[str, Tensor]) -> None:
+        """Frames were encoded by the generator's coordinates, before this."""
+        for name, value in self.generator.coordinates.state_dict().items():
+            came = state[f"coordinates.{name}"]
+            if came.shape != value.shape or not torch.allclose(came, value, rtol=1e-6, atol=1e-9):  # sums on more threads
+                raise CheckpointError(f"`{self._checkpoint}` must be of these data, got coordinates of other frames")
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Name the file and the reason where something cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's archive writer has no errno
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(
+            f"`{path}` cannot be written ({reason}); the last checkpoint is whole: make room, resume"
+        ) from error
 
 
 def _board(path: Path, row: dict[str, Any]) -> None:
@@ -300,4 +326,4 @@ def _board(path: Path, row: dict[str, Any]) -> None:
                 writer.add_scalar(name, value, row["step"])
 
 
-_COUNTS = ("points", "seconds", "evaluations", "left_out", "broken", "step_seconds")
+_COUNTS = ("points", "seconds", "evaluations", "left_out", "broken", "step_seconds", "merge_counts")
