@@ -98,7 +98,7 @@ def molecule_fit(
     system_xml: _SYSTEM_XML = None,
     temperature: Annotated[float, typer.Option(help="In K.")] = 300.0,
     models: Annotated[
-        str, typer.Option(help="rnvp, p4inv, p4inv-rank<k>, spline, spline-p4inv; several with commas.")
+        str, typer.Option(help="rnvp, p4inv, p4inv-rank8 (or another rank), spline, spline-p4inv; several with commas.")
     ] = "spline-p4inv",
     preset: Annotated[
         str, typer.Option(help="paper (an hour or more), quick (ten minutes), check (seconds).")
