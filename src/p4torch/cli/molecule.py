@@ -98,7 +98,7 @@ def molecule_fit(
     system_xml: _SYSTEM_XML = None,
     temperature: Annotated[float, typer.Option(help="In K.")] = 300.0,
     models: Annotated[
-        str, typer.Option(help="rnvp, p4inv, p4inv-rank<k>, spline, spline-p4inv; several with commas.")
+        str, typer.Option(help="rnvp, p4inv, p4inv-rank8 (or another rank), spline, spline-p4inv; several with commas.")
     ] = "spline-p4inv",
     preset: Annotated[
         str, typer.Option(help="paper (an hour or more), quick (ten minutes), check (seconds).")
@@ -110,6 +110,9 @@ def molecule_fit(
     likelihood_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
     energy_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
     merge_every: Annotated[int, typer.Option(help="Steps between merges of perturbed layers.")] = 50,
+    perturbation_rate: Annotated[
+        float, typer.Option(help="Learning rate of perturbations, in learning rates of all else.")
+    ] = 1.0,
     samples: Annotated[int | None, typer.Option(help="That a model is judged by. Default: 200,000.")] = None,
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/generator"),
     workers: _WORKERS = None,
@@ -137,6 +140,7 @@ def molecule_fit(
             likelihood_steps=likelihood_steps,
             energy_steps=energy_steps,
             merge_every=merge_every,
+            perturbation_rate=perturbation_rate,
             data=data,
             samples=samples,
         )

@@ -69,10 +69,10 @@ class ChunkedFit(pl.LightningModule):
         return total / len(chunk)
 
     def step(self, batch: Tensor, optimizer: Optimizer) -> Tensor:
-        """One optimizer step; returns the detached loss."""
+        """One optimizer step; returns the detached loss. A group of parameters may have a `share` of the rate."""
         rate = self.learning_rate * warmup_cosine(self.done, self.steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)
         loss = self.loss(batch)
         optimizer.zero_grad()
         loss.backward()

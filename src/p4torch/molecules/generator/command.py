@@ -28,6 +28,7 @@ class Asked:
     likelihood_steps: int | None
     energy_steps: int | None
     merge_every: int
+    perturbation_rate: float
     data: Path | None
     samples: int | None
 
@@ -53,6 +54,7 @@ def run_fit(
                 likelihood_steps=asked.likelihood_steps,
                 energy_steps=asked.energy_steps,
                 merge_every=asked.merge_every,
+                perturbation_rate=asked.perturbation_rate,
                 seed=seed,
             ),
             samples,

@@ -30,13 +30,13 @@ def estimate_seconds(system: MolecularSystem, model: str, protocol: Protocol) ->
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as jobs have
     try:
-        return sum(stage.steps * _step_seconds(generator, stage, protocol.clip) for stage in protocol.stages)
+        return sum(stage.steps * _step_seconds(generator, stage, protocol) for stage in protocol.stages)
     finally:
         torch.set_num_threads(threads)
 
 
-def _step_seconds(generator: BoltzmannGenerator, stage: Stage, clip: float) -> float:
-    fit = StageFit(generator, stage, clip, 0)
+def _step_seconds(generator: BoltzmannGenerator, stage: Stage, protocol: Protocol) -> float:
+    fit = StageFit(generator, stage, protocol)
     optimizer = fit.configure_optimizers()
     points = generator.flow.sample(stage.samples + stage.frames).detach()
     fit.step(points, optimizer)

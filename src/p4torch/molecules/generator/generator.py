@@ -161,7 +161,7 @@ class BoltzmannGenerator(nn.Module):
         Args:
             frames: in nm, with their weights.
             steps: of Adam; `batch` frames each; learning_rate at its top, then along a cosine to 0.
-            options: of `Training`: out, resume, merge_every, seed, report.
+            options: of `Protocol`: merge_every, perturbation_rate, clip, seed; of `Training`: out, resume, report.
 
         Returns:
             the training, with its log.
@@ -191,7 +191,9 @@ class BoltzmannGenerator(nn.Module):
 
         if frames is not None:
             check_frames(frames, self.system)
-        own = {name: options.pop(name) for name in ("merge_every", "clip", "seed") if name in options}
+        own = {
+            name: options.pop(name) for name in ("merge_every", "perturbation_rate", "clip", "seed") if name in options
+        }
         data = None if frames is None else Encoded(self.coordinates, frames, weights)
         training = Training(self, data, Protocol((stage,), **own), **options)
         training.fit()

@@ -24,6 +24,7 @@ def protocol(
     likelihood_steps: int | None = None,
     energy_steps: int | None = None,
     merge_every: int = 50,
+    perturbation_rate: float = 1.0,
     seed: int = 0,
 ) -> Protocol:
     """The stages of a model, cut to the preset's share of their steps; 0 steps leave a stage out.
@@ -42,4 +43,4 @@ def protocol(
             stages.append(replace(stage, steps=count))
     if not stages:
         raise ArgumentError.of("energy_steps", ">= 1 where likelihood_steps = 0", 0)
-    return Protocol(tuple(stages), merge_every, seed=seed)
+    return Protocol(tuple(stages), merge_every, perturbation_rate, seed=seed)

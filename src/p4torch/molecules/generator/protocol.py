@@ -57,10 +57,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Stages in their order; steps between merges; the largest norm of a gradient; the seed of all random numbers."""
+    """Stages in their order, and what they share.
+
+    Attributes:
+        merge_every: steps between merges of perturbed layers.
+        perturbation_rate: the learning rate of perturbations, in learning rates of all other parameters.
+        clip: the largest norm of a gradient.
+        seed: of all random numbers.
+    """
 
     stages: tuple[Stage, ...]
     merge_every: int = 50
+    perturbation_rate: float = 1.0
     clip: float = 10.0
     seed: int = 0
 

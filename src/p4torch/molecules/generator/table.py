@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,8 +51,8 @@ def markdown(rows: Sequence[Row]) -> str:
 def _pair(row: Row, name: str, digits: int) -> str:
     if row.get(name) is None:
         return ""
-    error = row.get(f"{name}_error")
-    return _number(row[name], digits) + ("" if error is None else f" ± {error:.{digits}f}")
+    error = row.get(f"{name}_error", 0.0)  # null, JSON's infinity, where too few visits leave it unknown
+    return f"{row[name]:.{digits}f} ± {math.inf if error is None else error:.{digits}f}"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, cast
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from p4torch.errors import ArgumentError, CheckpointError, P4Error
 from p4torch.molecules.analysis.weights import effective_sample_size
 from p4torch.molecules.generator.encoded import Batches, Encoded
 from p4torch.molecules.generator.protocol import Protocol, Stage
-from p4torch.sites import direction_generator, sites
+from p4torch.sites import direction_generator, parameter_groups, sites
 from p4torch.training import ChunkedFit, MergeCallback, folder, load_checkpoint, save_checkpoint
 from p4torch.training.chunks import quiet_trainer
 
@@ -49,11 +50,15 @@ Report = Callable[[Progress], bool]
 class StageFit(ChunkedFit):
     """One stage: batches are latent points, then frames' coordinates. Gradients that are not finite are left out."""
 
-    def __init__(self, generator: BoltzmannGenerator, stage: Stage, clip: float, done: int) -> None:
-        super().__init__(generator.flow, stage.steps, stage.learning_rate, clip=clip, done=done)
-        self.generator, self.stage = generator, stage
+    def __init__(self, generator: BoltzmannGenerator, stage: Stage, protocol: Protocol, done: int = 0) -> None:
+        super().__init__(generator.flow, stage.steps, stage.learning_rate, clip=protocol.clip, done=done)
+        self.generator, self.stage, self.perturbation_rate = generator, stage, protocol.perturbation_rate
         self.left_out, self.in_a_row = 0, 0
         self.broken = torch.zeros((), dtype=torch.long)  # energies that were not finite
+
+    def configure_optimizers(self) -> Optimizer:
+        groups = parameter_groups(self.flow, share=self.perturbation_rate)
+        return torch.optim.Adam(groups, lr=self.learning_rate, foreach=True)
 
     def loss(self, batch: Tensor) -> Tensor:
         latent, frames = batch.split([self.stage.samples, self.stage.frames])
@@ -147,7 +152,7 @@ class Training(pl.Callback):
         return self.finished
 
     def _fit_stage(self, stage: Stage) -> None:
-        self._fit = StageFit(self.generator, stage, self.protocol.clip, self.done)
+        self._fit = StageFit(self.generator, stage, self.protocol, self.done)
         self._started = time.perf_counter() - self.seconds
         perturbed = any(True for _ in sites(self.generator.flow))
         seed = self.protocol.seed + 1000 * self.stage_index  # directions of another stage are others

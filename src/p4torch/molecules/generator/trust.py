@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -116,13 +117,18 @@ def _difference(row: dict[str, Any]) -> Finding:
     ours, md = row["delta_f_kT"], row["md_delta_f_kT"]
     if ours is None or md is None:
         return Finding(name, "unknown", "poor", "Not both regions of the torsion were visited.")
-    error = (row["delta_f_kT_error"] ** 2 + row["md_delta_f_kT_error"] ** 2) ** 0.5
+    # JSON has no infinity: null stands for an error that too few visits leave unknown.
+    errors = [
+        math.inf if row[f"{key}_error"] is None else row[f"{key}_error"] for key in ("delta_f_kT", "md_delta_f_kT")
+    ]
+    known = math.isfinite(sum(errors))
+    error = math.hypot(*errors)
     return Finding(
         name,
-        f"{ours:.2f} ± {row['delta_f_kT_error']:.2f} kT, simulation {md:.2f} ± {row['md_delta_f_kT_error']:.2f} kT",
-        _grade(abs(ours - md), 2 * error, 4 * error),
+        f"{ours:.2f} ± {errors[0]:.2f} kT, simulation {md:.2f} ± {errors[1]:.2f} kT",
+        _grade(abs(ours - md), 2 * error, 4 * error) if known else "poor",
         "Of the torsion between 0 and 2.4 rad against the rest, from weighted samples. Good: within two errors of the "
-        "simulation's.",
+        "simulation's. An infinite error says that a region was hardly visited.",
     )
 
 
