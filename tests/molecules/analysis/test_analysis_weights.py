@@ -107,6 +107,11 @@ def test_growth_is_the_size_of_every_beginning() -> None:
     assert float(growth[0]) == 0
 
 
+def test_of_few_weights_above_zero_one_is_never_clipped() -> None:
+    summary = summarize_weights(torch.tensor([-math.inf, 2.0, -math.inf]))
+    assert summary.clipped_count == 0 and summary.raw == summary.clipped == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(
     ("make", "argument"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,3 +63,14 @@ def training(generator: BoltzmannGenerator, out: Any = None, **options: Any) -> 
     stages = FEWER if generator.model.startswith("spline") else STAGES
     protocol = options.pop("protocol", Protocol(stages, merge_every=7))
     return Training(generator, Encoded(generator.coordinates, frames()), protocol, out=out, **options)
+
+
+def same(one: BoltzmannGenerator, other: BoltzmannGenerator) -> bool:
+    """Every bit."""
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The log."""
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

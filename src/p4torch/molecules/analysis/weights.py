@@ -63,10 +63,9 @@ def clip_log_weights(log_weights: Tensor, share: float = 1e-4) -> Tensor:
     """
     log_weights = _checked(log_weights)
     count = clipped_count(len(log_weights), share)
-    ceiling = log_weights.topk(count + 1).values[-1]
-    if ceiling == -math.inf:
+    if _above_zero(log_weights) <= count:
         raise ArgumentError.of("log_weights", f"finite in more than the {count} that are clipped", "no others")
-    return log_weights.clamp(max=ceiling)
+    return _clipped(log_weights, count)
 
 
 def largest_weight_share(log_weights: Tensor) -> float:
@@ -122,16 +121,29 @@ def effective_sample_size_growth(log_weights: Tensor, sizes: Tensor) -> Tensor:
 
 
 def summarize_weights(log_weights: Tensor, share: float = 1e-4) -> WeightSummary:
-    """Effective sample sizes raw and clipped (`share` of the samples, at least 1), and the largest weight's share."""
-    clipped = clip_log_weights(log_weights, share)
+    """Effective sample sizes raw and clipped (`share` of the samples, at least 1), and the largest weight's share.
+
+    Of the weights above zero, one is never clipped.
+    """
+    log_weights = _checked(log_weights)
+    count = min(clipped_count(len(log_weights), share), _above_zero(log_weights) - 1)
+    clipped = _clipped(log_weights, count)
     return WeightSummary(
         samples=len(clipped),
         raw=effective_sample_size(log_weights),
         clipped=effective_sample_size(clipped),
         clipped_share=share,
-        clipped_count=clipped_count(len(clipped), share),
+        clipped_count=count,
         largest_share=largest_weight_share(log_weights),
     )
+
+
+def _clipped(log_weights: Tensor, count: int) -> Tensor:
+    return log_weights.clamp(max=log_weights.topk(count + 1).values[-1])
+
+
+def _above_zero(log_weights: Tensor) -> int:
+    return int((log_weights > -math.inf).sum())
 
 
 _ROUNDING = 1e-9  # 1e-4 of 600,000 is 60.00000000000001 in floating point, and 60 is meant

@@ -80,11 +80,15 @@ class Reference:
         return self.free_energy(self.all.frames, self.all.weights, self.all.walkers)
 
     def check(self) -> None:
-        """Refuse frames for training that miss a mode: a model cannot learn what it never sees.
+        """Refuse data of another temperature, and frames for training that miss a mode: a model cannot learn what it
+        never sees.
 
         Raises:
             ArgumentError: naming the torsion, and the share of held-out frames in a range of it that has none.
         """
+        for part in (self.train, self.held_out):
+            if part.temperature != self.system.temperature:
+                raise ArgumentError.of("data", f"of {self.system.temperature:g} K", f"{part.temperature:g} K")
         torsions = torch.tensor([self.torsion, *self.plane])
         seen, unseen = (torsion_angles(part.frames, torsions) for part in (self.train, self.held_out))
         shares = self.held_out.weights / self.held_out.weights.sum()
@@ -221,8 +225,13 @@ def _energies(compared: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, attribute in names.items():
         estimate: Estimate = getattr(compared, attribute or name)
-        found |= {name: estimate.value, f"{name}_error": estimate.error}
+        found |= {name: _known(estimate.value), f"{name}_error": _known(estimate.error)}
     return {**found, "threshold_kT": compared.threshold}
+
+
+def _known(value: float) -> float | None:
+    """None for what no sample tells, such as a mean without one below the threshold."""
+    return value if math.isfinite(value) else None
 
 
 def _ramachandran(reference: Reference, frames: Tensor) -> dict[str, float]:
@@ -249,7 +258,7 @@ def _weights(samples: Samples) -> dict[str, Any]:
         return {"ess_raw": 0.0, "ess_clipped": 0.0, "largest_weight_share": 1.0, "ess_at": {}}
     at = {}
     for size in SIZES:
-        if size <= len(samples):
+        if size <= len(samples) and bool(samples.log_weights[:size].isfinite().any()):
             summary = summarize_weights(samples.log_weights[:size])
             at[str(size)] = {"raw": summary.raw, "clipped": summary.clipped, "largest_share": summary.largest_share}
     everything = summarize_weights(samples.log_weights)

@@ -8,9 +8,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from p4torch.errors import CheckpointError
+from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.molecules.generator.architectures import architecture
-from p4torch.molecules.generator.generator import BoltzmannGenerator
+from p4torch.molecules.generator.generator import BoltzmannGenerator, seeded
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.zmatrix import ZMatrix
@@ -28,7 +28,10 @@ def save_generator(generator: BoltzmannGenerator, path: Path) -> None:
     said = {**_identity(generator.system), "model": generator.model, "atoms": str(generator.system.atoms)}
     said["zmatrix"] = json.dumps({"block": zmatrix.block, "rows": zmatrix.rows})
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_whole(path, lambda temporary: save_file(contiguous, temporary, said))
+    try:
+        write_whole(path, lambda temporary: save_file(contiguous, temporary, said))
+    except (OSError, SafetensorError) as error:
+        raise ArgumentError.of("path", "a file that can be written", f"{path} ({error})") from error
 
 
 def load_generator(path: Path, system: MolecularSystem) -> BoltzmannGenerator:
@@ -44,12 +47,16 @@ def load_generator(path: Path, system: MolecularSystem) -> BoltzmannGenerator:
     wrong = differences(_identity(system), {name: said.get(name) for name in _identity(system)})
     if wrong:
         raise CheckpointError(f"`{path}` must be of {system!r}: {wrong}")
-    kind = architecture(said["model"])
+    try:
+        kind = architecture(said["model"])
+    except ArgumentError as error:
+        raise CheckpointError(f"`{path}` must be a generator of a known model, got {said['model']!r}") from error
     zmatrix = json.loads(said["zmatrix"])
     coordinates = MixedCoordinates(
         ZMatrix(tuple(zmatrix["block"]), tuple(tuple(row) for row in zmatrix["rows"])), torsions=kind.torsions
     )
-    generator = BoltzmannGenerator(system, coordinates, kind.build(coordinates.layout), said["model"])
+    flow = seeded(lambda: kind.build(coordinates.layout), 0)
+    generator = BoltzmannGenerator(system, coordinates, flow, said["model"])
     for part, module in (("flow", generator.flow), ("coordinates", generator.coordinates)):
         own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{part}.")}
         try:

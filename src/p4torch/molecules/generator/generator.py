@@ -202,7 +202,7 @@ class BoltzmannGenerator(nn.Module):
     # --- files ------------------------------------------------------------------------------------------------------
 
     def save(self, path: Path | str) -> None:
-        """Write all that `load` needs but the molecule, as safetensors."""
+        """Write all that `load` needs but the molecule, as safetensors. Raises ArgumentError where it cannot."""
         from p4torch.molecules.generator.files import save_generator
 
         save_generator(self, Path(path))

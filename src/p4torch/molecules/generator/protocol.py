@@ -75,8 +75,9 @@ class Protocol:
     def __post_init__(self) -> None:
         if not isinstance(self.merge_every, int) or self.merge_every < 1:
             raise ArgumentError.of("merge_every", "an integer >= 1", repr(self.merge_every))
-        if not 0 < self.clip < float("inf"):
-            raise ArgumentError.of("clip", "positive and finite", self.clip)
+        for name in ("perturbation_rate", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ArgumentError.of(name, "positive and finite", getattr(self, name))
 
     @property
     def points(self) -> int:

@@ -300,10 +300,10 @@ class Training(pl.Callback):
         self._pending = {"optimizer": state["optimizer"], "merges": state["merges"]}
 
     def _check_coordinates(self, state: dict[str, Tensor]) -> None:
-        """Frames were encoded by the generator's coordinates, before this."""
+        """Frames were encoded by the generator's coordinates, before this; other threads sum in another order."""
         for name, value in self.generator.coordinates.state_dict().items():
             came = state[f"coordinates.{name}"]
-            if came.shape != value.shape or not torch.allclose(came, value, rtol=1e-6, atol=1e-9):  # sums on more threads
+            if came.shape != value.shape or not torch.allclose(came, value, rtol=1e-6, atol=1e-9):
                 raise CheckpointError(f"`{self._checkpoint}` must be of these data, got coordinates of other frames")
 
 
