@@ -16,7 +16,8 @@ from p4torch.errors import ArgumentError
 from p4torch.molecules import BoltzmannGenerator, ReferenceData, Samples
 from p4torch.molecules.analysis.torsions import torsion_angles
 from p4torch.molecules.generator.encoded import Encoded
-from p4torch.molecules.generator.evaluation import Reference, evaluate, floors
+from p4torch.molecules.generator.evaluation import evaluate, floors
+from p4torch.molecules.generator.reference import Reference
 from p4torch.training.measures import parameter_count
 
 #: What tables and pages show of every model.

@@ -22,7 +22,8 @@ from p4torch.molecules.analysis.plots import (
 from p4torch.molecules.analysis.torsions import torsion_angles
 from p4torch.molecules.analysis.violins import energy_violin_figure
 from p4torch.molecules.analysis.weights import effective_sample_size_growth
-from p4torch.molecules.generator.evaluation import BINS, Reference, noisy_frames, reduced_energies
+from p4torch.molecules.generator.evaluation import noisy_frames, reduced_energies
+from p4torch.molecules.generator.reference import BINS, Reference
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.torsion_names import torsion_label
 

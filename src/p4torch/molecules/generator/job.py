@@ -11,9 +11,10 @@ import torch
 
 from p4torch.molecules.generator.architectures import architecture
 from p4torch.molecules.generator.encoded import Encoded
-from p4torch.molecules.generator.evaluation import Reference, evaluate
+from p4torch.molecules.generator.evaluation import evaluate
 from p4torch.molecules.generator.generator import BoltzmannGenerator
 from p4torch.molecules.generator.protocol import Protocol
+from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.training import Report, Training
 from p4torch.molecules.simulation.data import ReferenceData

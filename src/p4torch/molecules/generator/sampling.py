@@ -18,8 +18,8 @@ from p4torch.molecules.analysis.plots import free_energy_figure, ramachandran_fi
 from p4torch.molecules.analysis.torsions import torsion_angles
 from p4torch.molecules.analysis.weights import summarize_weights
 from p4torch.molecules.command import Molecule
-from p4torch.molecules.generator.evaluation import BINS, plane, principal_torsion
 from p4torch.molecules.generator.generator import BoltzmannGenerator
+from p4torch.molecules.generator.reference import BINS, plane, principal_torsion
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.trajectories import write_trajectories
 from p4torch.molecules.system import MolecularSystem

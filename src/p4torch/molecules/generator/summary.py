@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from p4torch.molecules.generator import figures
-from p4torch.molecules.generator.evaluation import Reference, floors
+from p4torch.molecules.generator.evaluation import floors
 from p4torch.molecules.generator.job import Job, load_samples
+from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.table import cells, markdown
 from p4torch.molecules.generator.trajectories import write_trajectories
