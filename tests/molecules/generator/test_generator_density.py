@@ -133,6 +133,7 @@ def _butane(seed: int = 0) -> BoltzmannGenerator:
     return BoltzmannGenerator.create(system, loose.inverse(z)[0], model="spline", zmatrix=zmatrix, seed=seed)
 
 
+@pytest.mark.slow
 def test_training_by_energies_alone_and_reweighting_gives_the_exact_free_energy() -> None:
     generator = _butane()
     before = generator.sample(2000, torch.Generator().manual_seed(0))

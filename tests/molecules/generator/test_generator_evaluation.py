@@ -131,6 +131,7 @@ def test_floors_of_held_out_and_noisy_data() -> None:
 
 def test_data_with_all_modes_pass() -> None:
     reference().check()
+    reference().check_temperature()
 
 
 def test_a_missing_mode_is_refused_naming_the_torsion() -> None:
@@ -149,4 +150,4 @@ def test_a_missing_mode_is_refused_naming_the_torsion() -> None:
 def test_data_of_another_temperature_are_refused() -> None:
     warm = [replace(part, temperature=310.0) for part in (reference().train, reference().held_out)]
     with pytest.raises(ArgumentError, match="`data` must be of 300 K, got 310 K"):
-        Reference(system_of(), *warm).check()
+        Reference(system_of(), *warm).check_temperature()

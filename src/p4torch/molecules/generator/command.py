@@ -42,7 +42,7 @@ def run_fit(
     if asked.data is not None and not (asked.data / "train" / "frames.dcd").exists():
         raise ArgumentError.of("data", "the folder of a finished simulation, with train/frames.dcd", asked.data)
     check = asked.preset == "check"
-    samples = asked.samples or (CHECK_SAMPLES if check else SAMPLES)
+    samples = (CHECK_SAMPLES if check else SAMPLES) if asked.samples is None else asked.samples
     jobs = tuple(
         Job(
             system,
@@ -62,6 +62,6 @@ def run_fit(
         for model in asked.models
         for seed in asked.seeds
     )
-    request = Request(system, jobs, Biased().short() if check else Biased())
+    request = Request(system, jobs, Biased().short() if check else Biased(), strict=not check)
     train_generators(request, out, workers=workers, resume=resume, console=console)
     console.print(f"Rows, weights and samples: {out}", highlight=False, soft_wrap=True)

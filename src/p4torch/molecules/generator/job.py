@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from p4torch.errors import ArgumentError
 from p4torch.molecules.generator.architectures import architecture
 from p4torch.molecules.generator.encoded import Encoded
 from p4torch.molecules.generator.evaluation import evaluate
@@ -33,6 +34,10 @@ class Job:
     model: str
     protocol: Protocol
     samples: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.samples, int) or self.samples < 1:
+            raise ArgumentError.of("samples", "an integer >= 1", repr(self.samples))
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from p4torch.errors import ArgumentError
+from p4torch.molecules.generator.architectures import architecture
 from p4torch.molecules.generator.protocol import Protocol, Stage
 
 #: The paper's: Krämer, Köhler and Noé (2020), section 4.2; energy steps have frames, too, lest modes be lost.
@@ -30,8 +31,12 @@ def protocol(
     """The stages of a model, cut to the preset's share of their steps; 0 steps leave a stage out.
 
     Raises:
-        ArgumentError: for another preset, or no steps at all.
+        ArgumentError: for another model or preset, or no steps at all.
     """
+    architecture(model)
+    for name, steps in (("likelihood_steps", likelihood_steps), ("energy_steps", energy_steps)):
+        if steps is not None and steps < 0:
+            raise ArgumentError.of(name, "an integer >= 0", steps)
     if preset not in SHARES:
         raise ArgumentError.of("preset", " or ".join(PRESETS), repr(preset))
     share = SHARES[preset]

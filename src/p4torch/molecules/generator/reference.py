@@ -62,16 +62,18 @@ class Reference:
         """ΔF of all data; None if a region was not visited."""
         return self.free_energy(self.all.frames, self.all.weights, self.all.walkers)
 
+    def check_temperature(self) -> None:
+        """Refuse data of another temperature than the system's. Raises ArgumentError."""
+        for part in (self.train, self.held_out):
+            if part.temperature != self.system.temperature:
+                raise ArgumentError.of("data", f"of {self.system.temperature:g} K", f"{part.temperature:g} K")
+
     def check(self) -> None:
-        """Refuse data of another temperature, and frames for training that miss a mode: a model cannot learn what it
-        never sees.
+        """Refuse frames for training that miss a mode: a model cannot learn what it never sees.
 
         Raises:
             ArgumentError: naming the torsion, and the share of held-out frames in a range of it that has none.
         """
-        for part in (self.train, self.held_out):
-            if part.temperature != self.system.temperature:
-                raise ArgumentError.of("data", f"of {self.system.temperature:g} K", f"{part.temperature:g} K")
         torsions = torch.tensor([self.torsion, *self.plane])
         seen, unseen = (torsion_angles(part.frames, torsions) for part in (self.train, self.held_out))
         shares = self.held_out.weights / self.held_out.weights.sum()

@@ -34,11 +34,13 @@ class Request:
     Attributes:
         jobs: models with their protocols; their data may be there already.
         simulation: how data are made, if the jobs' folder of data has none.
+        strict: refuse frames for training that miss a mode; otherwise say so and go on.
     """
 
     system: MolecularSystem
     jobs: tuple[Job, ...]
     simulation: Method = field(default_factory=Biased)
+    strict: bool = True
 
     def fields(self) -> dict[str, Any]:
         """For config.json: models may come to a folder later, each checks its own protocol."""
@@ -70,6 +72,8 @@ def train_generators(
     system, jobs = request.system, request.jobs
     if not jobs:
         raise ArgumentError.of("models", "one or more models", "none")
+    if len({job.name for job in jobs}) < len(jobs):
+        raise ArgumentError.of("models", "different ones, or of different seeds", ", ".join(job.name for job in jobs))
     prepare(out, request.fields(), resume=resume)
     _tell(request, workers, console)
     record = provenance(workers=workers)
@@ -78,7 +82,13 @@ def train_generators(
         if not (data / "train" / "frames.dcd").exists():
             simulate(system, request.simulation, data, workers=workers, resume=data.exists(), console=console)
         reference = jobs[0].reference()
-        reference.check()
+        reference.check_temperature()
+        try:
+            reference.check()
+        except ArgumentError as error:
+            if request.strict:
+                raise
+            _say(console, f"Good for a check only: {error}")
         rows = {job: row for job in jobs if (row := finished(job, out)) is not None}
         left = [job for job in jobs if job not in rows]
         if left:

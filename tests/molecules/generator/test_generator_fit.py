@@ -1,0 +1,151 @@
+"""`p4torch molecule fit` as users run it: a check of seconds on a simulation of seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from tests.molecules.systems import pdb_of
+from typer.testing import CliRunner
+
+from p4torch.cli import app
+from p4torch.molecules import BoltzmannGenerator, MolecularSystem
+from p4torch.molecules.generator.estimate import estimate_seconds
+from p4torch.molecules.generator.presets import PRESETS, protocol
+
+STEPS = ["--likelihood-steps", "20", "--energy-steps", "2"]
+CHECK = ["fit", "--preset", "check", "--workers", "1", "--samples", "500"]
+
+
+def call(*arguments: str):
+    return CliRunner(env={"TERMINAL_WIDTH": "200", "NO_COLOR": "1"}).invoke(app, ["molecule", *arguments])
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run with a simulation of its own, and what it said."""
+    out = tmp_path_factory.mktemp("fit") / "run"
+    found = call(*CHECK, *STEPS, "--models", "spline", "--out", str(out))
+    assert found.exit_code == 0, found.output
+    return out, found.output
+
+
+@pytest.mark.slow
+def test_a_run_says_what_it_will_cost_and_leaves_a_model(run: tuple[Path, str]) -> None:
+    out, said = run
+    assert re.search(r"spline: 443,504 parameters, 2,048 energy evaluations, about .+ on one core", said)
+    assert re.search(r"All: about .+ with 1 at a time, after the simulation", said)
+    folder = out / "models" / "spline"
+    row = json.loads((folder / "result.json").read_text())
+    assert row["model"] == "spline" and row["samples"] == 500 and row["protocol"]["merge_every"] == 50
+    assert row["parameters"] == 443_504 and row["nll"] is not None and row["temperature_K"] == 300.0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == [0, 1]
+    generator = BoltzmannGenerator.load(folder / "generator.safetensors", MolecularSystem.alanine_dipeptide())
+    assert len(generator.sample(10)) == 10
+
+
+@pytest.mark.slow
+def test_resuming_a_finished_run_trains_nothing_anew(run: tuple[Path, str]) -> None:
+    out, _ = run
+    made = [path for path in out.glob("models/*/*") if path.is_file()]
+    before = [path.stat().st_mtime_ns for path in made]
+    found = call(*CHECK, *STEPS, "--models", "spline", "--out", str(out), "--resume")
+    assert found.exit_code == 0, found.output
+    assert [path.stat().st_mtime_ns for path in made] == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--resume goes on"),
+        (["--resume", "--merge-every", "9"], "must be of the protocol that is asked for, got one with merge_every"),
+        (["--resume", "--temperature", "310"], "temperature: expected 300.0, got 310.0"),
+    ],
+)
+def test_another_run_in_its_folder_is_refused(run: tuple[Path, str], options: list[str], message: str) -> None:
+    found = call(*CHECK, *STEPS, "--models", "spline", "--out", str(run[0]), *options)
+    assert found.exit_code == 2 and message in found.output and "Traceback" not in found.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "310"], "`data` must be of 310 K, got 300 K"),
+        ([str(pdb_of("cysteine-dipeptide"))], "`run` must be of MolecularSystem"),
+    ],
+)
+def test_foreign_data_are_refused(run: tuple[Path, str], tmp_path: Path, options: list[str], message: str) -> None:
+    found = call(*CHECK, *options, "--models", "spline", "--data", str(run[0] / "data"), "--out", str(tmp_path / "run"))
+    assert found.exit_code == 2 and f"Error: {message}" in found.output
+
+
+@pytest.mark.slow
+def test_data_that_miss_a_mode_are_refused_but_by_a_check(run: tuple[Path, str], tmp_path: Path) -> None:
+    """The simulation of a check is much too short."""
+    options = ["--models", "spline", "--data", str(run[0] / "data"), "--out", str(tmp_path / "run"), "--workers", "1"]
+    found = call("fit", "--preset", "quick", *STEPS, *options)
+    assert found.exit_code == 2 and "Error: `frames` must be for training that cover all modes" in found.output
+    assert "Good for a check only: `frames` must be for training that cover all modes" in run[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--models", "glow"], "`model` must be rnvp, p4inv, p4inv-rank<k>, spline or spline-p4inv, got 'glow'"),
+        (["--models", ""], "`models` must be one or more models"),
+        (["--models", "rnvp,rnvp"], "`models` must be different"),
+        (["--seeds", "1,1"], "`models` must be different"),
+        (["--seeds", "one"], "`seeds` must be integers"),
+        (["--preset", "huge"], "`preset` must be paper or quick or check, got 'huge'"),
+        (["--data", "nowhere"], "`data` must be the folder of a finished simulation"),
+        (["--merge-every", "0"], "`merge_every` must be an integer >= 1, got 0"),
+        (["--perturbation-rate", "0"], "`perturbation_rate` must be positive and finite"),
+        (["--likelihood-steps", "-1"], "`likelihood_steps` must be an integer >= 0, got -1"),
+        (["--energy-steps", "-5"], "`energy_steps` must be an integer >= 0, got -5"),
+        (["--likelihood-steps", "0", "--energy-steps", "0"], "`energy_steps` must be >= 1"),
+        (["--samples", "-1"], "`samples` must be an integer >= 1, got -1"),
+        (["--samples", "0"], "`samples` must be an integer >= 1, got 0"),
+        (["--workers", "0"], "`workers` must be an integer >= 1"),
+    ],
+)
+def test_bad_options_are_one_line_and_leave_nothing(tmp_path: Path, options: list[str], message: str) -> None:
+    found = call(*CHECK, *options, "--out", str(tmp_path / "run"))
+    assert found.exit_code == 2
+    assert f"Error: {message}" in found.output and "Traceback" not in found.output
+    assert len([line for line in found.output.splitlines() if line.startswith("Error")]) == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_help_has_an_example() -> None:
+    assert "p4torch molecule fit" in call("fit", "--help").output
+
+
+# --- protocols by name, and how long they take ------------------------------------------------------------------------
+
+
+def test_protocols_by_name() -> None:
+    paper = protocol("p4inv", "paper", seed=4)
+    assert [(stage.steps, stage.frames, stage.samples) for stage in paper.stages] == [
+        (40_000, 256, 0),
+        (2000, 256, 4000),
+    ]
+    assert paper.seed == 4 and paper.evaluations == 8_000_000
+    assert protocol("spline", "paper").stages[1].samples == 1024
+    lengths = [protocol("rnvp", preset).points for preset in PRESETS]
+    assert lengths == sorted(lengths, reverse=True)
+    assert [stage.steps for stage in protocol("rnvp", "check", likelihood_steps=7).stages] == [7, 2]
+    assert [stage.samples for stage in protocol("rnvp", "check", likelihood_steps=0).stages] == [4000]
+    assert [stage.samples for stage in protocol("rnvp", "check", energy_steps=0).stages] == [0]
+
+
+def test_an_estimate_grows_with_the_steps_and_leaves_threads_as_they_were() -> None:
+    system = MolecularSystem.alanine_dipeptide()
+    short, long = (protocol("spline", "check", likelihood_steps=steps, energy_steps=0) for steps in (10, 10_000))
+    seconds = [estimate_seconds(system, "spline", one) for one in (short, long)]
+    assert 0 < 10 * seconds[0] < seconds[1]
