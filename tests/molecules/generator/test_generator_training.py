@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,17 +49,20 @@ def test_rnvp_has_nothing_to_merge(whole) -> None:
     assert {line["merged"] for line in lines(whole("rnvp")[1])} == {0}
 
 
-def test_batches_are_pure_functions_of_seed_and_step() -> None:
+def test_batches_are_pure_functions_of_seed_stage_and_step() -> None:
     generator = small()
     data = Encoded(generator.coordinates, frames())
-    stage = (data, generator.flow.base, (2, 3))
-    everything = list(Batches(*stage, steps=11, chunk=4, seed=1))
-    assert [chunk.shape for chunk in everything] == [(4, 5, 60), (4, 5, 60), (3, 5, 60)]
-    later = list(Batches(*stage, steps=11, chunk=4, seed=1, done=4))
+    stage = Stage(11, frames=140, samples=500)
+    assert stage.chunk == 4
+    batches = partial(Batches, data, generator.flow.base, stage)
+    everything = list(batches(seed=1))
+    assert [chunk.shape for chunk in everything] == [(4, 640, 60), (4, 640, 60), (3, 640, 60)]
+    later = list(batches(seed=1, done=4))
     assert all(torch.equal(a, b) for a, b in zip(everything[1:], later, strict=True))
     assert not torch.equal(everything[0], everything[1])
-    assert not torch.equal(everything[0], next(iter(Batches(*stage, steps=11, chunk=4, seed=2))))
-    assert bool((everything[0][0, 2:].unsqueeze(1) == data.z).all(-1).any(-1).all())  # each is a frame
+    assert not torch.equal(everything[0], next(iter(batches(seed=2))))
+    assert not torch.equal(everything[0], next(iter(batches(seed=1, index=1))))
+    assert bool((everything[0][0, 500:].unsqueeze(1) == data.z).all(-1).any(-1).all())  # each is a frame
 
 
 def test_frames_are_drawn_as_often_as_their_weights_say() -> None:

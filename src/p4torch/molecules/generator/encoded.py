@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset
 
 from p4torch.flows.flow import Distribution
 from p4torch.molecules.frames import shares
+from p4torch.molecules.generator.protocol import Stage
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.sites import direction_generator
 
@@ -37,34 +38,33 @@ class Encoded:
 
 
 class Batches(IterableDataset[Tensor]):
-    """Chunks `(c, latent + frames, n)` of c batches, from step `done` on: latent points, then frames.
+    """Chunks `(c, samples + frames, n)` of c batches of a stage, from step `done` on: latent points, then frames.
 
-    A chunk is a pure function of seed, stage and step, so that a run that was stopped sees what it would have seen.
-    Chunks end at multiples of c.
+    A chunk is a pure function of the seed, the stage's index and the step, so that a run that was stopped sees what it
+    would have seen. Chunks end at multiples of c.
     """
 
     def __init__(
         self,
         data: Encoded | None,
         base: Distribution,
-        sizes: tuple[int, int],
-        steps: int,
-        chunk: int,
+        stage: Stage,
         seed: int,
+        index: int = 0,
         done: int = 0,
     ) -> None:
-        self.data, self.base = data, base
-        self.latent, self.frames = sizes
-        self.steps, self.chunk, self.seed, self.done = steps, chunk, seed, done
+        self.data, self.base, self.stage = data, base, stage
+        self.seed, self.index, self.done = seed, index, done
 
     def __iter__(self) -> Iterator[Tensor]:
-        for start in range(self.done, self.steps, self.chunk):
-            count = min(self.chunk, self.steps - start)
-            generator = direction_generator(self.seed, f"batches/{self.latent}", start)
+        for start in range(self.done, self.stage.steps, self.stage.chunk):
+            count = min(self.stage.chunk, self.stage.steps - start)
+            generator = direction_generator(self.seed, f"batches/{self.index}", start)
             yield torch.stack([self._batch(generator) for _ in range(count)])
 
     def _batch(self, generator: torch.Generator) -> Tensor:
-        drawn = [self.base.sample(self.latent, generator)] if self.latent else []
-        if self.data is not None and self.frames:
-            drawn.append(self.data.draw(self.frames, generator))
+        latent, frames = self.stage.samples, self.stage.frames
+        drawn = [self.base.sample(latent, generator)] if latent else []
+        if self.data is not None and frames:
+            drawn.append(self.data.draw(frames, generator))
         return torch.cat(drawn)

@@ -9,7 +9,7 @@ import torch
 from p4torch.molecules.generator.architectures import architecture
 from p4torch.molecules.generator.generator import BoltzmannGenerator, default_zmatrix, seeded
 from p4torch.molecules.generator.protocol import Protocol, Stage
-from p4torch.molecules.generator.training import StageFit
+from p4torch.molecules.generator.stage_fit import StageFit
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.molecules.system import MolecularSystem
 

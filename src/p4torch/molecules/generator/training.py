@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, cast
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from p4torch.errors import ArgumentError, CheckpointError, P4Error
+from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.molecules.analysis.weights import effective_sample_size
 from p4torch.molecules.generator.encoded import Batches, Encoded
 from p4torch.molecules.generator.protocol import Protocol, Stage
-from p4torch.sites import direction_generator, parameter_groups, sites
-from p4torch.training import ChunkedFit, MergeCallback, folder, load_checkpoint, save_checkpoint
+from p4torch.molecules.generator.stage_fit import StageFit
+from p4torch.sites import direction_generator, sites
+from p4torch.training import MergeCallback, folder, load_checkpoint, save_checkpoint
 from p4torch.training.chunks import quiet_trainer
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 #: Held-out frames and samples that a line of the log rests on.
 LOG_FRAMES, LOG_SAMPLES = 5000, 2000
-#: So many steps in a row without a usable gradient end a training.
-PATIENCE = 100
 
 
 @dataclass(frozen=True)
@@ -45,41 +43,6 @@ class Progress:
 
 
 Report = Callable[[Progress], bool]
-
-
-class StageFit(ChunkedFit):
-    """One stage: batches are latent points, then frames' coordinates. Gradients that are not finite are left out."""
-
-    def __init__(self, generator: BoltzmannGenerator, stage: Stage, protocol: Protocol, done: int = 0) -> None:
-        super().__init__(generator.flow, stage.steps, stage.learning_rate, clip=protocol.clip, done=done)
-        self.generator, self.stage, self.perturbation_rate = generator, stage, protocol.perturbation_rate
-        self.left_out, self.in_a_row = 0, 0
-        self.broken = torch.zeros((), dtype=torch.long)  # energies that were not finite
-
-    def configure_optimizers(self) -> Optimizer:
-        groups = parameter_groups(self.flow, share=self.perturbation_rate)
-        return torch.optim.Adam(groups, lr=self.learning_rate, foreach=True)
-
-    def loss(self, batch: Tensor) -> Tensor:
-        latent, frames = batch.split([self.stage.samples, self.stage.frames])
-        total = batch.new_zeros(())
-        if len(frames):
-            total = total - self.stage.likelihood * self.flow(frames).mean()
-        if len(latent):
-            reverse, broken = self.generator.energy_loss(latent)
-            self.broken += broken
-            total = total + reverse
-        return total
-
-    def usable(self, norm: Tensor) -> bool:
-        if bool(norm.isfinite()):
-            self.in_a_row = 0
-            return True
-        self.left_out += 1
-        self.in_a_row += 1
-        if self.in_a_row >= PATIENCE:
-            raise P4Error(f"{PATIENCE} steps in a row had gradients that are not finite, up to step {self.done + 1}")
-        return False
 
 
 class Training(pl.Callback):
@@ -163,10 +126,9 @@ class Training(pl.Callback):
             batches = Batches(
                 self.data,
                 cast("Distribution", self.generator.flow.base),
-                (stage.samples, stage.frames),
-                stage.steps,
-                stage.chunk,
+                stage,
                 self.protocol.seed,
+                self.stage_index,
                 self.done,
             )
             callbacks = [*([self._merges] if self._merges else []), self]

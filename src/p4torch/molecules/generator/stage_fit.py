@@ -1,0 +1,55 @@
+"""One stage of a generator's training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from p4torch.errors import P4Error
+from p4torch.molecules.generator.protocol import Protocol, Stage
+from p4torch.sites import parameter_groups
+from p4torch.training import ChunkedFit
+
+if TYPE_CHECKING:
+    from p4torch.molecules.generator.generator import BoltzmannGenerator
+
+#: So many steps in a row without a usable gradient end a training.
+PATIENCE = 100
+
+
+class StageFit(ChunkedFit):
+    """One stage: batches are latent points, then frames' coordinates. Gradients that are not finite are left out."""
+
+    def __init__(self, generator: BoltzmannGenerator, stage: Stage, protocol: Protocol, done: int = 0) -> None:
+        super().__init__(generator.flow, stage.steps, stage.learning_rate, clip=protocol.clip, done=done)
+        self.generator, self.stage, self.perturbation_rate = generator, stage, protocol.perturbation_rate
+        self.left_out, self.in_a_row = 0, 0
+        self.broken = torch.zeros((), dtype=torch.long)  # energies that were not finite
+
+    def configure_optimizers(self) -> Optimizer:
+        groups = parameter_groups(self.flow, share=self.perturbation_rate)
+        return torch.optim.Adam(groups, lr=self.learning_rate, foreach=True)
+
+    def loss(self, batch: Tensor) -> Tensor:
+        latent, frames = batch.split([self.stage.samples, self.stage.frames])
+        total = batch.new_zeros(())
+        if len(frames):
+            total = total - self.stage.likelihood * self.flow(frames).mean()
+        if len(latent):
+            reverse, broken = self.generator.energy_loss(latent)
+            self.broken += broken
+            total = total + reverse
+        return total
+
+    def usable(self, norm: Tensor) -> bool:
+        if bool(norm.isfinite()):
+            self.in_a_row = 0
+            return True
+        self.left_out += 1
+        self.in_a_row += 1
+        if self.in_a_row >= PATIENCE:
+            raise P4Error(f"{PATIENCE} steps in a row had gradients that are not finite, up to step {self.done + 1}")
+        return False
