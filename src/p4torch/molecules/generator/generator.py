@@ -25,6 +25,8 @@ from p4torch.molecules.trajectory import check_frames
 from p4torch.molecules.zmatrix import ZMatrix
 
 if TYPE_CHECKING:
+    from p4torch.molecules.generator.chains import Chains
+    from p4torch.molecules.generator.langevin import Langevin
     from p4torch.molecules.generator.training import Training
 
 #: Energies of training are linear up to so many kT, and logarithmic above; a clash has 1e10 and more.
@@ -134,6 +136,21 @@ class BoltzmannGenerator(nn.Module):
         log_weights = -energies + logabsdet - log_prob
         usable = log_weights.isfinite() & ~self.coordinates.outside(z)
         return Samples(x.to(torch.float32), energies, log_prob, log_weights.where(usable, -math.inf))
+
+    def sample_mcmc(
+        self,
+        steps: int,
+        chains: int = 16,
+        *,
+        local: Langevin | None = None,
+        start: Tensor | None = None,
+        discard: int = 0,
+        seed: int = 0,
+    ) -> Chains:
+        """Frames without weights, from Markov chains whose proposals are samples: see `mcmc.sample_mcmc`."""
+        from p4torch.molecules.generator.mcmc import sample_mcmc
+
+        return sample_mcmc(self, steps, chains, local=local, start=start, discard=discard, seed=seed)
 
     def free_energy_difference(
         self, samples: Samples, torsion: tuple[int, int, int, int] | None = None, region: Arc = POSITIVE_PHI
