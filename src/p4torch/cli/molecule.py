@@ -109,10 +109,11 @@ def molecule_fit(
     seeds: Annotated[str, typer.Option(help="Of weights and batches, with commas.")] = "0",
     likelihood_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
     energy_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
-    merge_every: Annotated[int, typer.Option(help="Steps between merges of perturbed layers.")] = 50,
+    merge_every: Annotated[int, typer.Option(help="Steps between merges of perturbed layers.")] = 20,
     perturbation_rate: Annotated[
-        float, typer.Option(help="Learning rate of perturbations, in learning rates of all else.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Learning rate of perturbations, in learning rates of all else. Default: 0.1 / √rank."),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="That a model is judged by. Default: 200,000.")] = None,
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/generator"),
     workers: _WORKERS = None,

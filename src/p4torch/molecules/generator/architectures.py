@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import torch
@@ -39,12 +40,14 @@ class Architecture:
         title: for people.
         torsions: as `MixedCoordinates` is to leave them.
         build: of a layout; draws from torch's global generator.
+        rank: of its perturbed layers, if it has any.
     """
 
     name: str
     title: str
     torsions: Torsions
     build: Callable[[Layout], Flow]
+    rank: int = 1
 
 
 def architecture(name: str) -> Architecture:
@@ -66,15 +69,15 @@ def architecture(name: str) -> Architecture:
     rank = re.fullmatch(r"p4inv(?:-rank([1-9]\d*))?", name)
     if rank:
         k = int(rank[1] or 1)
-        return Architecture(
-            name, "P4Inv" if k == 1 else f"P4Inv, rank {k}", "standard", lambda layout: affine(layout, k)
-        )
+        title = "P4Inv" if k == 1 else f"P4Inv, rank {k}"
+        return Architecture(name, title, "standard", lambda layout: affine(layout, k), k)
     if name == "rnvp":
         return Architecture(name, "RNVP", "standard", lambda layout: affine(layout, None))
     if name == "spline":
         return Architecture(name, "spline", "circle", lambda layout: spline(layout, mixing=False))
     if name == "spline-p4inv":
-        return Architecture(name, "spline, P4Inv", "circle", lambda layout: spline(layout, mixing=True))
+        mixed = partial(spline, mixing=True)
+        return Architecture(name, "spline, P4Inv", "circle", mixed, MIXING_RANK)
     raise ArgumentError.of("model", "rnvp, p4inv, p4inv-rank<k>, spline or spline-p4inv", repr(name))
 
 

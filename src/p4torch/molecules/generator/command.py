@@ -28,7 +28,7 @@ class Asked:
     likelihood_steps: int | None
     energy_steps: int | None
     merge_every: int
-    perturbation_rate: float
+    perturbation_rate: float | None
     data: Path | None
     samples: int | None
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.generator.architectures import architecture
-from p4torch.molecules.generator.protocol import Protocol, Stage
+from p4torch.molecules.generator.protocol import MERGE_EVERY, PERTURBATION_RATE, Protocol, Stage
 
 #: The paper's: Krämer, Köhler and Noé (2020), section 4.2; energy steps have frames, too, lest modes be lost.
 PAPER = (Stage(40_000), Stage(2_000, samples=4_000, learning_rate=1e-5))
@@ -24,16 +25,19 @@ def protocol(
     *,
     likelihood_steps: int | None = None,
     energy_steps: int | None = None,
-    merge_every: int = 50,
-    perturbation_rate: float = 1.0,
+    merge_every: int = MERGE_EVERY,
+    perturbation_rate: float | None = None,
     seed: int = 0,
 ) -> Protocol:
     """The stages of a model, cut to the preset's share of their steps; 0 steps leave a stage out.
 
+    The learning rate of perturbations is `PERTURBATION_RATE` / √rank of that of other parameters, if none is given: a
+    step of each direction moves W, and what they do together at random grows like √rank.
+
     Raises:
         ArgumentError: for another model or preset, or no steps at all.
     """
-    architecture(model)
+    rank = architecture(model).rank
     for name, steps in (("likelihood_steps", likelihood_steps), ("energy_steps", energy_steps)):
         if steps is not None and steps < 0:
             raise ArgumentError.of(name, "an integer >= 0", steps)
@@ -48,4 +52,5 @@ def protocol(
             stages.append(replace(stage, steps=count))
     if not stages:
         raise ArgumentError.of("energy_steps", ">= 1 where likelihood_steps = 0", 0)
-    return Protocol(tuple(stages), merge_every, perturbation_rate, seed=seed)
+    rate = PERTURBATION_RATE / math.sqrt(rank) if perturbation_rate is None else perturbation_rate
+    return Protocol(tuple(stages), merge_every, rate, seed=seed)
