@@ -10,7 +10,9 @@ except ModuleNotFoundError as error:
 
 from p4torch.molecules.chirality import chiral_centres, mirror_share
 from p4torch.molecules.force_field import ForceField
+from p4torch.molecules.generator.chains import Chains
 from p4torch.molecules.generator.generator import BoltzmannGenerator
+from p4torch.molecules.generator.langevin import Langevin
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.internal import InternalCoordinates
 from p4torch.molecules.mixed import MixedCoordinates
@@ -26,8 +28,10 @@ from p4torch.molecules.zmatrix import ZMatrix
 __all__ = [
     "Biased",
     "BoltzmannGenerator",
+    "Chains",
     "ForceField",
     "InternalCoordinates",
+    "Langevin",
     "MixedCoordinates",
     "MolecularSystem",
     "OpenMMEnergy",
