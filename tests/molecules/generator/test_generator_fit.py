@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+import mdtraj
 import pytest
 from tests.molecules.systems import pdb_of
 from typer.testing import CliRunner
@@ -40,12 +41,29 @@ def test_a_run_says_what_it_will_cost_and_leaves_a_model(run: tuple[Path, str]) 
     assert re.search(r"All: about .+ with 1 at a time, after the simulation", said)
     folder = out / "models" / "spline"
     row = json.loads((folder / "result.json").read_text())
-    assert row["model"] == "spline" and row["samples"] == 500 and row["protocol"]["merge_every"] == 50
+    assert row["model"] == "spline" and row["samples"] == 500 and row["protocol"]["merge_every"] == 20
     assert row["parameters"] == 443_504 and row["nll"] is not None and row["temperature_K"] == 300.0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == [0, 1]
     generator = BoltzmannGenerator.load(folder / "generator.safetensors", MolecularSystem.alanine_dipeptide())
     assert len(generator.sample(10)) == 10
+
+
+@pytest.mark.slow
+def test_an_own_molecule_with_a_ring_leaves_frames_figures_and_a_page(tmp_path: Path) -> None:
+    out = tmp_path / "proline"
+    found = call(*CHECK, *STEPS, "--models", "p4inv-rank2", "--out", str(out), str(pdb_of("proline-dipeptide")))
+    assert found.exit_code == 0, found.output
+    assert {path.name for path in out.iterdir()} >= {
+        *("metrics.json", "md.json", "table.md", "report.html", "energies.pdf", "ramachandran.png", "training.png"),
+        *("data", "models", "samples"),
+    }
+    row, held_out = json.loads((out / "metrics.json").read_text())[0], json.loads((out / "md.json").read_text())[0]
+    assert row["model"] == "p4inv-rank2" and row["mirror_share"] is not None and held_out["model"] == "md-held-out"
+    samples = mdtraj.load(str(out / "samples" / "samples.dcd"), top=str(out / "samples" / "topology.pdb"))
+    assert samples.n_frames == 500 and samples.n_atoms == 26
+    page = (out / "report.html").read_text("utf-8")
+    assert "ACE-PRO-NME" in page and "Effective sample size" in page and "://" not in page
 
 
 @pytest.mark.slow
