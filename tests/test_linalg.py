@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,6 +18,8 @@ from p4torch import linalg
 
 #: Small well-conditioned matrices in float64.
 EXACT = 1e-12
+#: torch's matrix_exp stops its series early for small matrices: at norm 0.03 it is off by 6e-12.
+MATRIX_EXP = 1e-10
 #: The same through a product of several, with condition numbers up to about 1e3.
 COMPOSED = 1e-9
 
@@ -63,6 +65,7 @@ def test_slogdet_of_a_singular_matrix(k: int) -> None:
 
 
 @given(st.integers(1, 4), st.floats(0.0, 3.0), st.integers(0, 2**31))
+@example(k=2, size=0.0625, seed=1)
 def test_phi1_is_its_series_and_its_definition(k: int, size: float, seed: int) -> None:
     matrix = size / k * draw(seed, k, k)
     term, series = torch.eye(k, dtype=torch.float64), torch.zeros(k, k, dtype=torch.float64)
@@ -72,7 +75,7 @@ def test_phi1_is_its_series_and_its_definition(k: int, size: float, seed: int) -
     scale = float(series.abs().max()) + 1
     torch.testing.assert_close(phi, series, rtol=0, atol=EXACT * scale)
     expm = torch.linalg.matrix_exp(matrix) - torch.eye(k, dtype=torch.float64)
-    torch.testing.assert_close(matrix @ phi, expm, rtol=0, atol=EXACT * scale)
+    torch.testing.assert_close(matrix @ phi, expm, rtol=0, atol=MATRIX_EXP * scale)
 
 
 @pytest.mark.parametrize("s", [0.0, 1e-20, -1e-9, 2e-8, 1e-5, 1e-3, -1.0, 30.0])
