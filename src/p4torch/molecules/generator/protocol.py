@@ -10,7 +10,7 @@ from p4torch.errors import ArgumentError
 #: Steps between merges. Fewer bring more directions; each costs some 2 ms a layer.
 MERGE_EVERY = 20
 #: Learning rate of perturbations of rank one, in learning rates of other parameters. At 1 the linear layers shake: the
-#: likelihood of flows of 50 such layers is 0.5 nats worse, until the rate has decayed.
+#: likelihood of flows of 50 such layers is 0.9 nats worse after 20,000 steps.
 PERTURBATION_RATE = 0.1
 
 
