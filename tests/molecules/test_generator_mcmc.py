@@ -255,3 +255,9 @@ def test_no_positive_weight_is_an_error() -> None:
 def test_bad_arguments(arguments: dict[str, object], name: str) -> None:
     with pytest.raises(ArgumentError, match=f"`{name}`"):
         chain_of_four().sample_mcmc(**{"steps": 2, "chains": 2, **arguments})  # type: ignore[arg-type]
+
+
+def test_frames_are_weighed_in_the_dtype_of_the_flow() -> None:
+    model = BoltzmannGenerator.create(system_of(), shaken(system_of(), 100), model="spline").double()
+    found = weighed(model, shaken(system_of(), 3))
+    assert torch.equal(found.log_prob, model.log_prob(found.frames)) and found.log_prob.dtype == torch.float64

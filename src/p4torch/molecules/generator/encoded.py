@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from p4torch.flows.flow import Distribution
-from p4torch.molecules.frames import shares
+from p4torch.molecules.frames import drawn, shares
 from p4torch.molecules.generator.protocol import Stage
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.sites import direction_generator
@@ -33,8 +33,7 @@ class Encoded:
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """`(count, n)`: frames drawn with replacement, each as often as its weight says."""
-        places = torch.rand(count, generator=generator, dtype=torch.float64) * self._cumulated[-1]
-        return self.z[torch.searchsorted(self._cumulated, places, right=True).clamp(max=len(self) - 1)]
+        return self.z[drawn(self._cumulated, count, generator)]
 
 
 class Batches(IterableDataset[Tensor]):

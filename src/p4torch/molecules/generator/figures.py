@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from p4torch.molecules.analysis.free_energy import free_energy_profile
-from p4torch.molecules.analysis.histograms import ramachandran_histogram
 from p4torch.molecules.analysis.plots import (
     COLOURS,
     PAGE,
@@ -23,7 +22,7 @@ from p4torch.molecules.analysis.torsions import torsion_angles
 from p4torch.molecules.analysis.violins import energy_violin_figure
 from p4torch.molecules.analysis.weights import effective_sample_size_growth
 from p4torch.molecules.generator.evaluation import noisy_frames, reduced_energies
-from p4torch.molecules.generator.reference import BINS, Reference
+from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.torsion_names import torsion_label
 
@@ -48,22 +47,19 @@ def energies(reference: Reference, models: Mapping[str, Samples]) -> Figure:
 def ramachandran(reference: Reference, models: Mapping[str, Samples]) -> Figure:
     """MD and each model, without weights."""
     panels = {"MD": reference.ramachandran}
-    for title, samples in models.items():
-        first, second = torsion_angles(samples.frames, torch.tensor(reference.plane)).unbind(-1)
-        panels[title] = ramachandran_histogram(first, second, BINS)
-    return ramachandran_figure(panels)
+    return ramachandran_figure(panels | {title: reference.histogram(drawn.frames) for title, drawn in models.items()})
 
 
 def free_energies(reference: Reference, title: str, samples: Samples) -> Figure:
     """MD against samples with and without weights, along the torsion."""
     atoms = torch.tensor([reference.torsion])
     data = reference.all
+    angles = torsion_angles(samples.frames, atoms)[:, 0]
     profiles = {
         "MD": free_energy_profile(torsion_angles(data.frames, atoms)[:, 0], weights=data.weights, walkers=data.walkers),
-        title: free_energy_profile(torsion_angles(samples.frames, atoms)[:, 0]),
+        title: free_energy_profile(angles),
     }
     if bool(samples.log_weights.isfinite().any()):
-        angles = torsion_angles(samples.frames, atoms)[:, 0]
         profiles[f"{title}, weighted"] = free_energy_profile(angles, weights=samples.weights)
     label = torsion_label(reference.system.topology, reference.torsion)
     return free_energy_figure(profiles, {"phi": "φ", "psi": "ψ"}.get(label.partition(":")[0], "θ"))

@@ -103,8 +103,11 @@ class BoltzmannGenerator(nn.Module):
 
     def log_prob(self, frames: Tensor) -> Tensor:
         """log q of the coordinates of frames `(..., atoms, 3)`, `(...)`: a density per unit of the coordinates."""
-        z, _ = self.coordinates(frames.double())
-        return self.flow.log_prob(z.to(next(self.flow.parameters()).dtype))
+        return self.log_density(self.coordinates(frames.double())[0])
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log q of coordinates `(..., n)` of any dtype, `(...)`, in that of the flow."""
+        return self.flow.log_prob(z.to(next(self.flow.parameters(), torch.empty(0)).dtype))
 
     def energy_loss(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(mean of u - log|det| + log q, number of broken energies) at the images of latent points `(n, features)`.

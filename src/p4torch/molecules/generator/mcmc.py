@@ -108,7 +108,7 @@ def weighed(generator: BoltzmannGenerator, frames: Tensor) -> Samples:
     """Frames `(n, atoms, 3)` as if the generator had drawn them; one that it cannot draw has log-weight ∞."""
     x = frames.double()
     z, logabsdet = generator.coordinates(x)
-    log_prob = generator.flow.log_prob(z.to(torch.get_default_dtype())).double()
+    log_prob = generator.log_density(z).double()
     energies = generator.potential.unregularised(x)
     log_weights = -energies - logabsdet - log_prob
     usable = log_weights.isfinite() & ~generator.coordinates.degenerate(x)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.analysis.weights import normalized_weights
+from p4torch.molecules.frames import drawn
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,7 @@ class Samples:
         """
         if not isinstance(count, int) or count < 1:
             raise ArgumentError.of("count", "an integer >= 1", repr(count))
-        cumulated = self.weights.cumsum(0)
-        places = torch.rand(count, generator=generator, dtype=torch.float64) * cumulated[-1]
-        return self.frames[torch.searchsorted(cumulated, places, right=True).clamp(max=len(self) - 1)]
+        return self.frames[drawn(self.weights.cumsum(0), count, generator)]
 
     @classmethod
     def cat(cls, parts: list[Samples]) -> Samples:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-#: Structures that the page shows.
-SHOWN = 60
+#: Structures that the page shows, and models that figures do.
+SHOWN, DRAWN = 60, 6
 
 #: Titles and captions of the figures, by the name of their file.
 FIGURES = {
@@ -64,8 +64,8 @@ class Results:
 
     @property
     def samples(self) -> dict[str, Samples]:
-        """By title, of the first seed of each model."""
-        return {job.title: load_samples(self.models / job.name / "samples.npz") for job in self.jobs[:6]}
+        """By title, of as many jobs as figures can tell apart."""
+        return {job.title: load_samples(self.models / job.name / "samples.npz") for job in self.jobs[:DRAWN]}
 
     @property
     def logs(self) -> dict[str, list[Row]]:
@@ -73,17 +73,12 @@ class Results:
         texts = {job.title: (self.models / job.name / "metrics.jsonl").read_text("utf-8") for job in self.jobs}
         return {title: [json.loads(line) for line in text.splitlines()] for title, text in texts.items()}
 
-    @property
-    def best(self) -> int:
-        """The job whose samples are worth most."""
-        rows = self.rows
-        return max(range(len(rows)), key=lambda index: rows[index]["ess_raw"])
-
 
 def summarise(results: Results, out: Path) -> None:
     """Write `metrics.json`, `md.json`, `table.md`, figures as PNG and PDF, `samples/` of the best model, and
     `report.html`."""
-    rows, samples, best = results.rows, results.samples, results.best
+    rows, samples = results.rows, results.samples
+    best = max(range(len(rows)), key=lambda index: rows[index]["ess_raw"])  # whose samples are worth most
     reference = results.reference
     baseline = floors(reference)
     write_json(out / "metrics.json", rows)
