@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -206,10 +207,12 @@ def parameter_groups(model: nn.Module, **perturbation_options: Any) -> list[dict
     """Two optimizer groups: the ordinary trainable parameters, and B, without weight decay.
 
     Decay of B would pull towards the base, not towards zero. Further options hold for the group of B only:
-    `p4.parameter_groups(model, lr=3e-3)`.
+    `p4.parameter_groups(model, lr=3e-3)`. In it stand the first factors of all sites, then the second ones: merges
+    treat those alike.
     """
     guard_checkpoints(model)
-    b = [value for site in sites(model) for _, value in site.perturbation.own_parameters() if value.requires_grad]
+    factors = zip_longest(*(site.trainable().values() for site in sites(model)))
+    b = [value for same in factors for value in same if value is not None]
     known = {id(value) for value in b}
     others = [value for value in model.parameters() if value.requires_grad and id(value) not in known]
     return [{"params": others}, {"params": b, "weight_decay": 0.0, **perturbation_options}]

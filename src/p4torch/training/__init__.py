@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from p4torch.training.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.training.flat_adam import FlatAdam
 from p4torch.training.provenance import provenance
 
 if TYPE_CHECKING:
     from p4torch.training.callback import MergeCallback
     from p4torch.training.chunks import ChunkedFit
 
-__all__ = ["ChunkedFit", "MergeCallback", "load_checkpoint", "provenance", "save_checkpoint"]
+__all__ = ["ChunkedFit", "FlatAdam", "MergeCallback", "load_checkpoint", "provenance", "save_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+
+from p4torch.training.flat_adam import FlatAdam
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 100) -> float:
@@ -53,12 +54,13 @@ class ChunkedFit(pl.LightningModule):
         self.trainable = [value for value in flow.parameters() if value.requires_grad]
         self.seconds = 0.0
 
-    def configure_optimizers(self) -> Optimizer:
-        return torch.optim.Adam(self.trainable, lr=self.learning_rate, foreach=True)
+    def configure_optimizers(self) -> FlatAdam:
+        return FlatAdam(self.trainable, lr=self.learning_rate)
 
     def training_step(self, chunk: Tensor, batch_idx: int) -> Tensor:
         """The steps of one chunk; returns their mean loss."""
         optimizer = self.trainer.optimizers[0]
+        assert isinstance(optimizer, FlatAdam)
         started = time.perf_counter()
         total = torch.zeros((), device=chunk.device)
         for index, batch in enumerate(chunk.unbind(0)):
@@ -68,7 +70,7 @@ class ChunkedFit(pl.LightningModule):
         self.seconds += time.perf_counter() - started
         return total / len(chunk)
 
-    def step(self, batch: Tensor, optimizer: Optimizer) -> Tensor:
+    def step(self, batch: Tensor, optimizer: FlatAdam) -> Tensor:
         """One optimizer step; returns the detached loss. A group of parameters may have a `share` of the rate."""
         rate = self.learning_rate * warmup_cosine(self.done, self.steps)
         for group in optimizer.param_groups:
@@ -76,8 +78,7 @@ class ChunkedFit(pl.LightningModule):
         loss = self.loss(batch)
         optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.trainable, self.clip, foreach=True)
-        if self.usable(norm):
+        if self.usable(optimizer.clip(self.clip)):
             optimizer.step()
         self.done += 1
         return loss.detach()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -27,9 +28,9 @@ def save_generator(generator: BoltzmannGenerator, path: Path) -> None:
     zmatrix = generator.coordinates.zmatrix
     said = {**_identity(generator.system), "model": generator.model, "atoms": str(generator.system.atoms)}
     said["zmatrix"] = json.dumps({"block": zmatrix.block, "rows": zmatrix.rows})
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    copies = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     try:
-        write_whole(path, lambda temporary: save_file(contiguous, temporary, said))
+        write_whole(path, lambda temporary: save_file(copies, temporary, said))
     except (OSError, SafetensorError) as error:
         raise ArgumentError.of("path", "a file that can be written", f"{path} ({error})") from error
 

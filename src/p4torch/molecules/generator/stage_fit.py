@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from p4torch.errors import P4Error
 from p4torch.molecules.generator.protocol import Protocol, Stage
 from p4torch.sites import parameter_groups
-from p4torch.training import ChunkedFit
+from p4torch.training import ChunkedFit, FlatAdam
 
 if TYPE_CHECKING:
     from p4torch.molecules.generator.generator import BoltzmannGenerator
@@ -29,9 +28,8 @@ class StageFit(ChunkedFit):
         self.left_out, self.in_a_row = 0, 0
         self.broken = torch.zeros((), dtype=torch.long)  # energies that were not finite
 
-    def configure_optimizers(self) -> Optimizer:
-        groups = parameter_groups(self.flow, share=self.perturbation_rate)
-        return torch.optim.Adam(groups, lr=self.learning_rate, foreach=True)
+    def configure_optimizers(self) -> FlatAdam:
+        return FlatAdam(parameter_groups(self.flow, share=self.perturbation_rate), lr=self.learning_rate)
 
     def loss(self, batch: Tensor) -> Tensor:
         latent, frames = batch.split([self.stage.samples, self.stage.frames])
