@@ -148,7 +148,10 @@ class _Flat:
         on_cpu = self.value.is_cpu
         for start, end, count in self._runs():
             adam(
-                *([row[start:end]] for row in (self.value, self.gradient, self.mean, self.square)),
+                [self.value[start:end]],
+                [self.gradient[start:end]],
+                [self.mean[start:end]],
+                [self.square[start:end]],
                 max_exp_avg_sqs=[],
                 state_steps=[torch.tensor(count)],
                 fused=on_cpu,

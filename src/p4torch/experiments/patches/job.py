@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from p4torch import MergeScheduler
 from p4torch.experiments.patches.config import Job
@@ -19,7 +18,7 @@ from p4torch.experiments.patches.data import patches
 from p4torch.experiments.patches.models import build
 from p4torch.flows import Flow
 from p4torch.schedule import OptimizerState
-from p4torch.training import ChunkedFit, measures
+from p4torch.training import ChunkedFit, FlatAdam, measures
 
 #: Where the norm of the gradient is clipped.
 CLIP = 1.0
@@ -33,7 +32,7 @@ class Trainer:
 
     flow: Flow
     fit: ChunkedFit
-    optimizer: Optimizer
+    optimizer: FlatAdam
     scheduler: MergeScheduler | None
 
     def train(self, batches: Tensor) -> None:

@@ -28,7 +28,9 @@ def save_generator(generator: BoltzmannGenerator, path: Path) -> None:
     zmatrix = generator.coordinates.zmatrix
     said = {**_identity(generator.system), "model": generator.model, "atoms": str(generator.system.atoms)}
     said["zmatrix"] = json.dumps({"block": zmatrix.block, "rows": zmatrix.rows})
-    copies = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    copies = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
     try:
         write_whole(path, lambda temporary: save_file(copies, temporary, said))
     except (OSError, SafetensorError) as error:
