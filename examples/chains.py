@@ -60,7 +60,7 @@ class Setting:
         return Langevin(self.langevin_steps, self.langevin_size)
 
 
-SHORT = Setting(samples=640, chains=16, discard=5, local_samples=160)
+SHORT = Setting(samples=3200, chains=64, discard=5, local_samples=3200, langevin_steps=1)
 
 
 def worth(found: FreeEnergyDifference) -> float:
