@@ -43,6 +43,14 @@ def _one_by_one(chain: Chain, x: Tensor) -> tuple[Tensor, Tensor]:
     return x, total
 
 
+def _back_one_by_one(chain: Chain, z: Tensor) -> tuple[Tensor, Tensor]:
+    total = z.new_zeros(())
+    for bijection in reversed(chain.bijections):
+        z, logabsdet = bijection.inverse(z)
+        total = total + logabsdet
+    return z, total
+
+
 def _trainable(chain: nn.Module) -> list[Tensor]:
     return [value for value in chain.parameters() if value.requires_grad]
 
@@ -57,10 +65,11 @@ def _close(left: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> None:
     ("features", "kinds"),
     [(5, "c"), (5, "cc"), (6, "cs"), (6, "sccscs"), (6, "clcn"), (5, "lcl"), (6, "lsc"), (6, "cbcs"), (2, "csc")],
 )
-def test_values_and_gradients(features: int, kinds: str, hidden: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("inverse", [False, True])
+def test_values_and_gradients(features: int, kinds: str, hidden: tuple[int, ...], inverse: bool) -> None:
     chain = _bijections(features, hidden, kinds, rank=2 if "n" in kinds else 1)
     x = torch.randn(7, features, dtype=torch.float64, requires_grad=True)
-    fused, plain = chain(x), _one_by_one(chain, x)
+    fused, plain = (chain.inverse(x), _back_one_by_one(chain, x)) if inverse else (chain(x), _one_by_one(chain, x))
     directions = [torch.randn_like(value) for value in plain]
     for left, right in zip(fused, plain, strict=True):
         _close(left, right)
@@ -71,24 +80,27 @@ def test_values_and_gradients(features: int, kinds: str, hidden: tuple[int, ...]
             _close(left, right)
 
 
-def test_the_twin_agrees_with_the_layers() -> None:
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_twin_agrees_with_the_layers(inverse: bool) -> None:
     chain = _bijections(6, (4,), "clscn")
     x = torch.randn(7, 6, dtype=torch.float64)
-    steps = [bijection.step() for bijection in chain.bijections]  # type: ignore[operator]
+    members = list(reversed(chain.bijections)) if inverse else list(chain.bijections)
+    steps = [bijection.step(inverse) for bijection in members]  # type: ignore[operator]
     plan: Plan = tuple((step.kind, len(step.tensors)) for step in steps)
     z, total = readable_run(plan, x, *(value for step in steps for value in step.tensors))
-    expected, logabsdet = _one_by_one(chain, x)
+    expected, logabsdet = (_back_one_by_one if inverse else _one_by_one)(chain, x)
     _close(z, expected)
     _close(total + sum(step.logabsdet for step in steps if step.logabsdet is not None), logabsdet)
 
 
-def test_first_and_second_derivatives() -> None:
+@pytest.mark.parametrize("inverse", [False, True])
+def test_first_and_second_derivatives(inverse: bool) -> None:
     chain = _bijections(4, (3,), "csl")
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     tensors = _trainable(chain)
 
     def run(x: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
-        return chain(x)
+        return chain.inverse(x) if inverse else chain(x)
 
     assert torch.autograd.gradcheck(run, (x, *tensors))
     assert torch.autograd.gradgradcheck(run, (x, *tensors))
@@ -132,14 +144,17 @@ def test_a_singular_layer_is_no_error(rank: int) -> None:
     (z.sum() + total.sum()).backward()
 
 
-def test_float32_against_float64() -> None:
+@pytest.mark.parametrize("inverse", [False, True])
+def test_float32_against_float64(inverse: bool) -> None:
     exact = _bijections(6, (8, 8), "cslcsl")
     single = copy.deepcopy(exact).float()
     x = torch.randn(20, 6, dtype=torch.float64)
+    mapped = []
     for chain, points in ((exact, x), (single, x.float())):
-        z, total = chain(points)
+        z, total = chain.inverse(points) if inverse else chain(points)
         (z.square().sum() + total.sum()).backward()
-    _close(single(x.float())[0].double(), exact(x)[0], SINGLE)
+        mapped.append(z.double())
+    _close(mapped[1], mapped[0], SINGLE)
     for left, right in zip(_trainable(single), _trainable(exact), strict=True):
         assert left.grad is not None
         assert right.grad is not None

@@ -27,8 +27,8 @@ class Bijection(nn.Module):
         """Latent to data."""
         raise NotImplementedError
 
-    def step(self) -> Step | None:
-        """What `forward` does, if a `Chain` can do it together with its neighbours, faster."""
+    def step(self, inverse: bool = False) -> Step | None:
+        """What `forward` does, or `inverse`, if a `Chain` can do it together with its neighbours, faster."""
         return None
 
 
@@ -44,26 +44,32 @@ class Chain(Bijection):
         self.bijections = nn.ModuleList(bijections)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._through(x, inverse=False)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._through(z, inverse=True)
+
+    def _through(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         total = x.real.new_zeros(())
-        for steps, members in self._runs():
+        for steps, members in self._runs(inverse):
             if steps and fusable(steps, x):
                 x, logabsdet = fused_run(x, steps)
                 total = total + logabsdet
                 continue
             for bijection in members:
-                x, logabsdet = bijection(x)
+                x, logabsdet = bijection.inverse(x) if inverse else bijection(x)  # type: ignore[operator]
                 total = total + logabsdet
         return x, total
 
-    def _runs(self) -> list[tuple[list[Step], list[nn.Module]]]:
+    def _runs(self, inverse: bool) -> list[tuple[list[Step], list[nn.Module]]]:
         """The bijections in groups: runs that may be fused, with their steps, and all others, without."""
-        members = list(self.bijections)
+        members = list(reversed(self.bijections)) if inverse else list(self.bijections)
         if transformed() or not torch.is_grad_enabled():
             return [([], members)]
         runs: list[tuple[list[Step], list[nn.Module]]] = []
         fused: bool | None = None
         for bijection in members:
-            step = None if _hooked(bijection) else bijection.step()  # type: ignore[operator]
+            step = None if _hooked(bijection) else bijection.step(inverse)  # type: ignore[operator]
             if (step is not None) is not fused:
                 runs.append(([], []))
                 fused = step is not None
@@ -72,13 +78,6 @@ class Chain(Bijection):
             if step is not None:
                 steps.append(step)
         return runs
-
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        total = z.real.new_zeros(())
-        for bijection in reversed(self.bijections):
-            z, logabsdet = bijection.inverse(z)  # type: ignore[operator]
-            total = total + logabsdet
-        return z, total
 
     def __len__(self) -> int:
         return len(self.bijections)
@@ -111,7 +110,7 @@ class Swap(Bijection):
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._exchange(z, self.features // 2)
 
-    def step(self) -> Step | None:
+    def step(self, inverse: bool = False) -> Step | None:
         return None if self.features % 2 else Step("swap", self.features)
 
     def _exchange(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:

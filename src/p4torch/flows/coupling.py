@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.flows.bijection import Bijection, check_event, check_features, check_hidden
-from p4torch.flows.fused_run import Step
+from p4torch.flows.fused_run import Kind, Step
 
 
 class AffineCoupling(Bijection):
@@ -44,11 +44,12 @@ class AffineCoupling(Bijection):
         a, b, log_scale, shift = self._split(z)
         return torch.cat([a, (b - shift) * (-log_scale).exp()], dim=-1), -log_scale.sum(-1)
 
-    def step(self) -> Step | None:
+    def step(self, inverse: bool = False) -> Step | None:
         nets = self._modules["nets"]  # by attribute it takes ten times as long
         if type(self) is not AffineCoupling or type(nets) is not _TwinMLP or not nets.plain_silu:
             return None
-        return Step("coupling", self.features, (cast(Tensor, self._parameters["log_alpha"]), *nets.layers()))
+        kind: Kind = "uncoupling" if inverse else "coupling"
+        return Step(kind, self.features, (cast(Tensor, self._parameters["log_alpha"]), *nets.layers()))
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         check_event(x, self.features)

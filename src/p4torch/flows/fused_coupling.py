@@ -14,11 +14,23 @@ def readable_coupling(x: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Te
     """[a, b] -> [a, b · e^s + t] for points `(P, n)` and log|det| = Σ s `(P,)`, with s = tanh(f(a)) · exp(log α),
     t = g(a). `layers` are weights `(2, out, in)` and biases `(2, 1, out)` of f and g in turn, SiLU between them."""
     a, b = x.split([layers[0].shape[-1], layers[-1].shape[-1]], dim=-1)
+    log_scale, shift = _scale_and_shift(a, log_alpha, layers)
+    return torch.cat([a, b * log_scale.exp() + shift], dim=-1), log_scale.sum(-1)
+
+
+def readable_uncoupling(z: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse: [a, b'] -> [a, (b' - t) e^-s] and log|det| = -Σ s."""
+    a, b = z.split([layers[0].shape[-1], layers[-1].shape[-1]], dim=-1)
+    log_scale, shift = _scale_and_shift(a, log_alpha, layers)
+    return torch.cat([a, (b - shift) * (-log_scale).exp()], dim=-1), -log_scale.sum(-1)
+
+
+def _scale_and_shift(a: Tensor, log_alpha: Tensor, layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """s and t."""
     y = a.expand(2, *a.shape)
     for index, (weight, bias) in enumerate(zip(layers[0::2], layers[1::2], strict=True)):
         y = torch.baddbmm(bias, F.silu(y) if index else y, weight.mT)
-    log_scale = torch.tanh(y[0]) * log_alpha.exp()
-    return torch.cat([a, b * log_scale.exp() + y[1]], dim=-1), log_scale.sum(-1)
+    return torch.tanh(y[0]) * log_alpha.exp(), y[1]
 
 
 class Scratch:
@@ -48,10 +60,15 @@ class Coupling:
     Backwards, with the gradients g of b' and l of log|det| = Σ s:
 
         ∂b = g e^s,   ∂t = g,   ∂s = b ∂b + l,   ∂p = α (1 - h²) ∂s,   ∂log α = α Σ h ∂s
+
+    Inverted, b = (b' - t) e^-s with log|det| = -Σ s, it has instead, with the gradient g of b,
+
+        ∂b' = g e^-s,   ∂t = -∂b',   ∂s = -(b g + l).
     """
 
-    def __init__(self, x: Tensor, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, x: Tensor, tensors: Sequence[Tensor], inverted: bool = False) -> None:
         widths = layer_widths(tensors)
+        self.inverted, self.sign = inverted, -1 if inverted else 1
         self.slope = [x.new_empty(2, width, x.shape[0]) for width in widths[:-1]]  # dy/dp, and p before it
         self.y = [torch.empty_like(p) for p in self.slope]
         self.y_t = [y.mT for y in self.y]
@@ -66,8 +83,8 @@ class Coupling:
     def ascend(
         self, a: Tensor, b: Tensor, tensors: Sequence[Tensor], most: Tensor, bits: Tensor, scratch: Scratch
     ) -> Tensor:
-        """b' `(m, P)`, kept for the way back, too. Adds s / log 2 to `bits`; `tensors` are log α and the layers, `most`
-        is α / log 2."""
+        """b' `(m, P)`, or b if inverted; kept for the way back, too. Adds ±s / log 2 to `bits`; `tensors` are log α and
+        the layers, `most` is ±α / log 2."""
         self.a, self.b = a, b
         flat = scratch.flat if self.flat is None else self.flat
         torch.addmm(tensors[2].view(-1, 1), tensors[1].flatten(0, 1), a, out=flat)
@@ -82,6 +99,8 @@ class Coupling:
         torch.lerp(scratch.minus_one, scratch.one, raw, out=self.tanh)
         bits.add_(torch.mul(self.tanh, most, out=scratch.bits))
         torch.exp2(scratch.bits, out=self.scale)
+        if self.inverted:
+            return torch.sub(b, scratch.shift, out=self.out).mul_(self.scale)
         return torch.addcmul(scratch.shift, b, self.scale, out=self.out)
 
     def descend(
@@ -94,9 +113,13 @@ class Coupling:
         scratch: Scratch,
     ) -> list[Tensor | None]:
         """Gradients of the tensors. Those of a and b are updated in place."""
-        scratch.shift.copy_(grad_b)
-        grad_b.mul_(self.scale)
-        grad_s = torch.addcmul(grad_total, grad_b, self.b, out=scratch.raw)
+        if self.inverted:
+            grad_s = torch.addcmul(grad_total, grad_b, self.out, out=scratch.raw).neg_()
+            torch.neg(grad_b.mul_(self.scale), out=scratch.shift)
+        else:
+            scratch.shift.copy_(grad_b)
+            grad_b.mul_(self.scale)
+            grad_s = torch.addcmul(grad_total, grad_b, self.b, out=scratch.raw)
         product = torch.mul(grad_s, self.tanh, out=scratch.product)
         grad_log_alpha = product.sum() * alpha
         grad_s.addcmul_(product, self.tanh, value=-1).mul_(alpha)

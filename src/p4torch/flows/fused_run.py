@@ -8,19 +8,21 @@ in buffers that outlive the step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from p4torch.flows.fused_coupling import Coupling, Scratch, layer_widths, readable_coupling
+from p4torch.flows.fused_coupling import Coupling, Scratch, layer_widths, readable_coupling, readable_uncoupling
 from p4torch.flows.fused_linear import Linears, readable_linear
 from p4torch.flows.workspace import Lease, Pool, bytes_of
 from p4torch.twins import twin_gradients
 
-Kind = Literal["coupling", "linear", "swap"]
+Kind = Literal["coupling", "uncoupling", "linear", "swap"]
+
+_COUPLINGS: dict[Kind, int] = {"coupling": 1, "uncoupling": -1}  # and the sign of s
 
 #: Kind of each step, and how many tensors it has.
 Plan = tuple[tuple[Kind, int], ...]
@@ -29,8 +31,9 @@ _SHAPE, _DTYPE, _IS_CPU = attrgetter("shape"), attrgetter("dtype"), attrgetter("
 
 
 class Step(NamedTuple):
-    """What a bijection does, for a fused run. The tensors of a "coupling" are log α and its layers, those of a "linear"
-    layer A, A⁻¹, U, V and b, see `readable_coupling` and `readable_linear`. A "swap" is one of two parts of equal size.
+    """What a bijection does, for a fused run. The tensors of a "coupling", and of its inverse, an "uncoupling", are log α
+    and its layers, those of a "linear" layer A, A⁻¹, U, V and b, see `readable_coupling`, `readable_uncoupling` and
+    `readable_linear`. A "swap" is one of two parts of equal size.
     `logabsdet` is a constant part of log|det| `()` that the tensors do not tell."""
 
     kind: Kind
@@ -42,7 +45,7 @@ class Step(NamedTuple):
 def fusable(steps: Sequence[Step], x: Tensor) -> bool:
     """Whether a run is worth it (it has a coupling), and everything in it fits together, on the CPU. Couplings share
     buffers, so they are of one shape; linear layers are of one rank."""
-    couplings = {tuple(map(_SHAPE, step.tensors)) for step in steps if step.kind == "coupling"}
+    couplings = {tuple(map(_SHAPE, step.tensors)) for step in steps if step.kind in _COUPLINGS}
     tensors = [value for step in steps for value in step.tensors]
     return (
         len(couplings) == 1
@@ -76,9 +79,16 @@ def readable_run(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tenso
         if kind == "swap":
             x = x.roll(-(x.shape[-1] // 2), -1)
         else:
-            x, logabsdet = (readable_coupling if kind == "coupling" else readable_linear)(x, *own)
+            x, logabsdet = _READABLE[kind](x, *own)
             total = total + logabsdet
     return x, total
+
+
+_READABLE: dict[Kind, Callable[..., tuple[Tensor, Tensor]]] = {
+    "coupling": readable_coupling,
+    "uncoupling": readable_uncoupling,
+    "linear": readable_linear,
+}
 
 
 class _FusedRun(torch.autograd.Function):
@@ -91,7 +101,7 @@ class _FusedRun(torch.autograd.Function):
         space.x.copy_(x.mT)
         space.bits.zero_()
         alphas = torch.stack([tensors[index] for index in space.log_alphas]).exp()
-        most = iter((alphas / math.log(2)).unbind(0))
+        most = iter((space.signs * alphas / math.log(2)).unbind(0))
         ctx.changes = linears.prepare([own for kind, own in dealt if kind == "linear"]) if linears else None
         linear = iter(range(len(plan)))
         for (kind, own), coupling in zip(dealt, space.couplings, strict=True):
@@ -134,7 +144,8 @@ class _FusedRun(torch.autograd.Function):
                 a, b, whole = b, a, None
         of_couplings = iter(found[::-1])
         of_linears = iter(linears.gradients(ctx.changes, grad_total, counts) if linears is not None else [])
-        sources: dict[Kind, Iterator[list[Tensor | None]]] = {"coupling": of_couplings, "linear": of_linears}
+        sources: dict[Kind, Iterator[list[Tensor | None]]] = dict.fromkeys(_COUPLINGS, of_couplings)
+        sources["linear"] = of_linears
         gradients = [value for kind, _ in plan if kind in sources for value in next(sources[kind])]
         grad_x = torch.cat([a, b]).mT if ctx.needs_input_grad[1] else None
         return None, grad_x, *gradients
@@ -144,16 +155,17 @@ class _Workspace:
     """The buffers of all steps of a run of the points `x` `(P, n)`."""
 
     def __init__(self, plan: Plan, x: Tensor, dealt: Sequence[tuple[Kind, Sequence[Tensor]]]) -> None:
-        self.couplings = [Coupling(x, own) if kind == "coupling" else None for kind, own in dealt]
+        self.couplings = [Coupling(x, own, kind == "uncoupling") if kind in _COUPLINGS else None for kind, own in dealt]
+        self.signs = x.new_tensor([_COUPLINGS[kind] for kind, _ in dealt if kind in _COUPLINGS])
         layers = [own for kind, own in dealt if kind == "linear"]
         self.linears = Linears(x, layers) if layers else None
-        self.scratch = Scratch(x, next(layer_widths(own) for kind, own in dealt if kind == "coupling"))
+        self.scratch = Scratch(x, next(layer_widths(own) for kind, own in dealt if kind in _COUPLINGS))
         self.bits = torch.empty_like(self.scratch.raw)
         self.x = x.new_empty(x.shape[1], x.shape[0])
         kept = x.shape[1] - x.shape[1] // 2
         self.parts = self.x[:kept], self.x[kept:]
         starts = [sum(count for _, count in plan[:index]) for index in range(len(plan))]
-        self.log_alphas = [start for start, (kind, _) in zip(starts, plan, strict=True) if kind == "coupling"]
+        self.log_alphas = [start for start, (kind, _) in zip(starts, plan, strict=True) if kind in _COUPLINGS]
         self._join(plan)
         owners = [self.scratch, *(one for one in (*self.couplings, self.linears) if one is not None)]
         self.bytes = bytes_of([self.x, self.bits, *(buffer for owner in owners for buffer in owner.buffers())])

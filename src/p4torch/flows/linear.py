@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from p4torch import linalg
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.fused_run import Step
@@ -99,7 +100,7 @@ class InvertibleLinear(Bijection):
         x, logabsdet = perturbation.solve_logabsdet(base, y)
         return x, -_of_real_map(logabsdet, base)
 
-    def step(self) -> Step | None:
+    def step(self, inverse: bool = False) -> Step | None:
         perturbation, base = lookup(self, "weight")
         if type(perturbation) is not Invertible or perturbation.form != "additive" or base.requires_grad:
             return None
@@ -108,10 +109,23 @@ class InvertibleLinear(Bijection):
         tracked = cast(TrackedInverse, perturbation._modules["tracked"]).current(base)
         own, bias = perturbation._parameters, self._parameters.get("bias")  # by attribute it takes ten times as long
         tensors = (base, tracked._parameters["inverse"], own["u"], own["v"], *(() if bias is None else (bias,)))
-        return Step("linear", self.features, cast("tuple[Tensor, ...]", tensors), tracked._buffers["logabsdet"])
+        logabsdet = cast(Tensor, tracked._buffers["logabsdet"])
+        if inverse:
+            return Step("linear", self.features, _inverted(*cast("tuple[Tensor, ...]", tensors)), -logabsdet)
+        return Step("linear", self.features, cast("tuple[Tensor, ...]", tensors), logabsdet)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, bias={self.bias is not None}"
+
+
+def _inverted(base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, *bias: Tensor) -> tuple[Tensor, ...]:
+    """A⁻¹, A, U', V' and b' of the inverse, x = W⁻¹ z + b' with W⁻¹ = A⁻¹ + U' V'ᵀ: by the Woodbury identity
+    U' = -A⁻¹ U K⁻¹, V' = A⁻ᵀ V, and b' = -W⁻¹ b."""
+    changed = inverse @ u
+    new_u = -linalg.solve_rows(linalg.capacitance(changed, v).mT, changed)
+    new_v = inverse.mT @ v
+    shift = (-(inverse @ value + new_u @ (new_v.mT @ value)) for value in bias)
+    return inverse, base, new_u, new_v, *shift
 
 
 def _of_real_map(logabsdet: Tensor, base: Tensor) -> Tensor:

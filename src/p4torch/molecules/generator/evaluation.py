@@ -40,8 +40,7 @@ def evaluate(
     shape = _shape(reference, samples.energies)
     likelihood, forward = _likelihood(generator, reference, held_out, samples)
     md = reference.difference
-    weighted = bool(samples.log_weights.isfinite().any())
-    reweighted = reference.free_energy(samples.frames, samples.weights) if weighted else None
+    reweighted = reference.free_energy(samples.frames, samples.weights) if samples.weighted else None
     row: dict[str, Any] = {
         "model": generator.model,
         "parameters": parameter_count(generator),
@@ -61,7 +60,7 @@ def evaluate(
         "inverse_residual": inverse_residual(generator.flow),
         "energy_shift_kJ_mol": None if shape["energy_shift_kT"] is None else shape["energy_shift_kT"] * kT,
     }
-    if weighted:
+    if samples.weighted:
         reweighted_map = reference.histogram(samples.frames, samples.weights)
         row["ramachandran_tv_reweighted"] = total_variation(reweighted_map, reference.ramachandran)
         row["ramachandran_kl_reweighted"] = kl_divergence(reference.ramachandran, reweighted_map)
@@ -164,11 +163,11 @@ def _ramachandran(reference: Reference, frames: Tensor) -> dict[str, float]:
 
 def _weights(samples: Samples) -> dict[str, Any]:
     """Effective sample sizes, as shares: of all samples, and of as many as `SIZES` says."""
-    if not bool(samples.log_weights.isfinite().any()):
+    if not samples.weighted:
         return {"ess_raw": 0.0, "ess_clipped": 0.0, "largest_weight_share": 1.0, "ess_at": {}}
     at = {}
     for size in SIZES:
-        if size <= len(samples) and bool(samples.log_weights[:size].isfinite().any()):
+        if size <= len(samples) and samples.select(slice(size)).weighted:
             summary = summarize_weights(samples.log_weights[:size])
             at[str(size)] = {"raw": summary.raw, "clipped": summary.clipped, "largest_share": summary.largest_share}
     everything = summarize_weights(samples.log_weights)
@@ -191,8 +190,7 @@ def _likelihood(
     blocks = correlation_blocks(shares * (minus - mean), walkers)
     error = standard_error(resampled_ratio(shares * minus, shares, blocks, 200, 0), blocks.count)
     log_weights = -reference.held_out.energies / reference.system.kT - held_out.logabsdet.double() + minus
-    usable = bool(samples.log_weights.isfinite().any())
-    forward = forward_effective_sample_size(log_weights, shares, samples.log_weights if usable else None)
+    forward = forward_effective_sample_size(log_weights, shares, samples.log_weights if samples.weighted else None)
     return Estimate(mean, float(error)), forward
 
 

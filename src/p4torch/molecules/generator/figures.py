@@ -59,7 +59,7 @@ def free_energies(reference: Reference, title: str, samples: Samples) -> Figure:
         "MD": free_energy_profile(torsion_angles(data.frames, atoms)[:, 0], weights=data.weights, walkers=data.walkers),
         title: free_energy_profile(angles),
     }
-    if bool(samples.log_weights.isfinite().any()):
+    if samples.weighted:
         profiles[f"{title}, weighted"] = free_energy_profile(angles, weights=samples.weights)
     label = torsion_label(reference.system.topology, reference.torsion)
     return free_energy_figure(profiles, {"phi": "φ", "psi": "ψ"}.get(label.partition(":")[0], "θ"))
@@ -72,7 +72,7 @@ def sizes(models: Mapping[str, Samples]) -> Figure:
     growths = {
         title: effective_sample_size_growth(samples.log_weights[:count], places)
         for title, samples in models.items()
-        if bool(samples.log_weights[: int(places[0])].isfinite().any())
+        if samples.select(slice(int(places[0]))).weighted
     }
     return effective_sample_size_figure(places, growths)
 

@@ -33,6 +33,11 @@ class Samples:
         return len(self.frames)
 
     @property
+    def weighted(self) -> bool:
+        """Whether any of them has a weight above zero: a generator far from its molecule draws none."""
+        return bool(self.log_weights.isfinite().any())
+
+    @property
     def weights(self) -> Tensor:
         """`(n,)`, of sum 1."""
         return normalized_weights(self.log_weights)

@@ -66,7 +66,7 @@ def shipped() -> Path:
 
 def _words(generator: BoltzmannGenerator, samples: Samples, seconds: float) -> list[str]:
     lines = [f"{generator.system!r}, model {generator.model}", f"{len(samples):,} samples in {seconds:.1f} s"]
-    if not bool(samples.log_weights.isfinite().any()):
+    if not samples.weighted:
         return [*lines, "None of them has a weight above zero: this generator is not trained for this molecule."]
     found = summarize_weights(samples.log_weights)
     effective, largest = 100 * found.raw, 100 * found.largest_share
@@ -80,7 +80,7 @@ def _words(generator: BoltzmannGenerator, samples: Samples, seconds: float) -> l
 
 def _figures(system: MolecularSystem, samples: Samples) -> dict[str, Figure]:
     """Of weighted samples, where there are weights."""
-    weights = samples.weights if bool(samples.log_weights.isfinite().any()) else None
+    weights = samples.weights if samples.weighted else None
     theta = torsion_angles(samples.frames, torch.tensor([principal_torsion(system)]))[:, 0]
     first, second = torsion_angles(samples.frames, torch.tensor(plane(system))).unbind(-1)
     return {

@@ -146,8 +146,7 @@ def structures(reference: Reference, samples: Samples) -> Molecule | None:
     low = samples.select(samples.energies <= reference.level[1])
     if len(low) == 0:
         return None
-    weighted = bool(low.log_weights.isfinite().any())
-    chances = low.weights if weighted else torch.full((len(low),), 1.0, dtype=torch.float64)
+    chances = low.weights if low.weighted else torch.full((len(low),), 1.0, dtype=torch.float64)
     count = min(SHOWN, int((chances > 0).sum()))
     chosen = torch.multinomial(chances, count, generator=torch.Generator().manual_seed(0))
     symbols = tuple(atom.element.symbol if atom.element else "?" for atom in system.topology.atoms())

@@ -23,7 +23,7 @@ def write_trajectories(folder: Path, system: MolecularSystem, samples: Samples, 
     write_whole(folder / "topology.pdb", partial(save_topology, system))
     write_whole(folder / "samples.dcd", lambda path: save_dcd(path, [samples.frames.numpy()]))
     write_whole(folder / "energies.npy", partial(save_array, samples.energies.numpy()))
-    if bool(samples.log_weights.isfinite().any()):
+    if samples.weighted:
         write_whole(folder / "weights.npy", partial(save_array, samples.weights.numpy()))
         count = min(RESAMPLED, len(samples))
         frames = samples.resample(count, torch.Generator().manual_seed(seed))
