@@ -31,9 +31,9 @@ _SHAPE, _DTYPE, _IS_CPU = attrgetter("shape"), attrgetter("dtype"), attrgetter("
 
 
 class Step(NamedTuple):
-    """What a bijection does, for a fused run. The tensors of a "coupling", and of its inverse, an "uncoupling", are log α
-    and its layers, those of a "linear" layer A, A⁻¹, U, V and b, see `readable_coupling`, `readable_uncoupling` and
-    `readable_linear`. A "swap" is one of two parts of equal size.
+    """What a bijection does, for a fused run. The tensors of a "coupling", and of its inverse, an "uncoupling", are
+    log α and its layers, those of a "linear" layer A, A⁻¹, U, V and b, see `readable_coupling`, `readable_uncoupling`
+    and `readable_linear`. A "swap" is one of two parts of equal size.
     `logabsdet` is a constant part of log|det| `()` that the tensors do not tell."""
 
     kind: Kind
