@@ -59,7 +59,9 @@ class _Knots(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, raw: Tensor, bound: Tensor, inverse: bool) -> tuple[Tensor, ...]:
         bins = raw.shape[0] // 3
         shares = raw[: 2 * bins].unflatten(0, (2, bins)).softmax(1)
-        ends = shares.cumsum(1)
+        ends = shares.clone()
+        for step in range(1, bins):  # `cumsum` takes eight times as long here
+            ends[:, step] += ends[:, step - 1]
         least, spread = LEAST_BIN / bins, 1 - LEAST_BIN
         # u >= 2b (least · j + spread · end_j) - b, for the inner knots j
         level = (u / bound + 1) / (2 * spread)
