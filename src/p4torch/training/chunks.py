@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytorch_lightning as pl
 import torch
@@ -105,3 +108,19 @@ def quiet_trainer(*callbacks: pl.Callback, devices: int = 1) -> pl.Trainer:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around a trainer's `fit`: Ctrl-C raises KeyboardInterrupt. By itself Lightning leaves the whole process, and ignores
+    the signal from then on, also in a notebook."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)

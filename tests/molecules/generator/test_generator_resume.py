@@ -18,6 +18,7 @@ from tests.molecules.systems import system_of
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.molecules import BoltzmannGenerator, MolecularSystem
 from p4torch.molecules.generator.protocol import Protocol
+from p4torch.molecules.generator.training import Progress
 from p4torch.training import load_checkpoint
 
 ROOT = Path(__file__).parents[3]
@@ -79,6 +80,24 @@ def report(progress):
     return False
 training(small(), out, resume=True, report=report).fit()
 """
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_and_leaves_the_checkpoint(whole, tmp_path: Path) -> None:
+    def report(progress: Progress) -> bool:
+        if progress.step > 50 * 2560:  # after the first checkpoint
+            signal.raise_signal(signal.SIGINT)
+        return False
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            training(small(), tmp_path, report=report).fit()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    generator = small(seed=3)
+    assert training(generator, tmp_path, resume=True).fit()
+    assert same(generator, whole("p4inv")[0])
 
 
 def program(out: Path, limit: int = 0) -> subprocess.Popen[str]:

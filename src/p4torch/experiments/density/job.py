@@ -26,7 +26,7 @@ from p4torch.flows import Flow
 from p4torch.sites import direction_generator, sites
 from p4torch.training import ChunkedFit, MergeCallback, folder, load_checkpoint, measures, provenance, save_checkpoint
 from p4torch.training.checkpoint import write_whole
-from p4torch.training.chunks import quiet_trainer
+from p4torch.training.chunks import interruptible, quiet_trainer
 
 #: Steps between two lines of metrics.jsonl, which is also how often a checkpoint is written.
 LOG_EVERY = 500
@@ -83,7 +83,8 @@ class TrainingRun(pl.Callback):
             return
         chunks = TrainingChunks(self.job.target, self.job.seed, self.job.batch, self.job.steps, self.done)
         trainer = quiet_trainer(*([self.merges] if self.merges else []), self)
-        trainer.fit(self.fit_module, DataLoader(chunks, batch_size=None))
+        with interruptible():
+            trainer.fit(self.fit_module, DataLoader(chunks, batch_size=None))
 
     # --- Lightning's hooks ----------------------------------------------------------------------------------------
 

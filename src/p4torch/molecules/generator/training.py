@@ -24,7 +24,7 @@ from p4torch.molecules.generator.protocol import Protocol, Stage
 from p4torch.molecules.generator.stage_fit import StageFit
 from p4torch.sites import direction_generator, sites
 from p4torch.training import MergeCallback, folder, load_checkpoint, save_checkpoint
-from p4torch.training.chunks import quiet_trainer
+from p4torch.training.chunks import interruptible, quiet_trainer
 
 if TYPE_CHECKING:
     from p4torch.flows.flow import Distribution
@@ -105,7 +105,8 @@ class Training(pl.Callback):
         return self.stage_index >= len(self.protocol.stages)
 
     def fit(self) -> bool:
-        """Train to the end, or until the report asks to stop; whether it is finished."""
+        """Train to the end, or until the report asks to stop; whether it is finished. Ctrl-C raises KeyboardInterrupt; what
+        a folder's checkpoint holds stays."""
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             for message in (".*does not have many workers", ".*treespec"):  # Lightning's, about matters of its own
@@ -132,7 +133,8 @@ class Training(pl.Callback):
                 self.done,
             )
             callbacks = [*([self._merges] if self._merges else []), self]
-            quiet_trainer(*callbacks).fit(self._fit, DataLoader(batches, batch_size=None))
+            with interruptible():
+                quiet_trainer(*callbacks).fit(self._fit, DataLoader(batches, batch_size=None))
         if self.done >= stage.steps:
             self.stage_index, self.done = self.stage_index + 1, 0
 
