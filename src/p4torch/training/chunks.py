@@ -112,8 +112,8 @@ def quiet_trainer(*callbacks: pl.Callback, devices: int = 1) -> pl.Trainer:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Around a trainer's `fit`: Ctrl-C raises KeyboardInterrupt. By itself Lightning leaves the whole process, and ignores
-    the signal from then on, also in a notebook."""
+    """Around a trainer's `fit`: Ctrl-C raises KeyboardInterrupt. By itself Lightning leaves the whole process, and
+    ignores the signal from then on, also in a notebook."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield

@@ -105,8 +105,10 @@ class Training(pl.Callback):
         return self.stage_index >= len(self.protocol.stages)
 
     def fit(self) -> bool:
-        """Train to the end, or until the report asks to stop; whether it is finished. Ctrl-C raises KeyboardInterrupt; what
-        a folder's checkpoint holds stays."""
+        """Train to the end, or until the report asks to stop; whether it is finished.
+
+        Ctrl-C raises KeyboardInterrupt; the last checkpoint stays.
+        """
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             for message in (".*does not have many workers", ".*treespec"):  # Lightning's, about matters of its own
