@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from p4torch.errors import ArgumentError
 from p4torch.molecules import BoltzmannGenerator, ReferenceData, Samples
 from p4torch.molecules.analysis.torsions import torsion_angles
 from p4torch.molecules.generator.encoded import Encoded
-from p4torch.molecules.generator.evaluation import evaluate, floors
+from p4torch.molecules.generator.evaluation import evaluate, floors, held_out_mean, held_out_nll
 from p4torch.molecules.generator.reference import Reference
 from p4torch.training.measures import parameter_count
 
@@ -67,6 +68,21 @@ def held_out(generator: BoltzmannGenerator) -> Encoded:
     return Encoded(generator.coordinates, reference().held_out.frames, reference().held_out.weights)
 
 
+def row_of(generator: BoltzmannGenerator, samples: Samples) -> dict[str, Any]:
+    frames = held_out(generator)
+    return evaluate(generator, reference(), samples, frames, held_out_nll(generator, frames))
+
+
+def test_differences_of_the_same_frames_have_small_errors() -> None:
+    frames = held_out(trained())
+    nll = held_out_nll(trained(), frames)
+    noise = torch.randn(len(nll), generator=torch.Generator().manual_seed(0), dtype=nll.dtype)
+    mean, difference = held_out_mean(reference(), nll), held_out_mean(reference(), 0.1 + 1e-3 * noise)
+    assert mean.value == pytest.approx(float(frames.shares @ nll))
+    assert difference.value == pytest.approx(0.1, abs=5 * difference.error)
+    assert 0 < difference.error < mean.error / 10
+
+
 def test_turning_phi_turns_phi_alone() -> None:
     found = torsion_angles(reference().train.frames, torch.tensor([reference().torsion]))[:, 0]
     assert float(found.min()) < -3.0 and float(found.max()) > 3.0
@@ -77,7 +93,7 @@ def test_a_row_has_every_figure_and_all_are_finite() -> None:
     generator = trained()
     samples = generator.sample(2000, torch.Generator().manual_seed(0))
     samples = replace(samples, energies=samples.energies - samples.energies.min() + reference().level[0])  # some low
-    row = evaluate(generator, reference(), samples, held_out(generator))
+    row = row_of(generator, samples)
     assert not KEYS - row.keys()
     wrong = {name: value for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
     assert not wrong and all(row[name] is not None for name in row)
@@ -95,7 +111,7 @@ def test_data_as_samples_have_no_shift() -> None:
     every = reference().all
     u = every.energies / system_of().kT
     zeros = torch.zeros_like(u)
-    row = evaluate(trained(), reference(), Samples(every.frames, u, zeros, zeros), held_out(trained()))
+    row = row_of(trained(), Samples(every.frames, u, zeros, zeros))
     assert row["energy_shift_kT"] == pytest.approx(0.0, abs=1e-12)
     assert row["ramachandran_tv"] == pytest.approx(0.0, abs=1e-12)
     assert row["low_energy_fraction"] == 1.0 and row["ess_raw"] == pytest.approx(1.0)
@@ -112,7 +128,7 @@ def test_samples_almost_without_weight_have_a_row_too(usable: int) -> None:
         energies=torch.full_like(samples.energies, math.inf),
         log_weights=torch.where(chosen, 0.0, -math.inf).double(),
     )
-    row = evaluate(trained(), reference(), lost, held_out(trained()))
+    row = row_of(trained(), lost)
     assert row["low_energy_fraction"] == 0.0 and row["energy_shift_kT"] is None
     assert row["energy_shift_kJ_mol"] is None
     assert row["unusable_share"] == pytest.approx(1 - usable / 100)

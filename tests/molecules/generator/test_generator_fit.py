@@ -77,6 +77,19 @@ def test_resuming_a_finished_run_trains_nothing_anew(run: tuple[Path, str]) -> N
 
 
 @pytest.mark.slow
+def test_models_that_come_later_are_compared_on_the_same_frames(run: tuple[Path, str], tmp_path: Path) -> None:
+    data = ["--data", str(run[0] / "data"), "--out", str(tmp_path / "run"), "--models", "spline", *STEPS]
+    assert call(*CHECK, *data).exit_code == 0
+    found = call(*CHECK, *data, "--seeds", "0,1", "--resume")
+    assert found.exit_code == 0, found.output
+    first, second = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "nll_difference" not in first and second["seed"] == 1
+    assert second["nll_difference"] == pytest.approx(second["nll"] - first["nll"], abs=1e-9)
+    assert second["nll_difference_error"] >= 0
+    assert "less the first model's" in (tmp_path / "run" / "table.md").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

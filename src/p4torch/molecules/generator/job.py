@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.generator.architectures import architecture
 from p4torch.molecules.generator.encoded import Encoded
-from p4torch.molecules.generator.evaluation import evaluate
+from p4torch.molecules.generator.evaluation import evaluate, held_out_nll
 from p4torch.molecules.generator.generator import BoltzmannGenerator
 from p4torch.molecules.generator.protocol import Protocol
 from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.training import Report, Training
-from p4torch.molecules.simulation.data import ReferenceData
+from p4torch.molecules.simulation.data import ReferenceData, save_array
 from p4torch.molecules.system import MolecularSystem
 from p4torch.training.checkpoint import write_whole
 from p4torch.training.folder import write_json
 from p4torch.training.provenance import provenance
+
+NLL = "held-out-nll.npy"
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,11 @@ def run_job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
     generator.save(path / "generator.safetensors")
     samples = generator.sample(job.samples, torch.Generator().manual_seed(job.protocol.seed))
     save_samples(path / "samples.npz", samples)
+    nll = held_out_nll(generator, held_out)
+    save_nll(path, nll)
     steps = [stage.steps for stage in job.protocol.stages]
     row = {
-        **evaluate(generator, reference, samples, held_out),
+        **evaluate(generator, reference, samples, held_out, nll),
         "seed": job.protocol.seed,
         "step_seconds": training.step_seconds[0] / max(1, steps[0]),
         "step_seconds_by_stage": [seconds / max(1, n) for seconds, n in zip(training.step_seconds, steps, strict=True)],
@@ -105,6 +111,21 @@ def run_job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
     write_json(path / "provenance.json", {**record, "wall_seconds": training.seconds})
     write_json(path / "result.json", row)
     return row
+
+
+def save_nll(path: Path, nll: Tensor) -> None:
+    """-log q of held-out frames, in the job's folder."""
+    write_whole(path / NLL, partial(save_array, nll.numpy()))
+
+
+def has_nll(path: Path) -> bool:
+    """Whether the folder has them: earlier revisions left none."""
+    return (path / NLL).exists()
+
+
+def load_nll(path: Path) -> Tensor:
+    """What `save_nll` wrote."""
+    return torch.from_numpy(np.load(path / NLL))
 
 
 def save_samples(path: Path, samples: Samples) -> None:

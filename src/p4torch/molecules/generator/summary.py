@@ -6,15 +6,15 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from p4torch.molecules.generator import figures
-from p4torch.molecules.generator.evaluation import floors
-from p4torch.molecules.generator.job import Job, load_samples
+from p4torch.molecules.generator.evaluation import floors, held_out_mean
+from p4torch.molecules.generator.job import Job, has_nll, load_nll, load_samples
 from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.table import cells, markdown
@@ -57,10 +57,16 @@ class Results:
     jobs: tuple[Job, ...]
     models: Path
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
-        """As jobs left them."""
-        return [read_json(self.models / job.name / "result.json") for job in self.jobs]
+        """As jobs left them; all but the first with their difference from it in -log q of the same held-out frames."""
+        found: list[Row] = [read_json(self.models / job.name / "result.json") for job in self.jobs]
+        first, *others = (self.models / job.name for job in self.jobs)
+        for row, path in zip(found[1:], others, strict=True):
+            if has_nll(first) and has_nll(path):
+                difference = held_out_mean(self.reference, load_nll(path) - load_nll(first))
+                row |= {"nll_difference": difference.value, "nll_difference_error": difference.error}
+        return found
 
     @property
     def samples(self) -> dict[str, Samples]:

@@ -17,6 +17,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "median shift / kT": lambda row: _pair(row, "energy_shift_median_kT", 2),
     "low-energy fraction": lambda row: _pair(row, "low_energy_fraction", 4),
     "held-out −log q": lambda row: _pair(row, "nll", 3),
+    "−log q, less the first model's": lambda row: _pair(row, "nll_difference", 4),
     "Ramachandran TV": lambda row: _pair(row, "ramachandran_tv", 4),
     "KL": lambda row: _number(row.get("ramachandran_kl"), 4),
     "weighted TV": lambda row: _number(row.get("ramachandran_tv_reweighted"), 4),
