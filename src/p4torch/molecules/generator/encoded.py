@@ -22,9 +22,11 @@ class Encoded:
     """Coordinates `(frames, n)` of weighted frames, and log|det| of the map there, `(frames,)`; computed in float64."""
 
     def __init__(self, coordinates: MixedCoordinates, frames: Tensor, weights: Tensor | None = None) -> None:
-        z, logabsdet = zip(*(coordinates(chunk.double()) for chunk in frames.split(CHUNK)), strict=True)
-        dtype = torch.get_default_dtype()
-        self.z, self.logabsdet = torch.cat(z).to(dtype), torch.cat(logabsdet).to(dtype)
+        self.z = torch.empty(len(frames), coordinates.layout.size, device=frames.device)
+        self.logabsdet = torch.empty(len(frames), device=frames.device)
+        for start in range(0, len(frames), CHUNK):
+            chosen = slice(start, start + CHUNK)
+            self.z[chosen], self.logabsdet[chosen] = coordinates(frames[chosen].double())
         self.shares = shares(weights, len(frames), frames)
         self._cumulated = self.shares.cumsum(0)
 

@@ -75,22 +75,11 @@ def run_job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
     path = out / job.name
     path.mkdir(parents=True, exist_ok=True)
     record = provenance(seed=job.protocol.seed)
-    reference = job.reference()
-    train = reference.train
-    generator = BoltzmannGenerator.create(job.system, train.frames, train.weights, job.model, seed=job.protocol.seed)
-    held_out = Encoded(generator.coordinates, reference.held_out.frames, reference.held_out.weights)
-    training = Training(
-        generator,
-        Encoded(generator.coordinates, train.frames, train.weights),
-        job.protocol,
-        out=path,
-        resume=True,
-        held_out=held_out,
-        level=reference.level,
-        report=report,
-    )
+    generator, held_out, training = _prepare(path, job, report)
     if not training.fit():
         return None
+    training.data = None  # memory for what follows
+    reference = job.reference()
     generator.save(path / "generator.safetensors")
     samples = generator.sample(job.samples, torch.Generator().manual_seed(job.protocol.seed))
     save_samples(path / "samples.npz", samples)
@@ -111,6 +100,25 @@ def run_job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
     write_json(path / "provenance.json", {**record, "wall_seconds": training.seconds})
     write_json(path / "result.json", row)
     return row
+
+
+def _prepare(path: Path, job: Job, report: Report) -> tuple[BoltzmannGenerator, Encoded, Training]:
+    """What is trained, held-out frames, and the training. The frames themselves are let go meanwhile."""
+    reference = job.reference()
+    train = reference.train
+    generator = BoltzmannGenerator.create(job.system, train.frames, train.weights, job.model, seed=job.protocol.seed)
+    held_out = Encoded(generator.coordinates, reference.held_out.frames, reference.held_out.weights)
+    training = Training(
+        generator,
+        Encoded(generator.coordinates, train.frames, train.weights),
+        job.protocol,
+        out=path,
+        resume=True,
+        held_out=held_out,
+        level=reference.level,
+        report=report,
+    )
+    return generator, held_out, training
 
 
 def save_nll(path: Path, nll: Tensor) -> None:

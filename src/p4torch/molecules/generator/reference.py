@@ -49,8 +49,11 @@ class Reference:
     @cached_property
     def level(self) -> tuple[float, float]:
         """(mean, largest) u of the data, kT."""
-        energies, weights = self.all.energies / self.system.kT, self.all.weights
-        return float((energies * weights).sum() / weights.sum()), float(energies.max())
+        parts = (self.train, self.held_out)
+        total = sum(float(part.energies @ part.weights) for part in parts)
+        mean = total / sum(float(part.weights.sum()) for part in parts)
+        largest = max(float(part.energies.max()) for part in parts)
+        return mean / self.system.kT, largest / self.system.kT
 
     @cached_property
     def ramachandran(self) -> Histogram:

@@ -81,14 +81,7 @@ def train_generators(
         data = jobs[0].data
         if not (data / "train" / "frames.dcd").exists():
             simulate(system, request.simulation, data, workers=workers, resume=data.exists(), console=console)
-        reference = jobs[0].reference()
-        reference.check_temperature()
-        try:
-            reference.check()
-        except ArgumentError as error:
-            if request.strict:
-                raise
-            _say(console, f"Good for a check only: {error}")
+        _check_data(request, console)
         rows = {job: row for job in jobs if (row := finished(job, out)) is not None}
         left = [job for job in jobs if job not in rows]
         if left:
@@ -96,9 +89,21 @@ def train_generators(
             with display(left, console, _result) as shown:
                 pool: Pool[Job, Progress] = Pool(min(workers, len(left)), partial(run_job, out / MODELS), shown)
                 pool.run(left)
-    results = Results(reference, jobs, out / MODELS)
+    results = Results(jobs[0].reference(), jobs, out / MODELS)
     summarise(results, out)
     return results.rows
+
+
+def _check_data(request: Request, console: Console) -> None:
+    """Refuse data of another temperature, or that miss a mode. They are not kept: workers load their own."""
+    reference = request.jobs[0].reference()
+    reference.check_temperature()
+    try:
+        reference.check()
+    except ArgumentError as error:
+        if request.strict:
+            raise
+        _say(console, f"Good for a check only: {error}")
 
 
 def finished(job: Job, out: Path) -> Row | None:
