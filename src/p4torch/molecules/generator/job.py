@@ -84,7 +84,7 @@ def run_job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
     samples = generator.sample(job.samples, torch.Generator().manual_seed(job.protocol.seed))
     save_samples(path / "samples.npz", samples)
     nll = held_out_nll(generator, held_out)
-    save_nll(path, nll)
+    save_nll(path, nll - held_out.logabsdet.double())
     steps = [stage.steps for stage in job.protocol.stages]
     row = {
         **evaluate(generator, reference, samples, held_out, nll),
@@ -122,7 +122,7 @@ def _prepare(path: Path, job: Job, report: Report) -> tuple[BoltzmannGenerator, 
 
 
 def save_nll(path: Path, nll: Tensor) -> None:
-    """-log q of held-out frames, in the job's folder."""
+    """Minus the log-density of held-out frames' shapes, whatever the coordinates are, in the job's folder."""
     write_whole(path / NLL, partial(save_array, nll.numpy()))
 
 

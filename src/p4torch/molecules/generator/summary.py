@@ -59,7 +59,8 @@ class Results:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """As jobs left them; all but the first with their difference from it in -log q of the same held-out frames."""
+        """As jobs left them; all but the first with their difference from it in the log-density of the same held-out
+        frames. It is that of shapes: models may have different coordinates, whose -log q cannot be compared."""
         found: list[Row] = [read_json(self.models / job.name / "result.json") for job in self.jobs]
         first, *others = (self.models / job.name for job in self.jobs)
         for row, path in zip(found[1:], others, strict=True):
