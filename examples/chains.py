@@ -13,7 +13,6 @@ Source: Hastings, Biometrika 57 (1970) 97, for the chains.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -25,12 +24,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from examples.scaffold import parser
 from p4torch.errors import P4Error
 from p4torch.molecules import BoltzmannGenerator, Langevin, MolecularSystem, ReferenceData
-from p4torch.molecules.analysis.free_energy import FreeEnergyDifference, free_energy_difference
-from p4torch.molecules.analysis.torsions import torsion_angles
-from p4torch.molecules.generator.reference import principal_torsion
+from p4torch.molecules.analysis.free_energy import FreeEnergyDifference
+from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.sampling import shipped
+from p4torch.molecules.simulation.data import PARTS
 from p4torch.training import provenance
 from p4torch.training.checkpoint import write_whole
 from p4torch.training.folder import read_json, writable_folder, write_json
@@ -76,39 +76,40 @@ def row(name: str, found: FreeEnergyDifference, seconds: float, **more: Any) -> 
     return {"name": name, **told, "independent_frames": frames, "per_second": frames / seconds, **more}
 
 
-def dynamics(system: MolecularSystem, data: Path) -> Row:
+def dynamics(reference: Reference, data: Path) -> Row:
     """All frames of a biased simulation."""
-    both = ReferenceData.cat([ReferenceData.load(data, part, system) for part in ("train", "held_out")])
-    found = free_energy_difference(phi(system, both.frames), weights=both.weights, walkers=both.walkers)
     said = read_json(data / "provenance.json")
-    return row("dynamics, biased", found, said["wall_seconds"] * said["workers"])
+    return row("dynamics, biased", _visited(reference.difference), said["wall_seconds"] * said["workers"])
 
 
 def weighted(generator: BoltzmannGenerator, setting: Setting, seed: int) -> Row:
     """Samples with weights."""
     samples, seconds = timed(lambda: generator.sample(setting.samples, torch.Generator().manual_seed(seed)))
-    found = free_energy_difference(phi(generator.system, samples.frames), weights=samples.weights)
-    return row("generator, weighted samples", found, seconds)
+    return row("generator, weighted samples", generator.free_energy_difference(samples), seconds)
 
 
-def chains(generator: BoltzmannGenerator, setting: Setting, seed: int, local: Langevin | None) -> Row:
+def chains(
+    generator: BoltzmannGenerator, reference: Reference, setting: Setting, seed: int, local: Langevin | None
+) -> Row:
     """Monte-Carlo chains, with or without Langevin moves."""
     count = setting.local_samples if local else setting.samples
     steps = max(1, count // setting.chains)
     made, seconds = timed(
         lambda: generator.sample_mcmc(steps, setting.chains, local=local, discard=setting.discard, seed=seed)
     )
-    found = free_energy_difference(phi(generator.system, made.frames), walkers=made.walkers)
-    inside = made.mixing(made.inside(principal_torsion(generator.system)))
+    found = _visited(reference.free_energy(made.frames, walkers=made.walkers))
+    inside = made.mixing(made.inside(reference.torsion))
     name = "generator, chains" + (f" with {local.steps} Langevin steps" if local else "")
     more = {"local_acceptance": made.local_acceptance, "energy_autocorrelation": made.mixing().autocorrelation_time}
     times = {"autocorrelation": inside.autocorrelation_time, **more}
     return row(name, found, seconds, acceptance=float(made.acceptance), **times)
 
 
-def phi(system: MolecularSystem, frames: torch.Tensor) -> torch.Tensor:
-    """φ of frames, `(n,)` in rad."""
-    return torsion_angles(frames, torch.tensor([principal_torsion(system)]))[:, 0]
+def _visited(found: FreeEnergyDifference | None) -> FreeEnergyDifference:
+    """What was found, where both regions were visited."""
+    if found is None:
+        raise P4Error("both regions of the torsion must be visited: draw more, or simulate longer")
+    return found
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -138,20 +139,21 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of a biased simulation")
-    parser.add_argument("--weights", type=Path, help="of a generator; default: the one that the repository holds")
-    parser.add_argument("--out", type=Path, default=Path("runs/chains"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="seconds of it, to see that it works")
-    given = parser.parse_args(arguments)
+    options = parser("examples.chains", __doc__)
+    options.add_argument("--data", type=Path, required=True, help="folder of a biased simulation")
+    options.add_argument("--weights", type=Path, help="of a generator; default: the one that the repository holds")
+    options.add_argument("--out", type=Path, default=Path("runs/chains"))
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--short", action="store_true", help="seconds of it, to see that it works")
+    given = options.parse_args(arguments)
     setting, console = SHORT if given.short else Setting(), Console()
     system = MolecularSystem.alanine_dipeptide()
     try:
         writable_folder(given.out)
         generator = BoltzmannGenerator.load(given.weights or shipped(), system)
-        rows = [dynamics(system, given.data), weighted(generator, setting, given.seed)]
-        rows += [chains(generator, setting, given.seed, local) for local in (None, setting.local)]
+        reference = Reference(system, *(ReferenceData.load(given.data, part, system) for part in PARTS))
+        rows = [dynamics(reference, given.data), weighted(generator, setting, given.seed)]
+        rows += [chains(generator, reference, setting, given.seed, local) for local in (None, setting.local)]
     except P4Error as error:
         print(error, file=sys.stderr)
         return 2

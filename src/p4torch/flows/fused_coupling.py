@@ -68,7 +68,7 @@ class Coupling:
 
     def __init__(self, x: Tensor, tensors: Sequence[Tensor], inverted: bool = False) -> None:
         widths = layer_widths(tensors)
-        self.inverted, self.sign = inverted, -1 if inverted else 1
+        self.inverted = inverted
         self.slope = [x.new_empty(2, width, x.shape[0]) for width in widths[:-1]]  # dy/dp, and p before it
         self.y = [torch.empty_like(p) for p in self.slope]
         self.y_t = [y.mT for y in self.y]

@@ -20,6 +20,23 @@ def readable_linear(
     return z + bias[0] if bias else z, linalg.slogdet(linalg.capacitance(inverse @ u, v))[1]
 
 
+def readable_unlinear(
+    z: Tensor, base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, *bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The inverse, of the same tensors: W⁻¹ (z - b) as rows, and -log|det K|."""
+    return readable_linear(z, *inverted(base, inverse, u, v, *bias))
+
+
+def inverted(base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, *bias: Tensor) -> tuple[Tensor, ...]:
+    """A⁻¹, A, U', V' and b' of the inverse, x = W⁻¹ z + b' with W⁻¹ = A⁻¹ + U' V'ᵀ: by the Woodbury identity
+    U' = -A⁻¹ U K⁻¹, V' = A⁻ᵀ V, and b' = -W⁻¹ b."""
+    changed = inverse @ u
+    new_u = -linalg.solve_rows(linalg.capacitance(changed, v).mT, changed)
+    new_v = inverse.mT @ v
+    shift = (-(inverse @ value + new_u @ (new_v.mT @ value)) for value in bias)
+    return inverse, base, new_u, new_v, *shift
+
+
 class Linears:
     """The L linear layers of a run and their two directions, on columns `(n, P)`: z_i = W_i x_i + b_i, W = A + U Vᵀ.
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from p4torch.flows.fused_coupling import Coupling, Scratch, layer_widths, readable_coupling, readable_uncoupling
-from p4torch.flows.fused_linear import Linears, readable_linear
+from p4torch.flows.fused_linear import Linears, inverted, readable_linear, readable_unlinear
 from p4torch.flows.workspace import Lease, Pool, bytes_of
 from p4torch.twins import twin_gradients
 
-Kind = Literal["coupling", "uncoupling", "linear", "swap"]
+Kind = Literal["coupling", "uncoupling", "linear", "unlinear", "swap"]
 
 _COUPLINGS: dict[Kind, int] = {"coupling": 1, "uncoupling": -1}  # and the sign of s
 
@@ -31,9 +31,9 @@ _SHAPE, _DTYPE, _IS_CPU = attrgetter("shape"), attrgetter("dtype"), attrgetter("
 
 
 class Step(NamedTuple):
-    """What a bijection does, for a fused run. The tensors of a "coupling", and of its inverse, an "uncoupling", are
-    log α and its layers, those of a "linear" layer A, A⁻¹, U, V and b, see `readable_coupling`, `readable_uncoupling`
-    and `readable_linear`. A "swap" is one of two parts of equal size.
+    """What a bijection does, for a fused run. The tensors of a "coupling" are log α and its layers, those of a "linear"
+    layer A, A⁻¹, U, V and b; their inverses, "uncoupling" and "unlinear", have the same: see `readable_coupling`,
+    `readable_linear` and their likes. A "swap" is one of two parts of equal size.
     `logabsdet` is a constant part of log|det| `()` that the tensors do not tell."""
 
     kind: Kind
@@ -52,7 +52,7 @@ def fusable(steps: Sequence[Step], x: Tensor) -> bool:
         and x.is_cpu
         and x.numel() > 0
         and x.dtype in (torch.float32, torch.float64)
-        and len({step.tensors[2].shape for step in steps if step.kind == "linear"}) < 2
+        and len({step.tensors[2].shape for step in steps if step.kind in ("linear", "unlinear")}) < 2
         and {step.features for step in steps} == {x.shape[-1]}
         and not torch.is_autocast_enabled("cpu")
         and set(map(_DTYPE, tensors)) == {x.dtype}
@@ -63,6 +63,10 @@ def fusable(steps: Sequence[Step], x: Tensor) -> bool:
 def fused_run(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
     """z `(..., n)` and log|det| `(...)`. Differentiable any number of times (higher derivatives go through the readable
     form)."""
+    steps = [
+        step._replace(kind="linear", tensors=inverted(*step.tensors)) if step.kind == "unlinear" else step
+        for step in steps
+    ]
     plan = tuple((step.kind, len(step.tensors)) for step in steps)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     z, total = _FusedRun.apply(plan, rows, *(value for step in steps for value in step.tensors))  # type: ignore[no-untyped-call]
@@ -88,6 +92,7 @@ _READABLE: dict[Kind, Callable[..., tuple[Tensor, Tensor]]] = {
     "coupling": readable_coupling,
     "uncoupling": readable_uncoupling,
     "linear": readable_linear,
+    "unlinear": readable_unlinear,
 }
 
 

@@ -8,10 +8,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from p4torch import linalg
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
-from p4torch.flows.fused_run import Step
+from p4torch.flows.fused_run import Kind, Step
 from p4torch.perturbation import Perturbation
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
@@ -110,22 +109,11 @@ class InvertibleLinear(Bijection):
         own, bias = perturbation._parameters, self._parameters.get("bias")  # by attribute it takes ten times as long
         tensors = (base, tracked._parameters["inverse"], own["u"], own["v"], *(() if bias is None else (bias,)))
         logabsdet = cast(Tensor, tracked._buffers["logabsdet"])
-        if inverse:
-            return Step("linear", self.features, _inverted(*cast("tuple[Tensor, ...]", tensors)), -logabsdet)
-        return Step("linear", self.features, cast("tuple[Tensor, ...]", tensors), logabsdet)
+        kind: Kind = "unlinear" if inverse else "linear"
+        return Step(kind, self.features, cast("tuple[Tensor, ...]", tensors), -logabsdet if inverse else logabsdet)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, bias={self.bias is not None}"
-
-
-def _inverted(base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, *bias: Tensor) -> tuple[Tensor, ...]:
-    """A⁻¹, A, U', V' and b' of the inverse, x = W⁻¹ z + b' with W⁻¹ = A⁻¹ + U' V'ᵀ: by the Woodbury identity
-    U' = -A⁻¹ U K⁻¹, V' = A⁻ᵀ V, and b' = -W⁻¹ b."""
-    changed = inverse @ u
-    new_u = -linalg.solve_rows(linalg.capacitance(changed, v).mT, changed)
-    new_v = inverse.mT @ v
-    shift = (-(inverse @ value + new_u @ (new_v.mT @ value)) for value in bias)
-    return inverse, base, new_u, new_v, *shift
 
 
 def _of_real_map(logabsdet: Tensor, base: Tensor) -> Tensor:
