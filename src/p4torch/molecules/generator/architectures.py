@@ -26,7 +26,7 @@ from p4torch.flows import (
 from p4torch.molecules.standard import Layout, Torsions
 
 #: Couplings of the paper's flows, and of spline flows.
-AFFINE, SPLINE = 50, 8
+AFFINE, SPLINE = 50, 12
 #: Rank of the mixing layers of spline flows: of 43 coordinates, on top of couplings that move random halves.
 MIXING_RANK = 8
 
@@ -56,7 +56,7 @@ def architecture(name: str) -> Architecture:
         rnvp            50 affine couplings, each followed by a swap of the halves; latent normal distribution
         p4inv           the swaps replaced by `InvertibleLinear` of rank 1 that starts as the swap
         p4inv-rank8     the same of rank 8; or of any other rank
-        spline          8 rational-quadratic couplings that move random halves, on the circle for torsions; latent
+        spline          12 rational-quadratic couplings that move random halves, on the circle for torsions; latent
                         distribution normal, but uniform for torsions
         spline-p4inv    the same, with `InvertibleLinear` of rank 8 between couplings that mixes all but the torsions
 
@@ -94,7 +94,7 @@ def affine(layout: Layout, rank: int | None, couplings: int = AFFINE) -> Flow:
     return Flow(Chain(layers()), StandardNormal(layout.size))
 
 
-def spline(layout: Layout, mixing: bool, couplings: int = SPLINE, hidden: int = 64) -> Flow:
+def spline(layout: Layout, mixing: bool, couplings: int = SPLINE, hidden: int = 128) -> Flow:
     """Spline couplings; every second one moves what the one before has left. With or without mixing between them.
 
     The halves are random, but the same ones for every seed: a file of weights does not hold them.
