@@ -127,3 +127,12 @@ def test_constant_log_determinants_stay_scalars() -> None:
 def test_bad_input_names_the_argument(make: object, argument: str) -> None:
     with pytest.raises(ArgumentError, match=f"`{argument}`"):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", [name for name in BIJECTIONS if "circulant" not in name])  # torch has no FFT of none
+def test_no_points_at_all(name: str) -> None:
+    factory, features = BIJECTIONS[name]
+    x = torch.zeros(0, features, dtype=torch.complex128 if "complex" in name else torch.float64)
+    bijection = factory() if x.is_complex() else factory().double()
+    z, _ = bijection(x)
+    assert z.shape == bijection.inverse(z)[0].shape == x.shape

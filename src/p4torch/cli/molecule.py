@@ -108,6 +108,7 @@ def molecule_fit(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Of weights and batches, with commas.")] = "0",
     likelihood_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
+    force_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
     energy_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
     merge_every: Annotated[int, typer.Option(help="Steps between merges of perturbed layers.")] = 20,
     perturbation_rate: Annotated[
@@ -119,10 +120,11 @@ def molecule_fit(
     workers: _WORKERS = None,
     resume: _RESUME = False,
 ) -> None:
-    """Boltzmann generators: simulate a molecule, train flows on it, first by likelihood, then by energies.
+    """Boltzmann generators: simulate a molecule, train flows on it: by the likelihood of frames, by the forces on
+    frames, and by the energies of samples.
 
     Time and energy evaluations are estimated before it starts. It can be stopped or killed at any moment; `--resume`
-    goes on from the last checkpoints.
+    goes on from the last checkpoints, also with stages that were not asked for before, behind those that were.
 
     Example: `p4torch molecule fit my.pdb --forcefield amber14-all.xml,implicit/gbn2.xml --temperature 310`
     """
@@ -139,6 +141,7 @@ def molecule_fit(
             preset=preset,
             seeds=options.integers(seeds) or (),
             likelihood_steps=likelihood_steps,
+            force_steps=force_steps,
             energy_steps=energy_steps,
             merge_every=merge_every,
             perturbation_rate=perturbation_rate,

@@ -7,6 +7,7 @@ from p4torch.flows.flow import Flow, NormalAndUniform, StandardNormal
 from p4torch.flows.linear import InvertibleLinear
 from p4torch.flows.mlp import InvertibleMLP
 from p4torch.flows.partial import Partial
+from p4torch.flows.path_gradient import path_loss
 from p4torch.flows.spline import SplineCoupling
 from p4torch.flows.volume import VolumePreserving
 
@@ -25,4 +26,5 @@ __all__ = [
     "StandardNormal",
     "Swap",
     "VolumePreserving",
+    "path_loss",
 ]

@@ -32,6 +32,24 @@ class Bijection(nn.Module):
         return None
 
 
+class Coupling(Bijection):
+    """Moves some features, each by a monotone function of it that the others set: ∂z/∂x is triangular.
+
+    Attributes:
+        place: which features move, `(m,)`.
+    """
+
+    place: Tensor
+
+    def moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z `(..., n)` and log ∂zᵢ/∂xᵢ of the features that move, `(..., m)`: what `forward` adds up."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, slopes = self.moves(x)
+        return z, slopes.sum(-1)
+
+
 class Chain(Bijection):
     """Several bijections in a row; log-determinants add up.
 

@@ -8,11 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from p4torch.flows.bijection import Bijection, check_event, check_features, check_hidden
+from p4torch.flows.bijection import Coupling, check_event, check_features, check_hidden
 from p4torch.flows.fused_run import Kind, Step
 
 
-class AffineCoupling(Bijection):
+class AffineCoupling(Coupling):
     """[a, b] -> [a, b · e^s + t] with s = tanh(f(a)) · exp(log α) and t = g(a); a has ⌈n/2⌉ features.
 
     f and g are separate MLPs (evaluated side by side) and log α is one scalar. At 60 features and hidden (60, 60)
@@ -33,12 +33,13 @@ class AffineCoupling(Bijection):
         check_hidden(hidden)
         changed = features // 2
         self.kept = features - changed
+        self.register_buffer("place", torch.arange(self.kept, features), persistent=False)
         self.nets = _TwinMLP([self.kept, *hidden, changed], activation)
         self.log_alpha = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         a, b, log_scale, shift = self._split(x)
-        return torch.cat([a, b * log_scale.exp() + shift], dim=-1), log_scale.sum(-1)
+        return torch.cat([a, b * log_scale.exp() + shift], dim=-1), log_scale
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         a, b, log_scale, shift = self._split(z)

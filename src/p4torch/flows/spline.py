@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
-from p4torch.flows.bijection import Bijection, check_event, check_features, check_hidden
+from p4torch.flows.bijection import Coupling, check_event, check_features, check_hidden
 from p4torch.flows.knots import UNIT_SLOPE, knots
 
 #: Beyond it a spline on the line is the identity: of standardised features, few lie there.
@@ -49,7 +49,7 @@ def rational_quadratic(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool = Fa
     return torch.where(inside, value, u), torch.where(inside, logarithm, torch.zeros_like(u))
 
 
-class SplineCoupling(Bijection):
+class SplineCoupling(Coupling):
     """Moves some features by monotone splines whose parameters a network computes from the others.
 
         on the line:    z = spline(x · eᵃ + b), the identity beyond ±`BOUND`
@@ -113,11 +113,11 @@ class SplineCoupling(Bijection):
         nn.init.zeros_(last.bias)
         self.hidden, self.last = nn.Sequential(*layers), last
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         u, raw, scale, shift, bound = self._inputs(x)
         u = torch.where(self.angle, _wrap(u + shift), u * scale.exp() + shift)
         y, slope = rational_quadratic(u, raw, bound)
-        return self._outputs(x, y), (slope + scale).sum(0).reshape(x.shape[:-1])
+        return self._outputs(x, y), (slope + scale).mT.reshape(*x.shape[:-1], len(self.place))
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         y, raw, scale, shift, bound = self._inputs(z)
@@ -143,7 +143,7 @@ class SplineCoupling(Bijection):
         return points[:, self.place].mT, raw, scale[0], shift[0], bound
 
     def _outputs(self, x: Tensor, moved: Tensor) -> Tensor:
-        return x.index_copy(-1, self.place, moved.mT.reshape(*x.shape[:-1], -1))
+        return x.index_copy(-1, self.place, moved.mT.reshape(*x.shape[:-1], len(self.place)))
 
     def extra_repr(self) -> str:
         return f"features={self.features}, moved={self.place.tolist()}, bins={self.bins}"

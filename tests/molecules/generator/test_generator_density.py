@@ -149,6 +149,55 @@ def test_training_by_energies_alone_and_reweighting_gives_the_exact_free_energy(
     assert generator.free_energy_difference(samples) == found
 
 
+@pytest.mark.slow
+def test_forces_teach_what_likelihood_alone_does_not() -> None:
+    """On a few weighted frames of one generator another learns, then from the forces at its own samples instead."""
+    source = _butane()
+    source.fit_energy(steps=100, samples=256, learning_rate=3e-3)
+    data = source.sample(5000, torch.Generator().manual_seed(0))
+    worth = []
+    for forces in (False, True):
+        generator = _butane(seed=1)
+        generator.fit_likelihood(data.frames, data.weights, steps=100, batch=256, learning_rate=3e-3)
+        if forces:
+            run = generator.fit_forces(samples=256, steps=200, learning_rate=3e-4)
+        else:
+            generator.fit_likelihood(data.frames, data.weights, steps=200, batch=256, learning_rate=3e-4)
+        weights = generator.sample(20_000, torch.Generator().manual_seed(1)).weights
+        worth.append(1 / float(weights.square().sum()) / len(weights))
+    assert run.finished and run.evaluations == 200 * 256 and run.broken == 0
+    assert worth[1] > 0.75 > worth[0], worth
+
+
+# --- forces on frames -------------------------------------------------------------------------------------------------
+
+
+def test_the_score_is_the_gradient_of_the_density_of_coordinates() -> None:
+    generator = small("spline-p4inv").double()
+    z = generator.coordinates(frames()[:6])[0]
+    log_prob, score = generator.target(z)
+
+    def log_density(z: Tensor) -> Tensor:
+        x, log_volume = generator.coordinates.inverse(z)
+        return log_volume - generator.system.energy(x)
+
+    torch.testing.assert_close(log_prob, log_density(z))
+    step = 1e-5
+    for way in torch.randn(4, *z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(0)):
+        slope = (log_density(z + step * way) - log_density(z - step * way)) / (2 * step)
+        torch.testing.assert_close((score * way).sum(-1), slope, rtol=1e-6, atol=1e-3)
+    assert generator.target(z.float())[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e25])
+def test_there_is_no_score_where_the_energy_is_broken(value: float) -> None:
+    generator = small("rnvp")
+    true = generator.potential.unregularised
+    generator.potential.unregularised = lambda x: true(x) + torch.where(torch.arange(len(x)) == 2, value, 0.0)
+    log_prob, score = generator.target(generator.coordinates(frames()[:5])[0])
+    assert score.isnan().any(-1).tolist() == (log_prob == -math.inf).tolist() == [False, False, True, False, False]
+
+
 # --- the loss of energies ---------------------------------------------------------------------------------------------
 
 

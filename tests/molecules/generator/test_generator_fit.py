@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import mdtraj
@@ -17,7 +18,7 @@ from p4torch.molecules import BoltzmannGenerator, MolecularSystem
 from p4torch.molecules.generator.estimate import estimate_seconds
 from p4torch.molecules.generator.presets import PRESETS, protocol
 
-STEPS = ["--likelihood-steps", "20", "--energy-steps", "2"]
+STEPS = ["--likelihood-steps", "20", "--force-steps", "0", "--energy-steps", "2"]
 CHECK = ["fit", "--preset", "check", "--workers", "1", "--samples", "500"]
 
 
@@ -37,12 +38,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.slow
 def test_a_run_says_what_it_will_cost_and_leaves_a_model(run: tuple[Path, str]) -> None:
     out, said = run
-    assert re.search(r"spline: 443,504 parameters, 2,048 energy evaluations, about .+ on one core", said)
+    assert re.search(r"spline: 1,419,816 parameters, 2,048 energy evaluations, about .+ on one core", said)
     assert re.search(r"All: about .+ with 1 at a time, after the simulation", said)
     folder = out / "models" / "spline"
     row = json.loads((folder / "result.json").read_text())
     assert row["model"] == "spline" and row["samples"] == 500 and row["protocol"]["merge_every"] == 20
-    assert row["parameters"] == 443_504 and row["nll"] is not None and row["temperature_K"] == 300.0
+    assert row["parameters"] == 1_419_816 and row["nll"] is not None and row["temperature_K"] == 300.0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == [0, 1]
     generator = BoltzmannGenerator.load(folder / "generator.safetensors", MolecularSystem.alanine_dipeptide())
@@ -74,6 +75,28 @@ def test_resuming_a_finished_run_trains_nothing_anew(run: tuple[Path, str]) -> N
     found = call(*CHECK, *STEPS, "--models", "spline", "--out", str(out), "--resume")
     assert found.exit_code == 0, found.output
     assert [path.stat().st_mtime_ns for path in made] == before
+
+
+@pytest.mark.slow
+def test_stages_may_be_added_to_a_finished_run_but_not_taken_away(run: tuple[Path, str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run[0], out)
+    options = ["--models", "spline", "--out", str(out), "--resume"]
+    found = call(*CHECK, *STEPS, "--force-steps", "3", *options)
+    assert found.exit_code != 0 and "got one with stages" in found.output  # forces come before energies
+    start = ["--likelihood-steps", "20", "--force-steps", "0"]
+    first = tmp_path / "first"
+    data = ["--data", str(run[0] / "data"), "--models", "spline", "--out", str(first)]
+    assert call(*CHECK, *start, *data).exit_code == 0
+    before = [json.loads(line) for line in (first / "models" / "spline" / "metrics.jsonl").read_text().splitlines()]
+    found = call(*CHECK, "--likelihood-steps", "20", "--force-steps", "3", *data, "--resume")
+    assert found.exit_code == 0, found.output
+    after = [json.loads(line) for line in (first / "models" / "spline" / "metrics.jsonl").read_text().splitlines()]
+    assert after[: len(before)] == before and after[-1]["stage"] == 1
+    row = json.loads((first / "metrics.json").read_text())[0]
+    assert row["energy_evaluations"] == 3 * 256 and len(row["protocol"]["stages"]) == 2
+    found = call(*CHECK, *start, *data, "--resume")
+    assert found.exit_code != 0 and "must be of the protocol that is asked for" in found.output
 
 
 @pytest.mark.slow
@@ -138,8 +161,12 @@ def test_data_that_miss_a_mode_are_refused_but_by_a_check(run: tuple[Path, str],
         (["--merge-every", "0"], "`merge_every` must be an integer >= 1, got 0"),
         (["--perturbation-rate", "0"], "`perturbation_rate` must be positive and finite"),
         (["--likelihood-steps", "-1"], "`likelihood_steps` must be an integer >= 0, got -1"),
+        (["--force-steps", "-2"], "`force_steps` must be an integer >= 0, got -2"),
         (["--energy-steps", "-5"], "`energy_steps` must be an integer >= 0, got -5"),
-        (["--likelihood-steps", "0", "--energy-steps", "0"], "`energy_steps` must be >= 1"),
+        (
+            ["--likelihood-steps", "0", "--force-steps", "0", "--energy-steps", "0"],
+            "`likelihood_steps` must be >= 1 where force_steps = energy_steps = 0",
+        ),
         (["--samples", "-1"], "`samples` must be an integer >= 1, got -1"),
         (["--samples", "0"], "`samples` must be an integer >= 1, got 0"),
         (["--workers", "0"], "`workers` must be an integer >= 1"),
@@ -167,7 +194,12 @@ def test_protocols_by_name() -> None:
         (2000, 256, 4000),
     ]
     assert paper.seed == 4 and paper.evaluations == 8_000_000
-    assert protocol("spline", "paper").stages[1].samples == 1024
+    assert [(stage.steps, stage.forces) for stage in protocol("spline", "paper").stages] == [
+        (24_000, False),
+        (16_000, True),
+    ]
+    assert protocol("spline", "paper", energy_steps=5).stages[2].samples == 1024
+    assert protocol("spline", "paper").evaluations == 16_000 * 256
     lengths = [protocol("rnvp", preset).points for preset in PRESETS]
     assert lengths == sorted(lengths, reverse=True)
     assert [stage.steps for stage in protocol("rnvp", "check", likelihood_steps=7).stages] == [7, 2]
@@ -177,6 +209,6 @@ def test_protocols_by_name() -> None:
 
 def test_an_estimate_grows_with_the_steps_and_leaves_threads_as_they_were() -> None:
     system = MolecularSystem.alanine_dipeptide()
-    short, long = (protocol("spline", "check", likelihood_steps=steps, energy_steps=0) for steps in (10, 10_000))
+    short, long = (protocol("spline", "check", likelihood_steps=steps, force_steps=0) for steps in (10, 10_000))
     seconds = [estimate_seconds(system, "spline", one) for one in (short, long)]
     assert 0 < 10 * seconds[0] < seconds[1]

@@ -26,6 +26,7 @@ class Asked:
     preset: str
     seeds: tuple[int, ...]
     likelihood_steps: int | None
+    force_steps: int | None
     energy_steps: int | None
     merge_every: int
     perturbation_rate: float | None
@@ -52,6 +53,7 @@ def run_fit(
                 model,
                 asked.preset,
                 likelihood_steps=asked.likelihood_steps,
+                force_steps=asked.force_steps,
                 energy_steps=asked.energy_steps,
                 merge_every=asked.merge_every,
                 perturbation_rate=asked.perturbation_rate,

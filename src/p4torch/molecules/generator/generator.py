@@ -44,7 +44,7 @@ class BoltzmannGenerator(nn.Module):
         data = ReferenceData.load("runs/molecule", system=system)
         generator = BoltzmannGenerator.create(system, data.frames, data.weights)
         generator.fit_likelihood(data.frames, data.weights, steps=10_000)
-        generator.fit_energy(steps=500)
+        generator.fit_forces(data.frames, data.weights, steps=1_000)
         samples = generator.sample(10_000)
         samples.frames, samples.weights
 
@@ -118,9 +118,27 @@ class BoltzmannGenerator(nn.Module):
         z, log_latent = self.flow.bijection.inverse(latent)
         x, logabsdet = self.coordinates.inverse(z)
         energies = self.potential(x)
-        top = regularised(energies.new_full((), math.inf), LINEAR, largest=LARGEST)
         loss = (energies - logabsdet - log_latent).mean() + self.flow.base.log_prob(latent).mean()
-        return loss, (energies.detach() >= top).sum()
+        return loss, (energies.detach() >= self._top(energies)).sum()
+
+    @torch.enable_grad()
+    def target(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(z) = -u(x) + log|det ∂x/∂z| + const of coordinates `(..., n)`, `(...)`, in float64, and its gradient
+        `(..., n)`, the score, in their dtype: forces, and how volume grows.
+
+        Where the energy is not finite, or above all bounds, p is 0 and the score NaN.
+        """
+        point = z.detach().double().requires_grad_()
+        x, logabsdet = self.coordinates.inverse(point)
+        energies = self.potential(x)
+        log_prob = logabsdet - energies
+        score = torch.autograd.grad(log_prob.sum(), point)[0]
+        whole = energies.detach() < self._top(energies)
+        return log_prob.detach().where(whole, -math.inf), score.where(whole[..., None], math.nan).to(z.dtype)
+
+    def _top(self, energies: Tensor) -> Tensor:
+        """What broken energies are."""
+        return regularised(energies.new_full((), math.inf), LINEAR, largest=LARGEST)
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator | None = None) -> Samples:
@@ -187,6 +205,33 @@ class BoltzmannGenerator(nn.Module):
             the training, with its log.
         """
         return self._train(Stage(steps, batch, 0, learning_rate), frames, weights, options)
+
+    def fit_forces(
+        self,
+        frames: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        steps: int = 1_000,
+        batch: int = 256,
+        samples: int = 0,
+        learning_rate: float = 3e-4,
+        likelihood: float = 1.0,
+        **options: Any,
+    ) -> Training:
+        """Train on the forces at `batch` frames a step, at `samples` weighted samples of the generator, or at both.
+
+        The mean of -log q over the Boltzmann distribution, as in `fit_likelihood`, has a gradient with less noise where
+        forces are known, and none where the flow is right (see `p4torch.flows.path_loss`): training goes on where
+        likelihood alone no longer helps. A step takes some two thirds more time. Few frames that come again and again
+        are not enough; a generator whose samples have weights that are worth something makes frames of its own.
+
+        Args:
+            frames: `(frames, atoms, 3)` in nm, with their weights, if there are any.
+            batch: frames a step, `samples`: samples a step.
+            likelihood: weight of the term of frames, where that of samples is 1.
+        """
+        stage = Stage(steps, batch if frames is not None else 0, samples, learning_rate, likelihood, forces=True)
+        return self._train(stage, frames, weights, options)
 
     def fit_energy(
         self,

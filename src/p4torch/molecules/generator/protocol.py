@@ -1,4 +1,4 @@
-"""How a generator is trained: first by likelihood, then by energies."""
+"""How a generator is trained: first by likelihood, then by forces or energies."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ class Stage:
 
         loss = λ mean(-log q(frames)) + mean(u(samples) + log q(samples))
 
+    With forces, samples have their weights instead, and both terms path gradients (see `p4torch.flows.path_loss`):
+
+        loss = (λ mean(-log q(frames)) + Σ w (-log q(samples)) / Σ w) / (λ + 1)
+
     Attributes:
         steps: of the optimizer.
         frames: of a batch, for the first term; 0 leaves it out.
         samples: of a batch, for the second; 0 leaves it out.
         learning_rate: at its top.
         likelihood: λ.
+        forces: learn from the forces at frames and samples.
     """
 
     steps: int
@@ -33,6 +38,7 @@ class Stage:
     samples: int = 0
     learning_rate: float = 1e-3
     likelihood: float = 1.0
+    forces: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "frames", "samples"):
@@ -49,6 +55,11 @@ class Stage:
     def points(self) -> int:
         """That pass through the flow in all."""
         return self.steps * (self.frames + self.samples)
+
+    @property
+    def evaluations(self) -> int:
+        """Energies with gradients that a step takes."""
+        return self.samples + self.frames * self.forces
 
     @property
     def chunk(self) -> int:
@@ -93,8 +104,19 @@ class Protocol:
     @property
     def evaluations(self) -> int:
         """Energies with gradients that it takes."""
-        return sum(stage.steps * stage.samples for stage in self.stages)
+        return sum(stage.steps * stage.evaluations for stage in self.stages)
 
     def fields(self) -> dict[str, Any]:
         """Plain values, for configurations."""
         return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
+
+    def adopted(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        """Fields of a training's protocol, with this one's stages if theirs are the first of these: stages may be added
+        to a training, and what an earlier version did not know of a stage is as by default."""
+        own = self.fields()["stages"]
+        try:
+            stages = [asdict(Stage(**stage)) for stage in recorded.get("stages", [])]
+        except (ArgumentError, TypeError):
+            return recorded
+        begun = len(stages) > 0 and own[: len(stages)] == stages
+        return {**recorded, "stages": own if begun else stages}

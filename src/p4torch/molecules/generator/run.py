@@ -107,14 +107,18 @@ def _check_data(request: Request, console: Console) -> None:
 
 
 def finished(job: Job, out: Path) -> Row | None:
-    """The row of a job that is done. Raises CheckpointError if it was of another protocol."""
+    """The row of a job that is done; None also if it was done with the first of the stages that are asked for.
+
+    Raises CheckpointError if it was of another protocol.
+    """
     path = out / MODELS / job.name / "result.json"
     if not path.exists():
         return None
     row: Row = read_json(path)
-    if wrong := differences(job.protocol.fields(), row.get("protocol", {})):
+    recorded = row.get("protocol", {})
+    if wrong := differences(job.protocol.fields(), job.protocol.adopted(recorded)):
         raise CheckpointError(f"`{path}` must be of the protocol that is asked for, got one with {wrong}")
-    return row
+    return row if len(recorded["stages"]) == len(job.protocol.stages) else None
 
 
 def _tell(request: Request, workers: int, console: Console) -> None:

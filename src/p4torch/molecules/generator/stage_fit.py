@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from p4torch.errors import P4Error
+from p4torch.flows import path_loss
 from p4torch.molecules.generator.protocol import Protocol, Stage
 from p4torch.sites import parameter_groups
 from p4torch.training import ChunkedFit, FlatAdam
@@ -33,6 +35,8 @@ class StageFit(ChunkedFit):
 
     def loss(self, batch: Tensor) -> Tensor:
         latent, frames = batch.split([self.stage.samples, self.stage.frames])
+        if self.stage.forces:
+            return self._by_forces(latent, frames)
         total = batch.new_zeros(())
         if len(frames):
             total = total - self.stage.likelihood * self.flow(frames).mean()
@@ -41,6 +45,20 @@ class StageFit(ChunkedFit):
             self.broken += broken
             total = total + reverse
         return total
+
+    def _by_forces(self, latent: Tensor, frames: Tensor) -> Tensor:
+        """Frames count `likelihood` times as much as samples, whose weights add up to one."""
+        flow = self.generator.flow
+        with torch.no_grad():
+            drawn, logabsdet = flow.bijection.inverse(latent)
+            log_prob = flow.base.log_prob(latent) - logabsdet
+        points = torch.cat([drawn, frames])
+        log_target, score = self.generator.target(points)
+        self.broken += score.isnan().any(-1).sum()
+        log_weights = log_target[: len(latent)] - log_prob
+        log_weights = log_weights.where(~self.generator.coordinates.outside(drawn), -math.inf)
+        equal = frames.new_full((len(frames),), self.stage.likelihood / max(1, len(frames)))
+        return path_loss(flow, points, score, torch.cat([log_weights.softmax(0).to(equal), equal]))
 
     def usable(self, norm: Tensor) -> bool:
         if bool(norm.isfinite()):

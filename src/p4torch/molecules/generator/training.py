@@ -154,7 +154,7 @@ class Training(pl.Callback):
         stage, made = self._fit.stage, len(batch)
         self.done = self._fit.done
         self.points += made * (stage.samples + stage.frames)
-        self.evaluations += made * stage.samples
+        self.evaluations += made * stage.evaluations
         self._since_log.append(outputs["loss"])
         last = self.done >= stage.steps
         log = last or self.done % stage.every < made
@@ -254,7 +254,7 @@ class Training(pl.Callback):
             save_checkpoint(self._checkpoint, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        wrong = folder.differences(self._identity(), state.get("of", {}))
+        wrong = folder.differences(self._identity(), self.protocol.adopted(state.get("of", {})))
         if wrong:
             raise CheckpointError(f"`{self._checkpoint}` must be of the training that is resumed: {wrong}")
         self._check_coordinates(state["generator"])
@@ -263,6 +263,9 @@ class Training(pl.Callback):
         self._since_log = list(state.get("losses", []))
         for name in _COUNTS:
             setattr(self, name, state.get(name, getattr(self, name)))
+        added = len(self.protocol.stages) - len(self.step_seconds)
+        self.step_seconds += [0.0] * added
+        self.merge_counts += [[0, 0] for _ in range(added)]
         self._pending = {"optimizer": state["optimizer"], "merges": state["merges"]}
 
     def _check_coordinates(self, state: dict[str, Tensor]) -> None:

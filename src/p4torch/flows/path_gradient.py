@@ -1,0 +1,155 @@
+"""Maximum likelihood with the score of the data: gradients without noise where the flow is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from p4torch.errors import ArgumentError
+from p4torch.flows.bijection import Bijection, Chain, Coupling
+from p4torch.flows.flow import Flow
+
+
+def path_loss(flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean of -log q(x) over points of p, `()`; its gradient is the path gradient of KL(p‖q), given ∇ log p.
+
+    With z = f(x), p as a density of z is as far from the latent one as p is from q, and
+
+        ∂KL/∂θ = E_p[v · ∂f(x)/∂θ],   v = J⁻ᵀ (∇ log p(x) - ∇ log q(x)),   J = ∂f/∂x.
+
+    Its expectation is that of the gradient of -log q, but v is 0 where q = p: so is the variance, while that of
+    -log q stays. A step costs less than twice as much: one sweep through the layers back, for ∇ log q, and one forth,
+    that takes v along; the gradient of a layer's parameters needs v behind it only.
+
+    It is no gradient of anything but the expectation. On few points that come again and again, a flow with many
+    parameters at a high learning rate may leave the optimum for good; weighted points of its own are always new.
+
+        loss = path_loss(flow, x, score)    # in place of -flow.log_prob(x).mean()
+        loss.backward()
+
+    Args:
+        flow: whose parameters get the gradient; x and score get none.
+        x: points of p, `(..., n)`.
+        score: ∇ log p there, of the same shape; where it is not finite, a point adds nothing to the gradient.
+        weights: of the points, `(...)`, ∝ p / their density, for points of another one, such as q. Default: equal.
+
+    Raises:
+        ArgumentError: a score, or weights, of another shape.
+
+    Source: Roeder, Wu and Duvenaud (2017) for the reverse divergence; Vaitl, Nicoli, Nakajima and Kessel (2022) for
+    this one, and Vaitl, Winkler, Richter and Kessel (2024) for the recursion.
+    """
+    if score.shape != x.shape:
+        raise ArgumentError.of("score", f"of the shape of x, {tuple(x.shape)}", tuple(score.shape))
+    if weights is not None and weights.shape != x.shape[:-1]:
+        raise ArgumentError.of("weights", f"one a point, {tuple(x.shape[:-1])}", tuple(weights.shape))
+    parameters = [value for value in flow.parameters() if value.requires_grad]
+    points = x.detach(), score.detach(), _shares(x, weights)
+    return cast(Tensor, _PathLoss.apply(flow, *points, *parameters))  # type: ignore[no-untyped-call]
+
+
+def readable_path_loss(flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The same from two passes through the whole flow."""
+    shares = _shares(x, weights)
+    x = x.detach().requires_grad_()
+    z, logabsdet = flow.bijection(x)
+    log_prob = flow.base.log_prob(z) + logabsdet
+    own = torch.autograd.grad(log_prob.sum(), x, retain_graph=True)[0]
+    latent = z.detach().requires_grad_()
+    covector = torch.autograd.grad(flow.bijection.inverse(latent)[0], latent, _difference(score, own))[0]
+    surrogate = (shares[..., None] * covector * z).sum()
+    return surrogate - surrogate.detach() - (shares * log_prob.detach()).sum()
+
+
+class _PathLoss(torch.autograd.Function):
+    """Gradients are there when the value is: they are kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, flow: Flow, x: Tensor, score: Tensor, shares: Tensor, *parameters: Tensor) -> Tensor:
+        with torch.enable_grad():
+            log_prob, gradients = _sweep(flow, x, score, shares)
+        ctx.gradients = [gradients.get(value) for value in parameters]
+        return -(shares * log_prob).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        found = (None if value is None else gradient * value for value in ctx.gradients)
+        return None, None, None, None, *found
+
+
+def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor) -> tuple[Tensor, dict[Tensor, Tensor]]:
+    """log q `(...)`, and the path gradient of the mean by parameter."""
+    passed = []
+    total = x.new_zeros(x.shape[:-1])
+    for layer in _layers(flow.bijection):
+        point = x.detach().requires_grad_()
+        x, logabsdet, slopes = _through(layer, point)
+        passed.append((layer, point, x, logabsdet, slopes))
+        total = total + logabsdet.detach()
+    latent = x.detach().requires_grad_()
+    log_base = flow.base.log_prob(latent)
+    own = torch.autograd.grad(log_base.sum(), latent, allow_unused=True, materialize_grads=True)[0]
+    for _, point, image, logabsdet, _ in reversed(passed):
+        outputs, along = [image], [own]
+        if logabsdet.requires_grad:
+            outputs.append(logabsdet.expand(total.shape))
+            along.append(torch.ones_like(total))
+        own = torch.autograd.grad(outputs, point, along, retain_graph=True)[0]
+    covector = shares[..., None] * _difference(score, own)
+    gradients: dict[Tensor, Tensor] = {}
+    for layer, point, image, _, slopes in passed:
+        parameters = [value for value in layer.parameters() if value.requires_grad]
+        if isinstance(layer, Coupling) and slopes is not None:
+            # J = D + M, M from kept features to moved ones: with w = D⁻¹ g on those, J⁻ᵀ g = w + g - Jᵀ w
+            there = covector[..., layer.place] * (-slopes.detach()).exp()
+            moved = torch.zeros_like(covector).index_copy(-1, layer.place, there)
+            back, *found = _gradients(image, [point, *parameters], moved)
+            covector = moved + covector - back
+        else:
+            covector = _carried(layer, image, covector)
+            found = _gradients(image, parameters, covector)
+        for value, gradient in zip(parameters, found, strict=True):
+            gradients[value] = gradients[value] + gradient if value in gradients else gradient
+    return total + log_base.detach(), gradients
+
+
+def _layers(bijection: Bijection) -> Iterator[Bijection]:
+    if isinstance(bijection, Chain):
+        for member in bijection.bijections:
+            yield from _layers(cast(Bijection, member))
+    else:
+        yield bijection
+
+
+def _through(layer: Bijection, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """z, log|det|, and the logarithms of a coupling's slopes."""
+    if isinstance(layer, Coupling):
+        z, slopes = layer.moves(x)
+        return z, slopes.sum(-1), slopes
+    return *layer(x), None
+
+
+def _carried(layer: Bijection, z: Tensor, covector: Tensor) -> Tensor:
+    """J⁻ᵀ g, by the inverse."""
+    latent = z.detach().requires_grad_()
+    return torch.autograd.grad(layer.inverse(latent)[0], latent, covector)[0]
+
+
+def _gradients(value: Tensor, inputs: Sequence[Tensor], covector: Tensor) -> list[Tensor]:
+    if not inputs:
+        return []
+    return list(torch.autograd.grad(value, inputs, covector, allow_unused=True, materialize_grads=True))
+
+
+def _shares(x: Tensor, weights: Tensor | None) -> Tensor:
+    """Weights that add up to one, `(...)`."""
+    weights = x.new_ones(x.shape[:-1]) if weights is None else weights.detach().to(x.dtype)
+    return weights / weights.sum()
+
+
+def _difference(score: Tensor, own: Tensor) -> Tensor:
+    difference = score - own
+    return difference.where(difference.isfinite().all(-1, keepdim=True), torch.zeros_like(difference))
