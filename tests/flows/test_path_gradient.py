@@ -115,6 +115,24 @@ def test_weights_are_shares() -> None:
         path_loss(flow, x, score, weights[:3])
 
 
+def test_what_a_point_adds_is_bounded() -> None:
+    torch.manual_seed(7)
+    flow = shaken(molecular())
+    x, score = torch.randn(2, 4, 6, dtype=torch.float64).unbind(0)
+    free = gradients(flow, path_loss(flow, x, score))
+    loose = gradients(flow, path_loss(flow, x, score, bound=1e6))
+    torch.testing.assert_close(loose, free, rtol=ROUNDING, atol=ROUNDING)
+    score[0] *= 1e9
+    sizes = [
+        float(torch.cat([value.flatten() for value in gradients(flow, path_loss(flow, x, score, bound=bound))]).norm())
+        for bound in (1e12, 5.0)
+    ]
+    assert sizes[1] < 1e-6 * sizes[0]
+    single = x[:1], score[:1]
+    one, two = (gradients(flow, path_loss(flow, *single, bound=bound)) for bound in (1.0, 2.0))
+    torch.testing.assert_close([2 * value for value in one], two, rtol=ROUNDING, atol=ROUNDING)
+
+
 def test_points_without_a_score_add_nothing() -> None:
     torch.manual_seed(4)
     flow = shaken(molecular())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -13,7 +14,9 @@ from p4torch.flows.bijection import Bijection, Chain, Coupling
 from p4torch.flows.flow import Flow
 
 
-def path_loss(flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = None) -> Tensor:
+def path_loss(
+    flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = None, *, bound: float = math.inf
+) -> Tensor:
     """The mean of -log q(x) over points of p, `()`; its gradient is the path gradient of KL(p‖q), given ∇ log p.
 
     With z = f(x), p as a density of z is as far from the latent one as p is from q, and
@@ -35,6 +38,8 @@ def path_loss(flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = Non
         x: points of p, `(..., n)`.
         score: ∇ log p there, of the same shape; where it is not finite, a point adds nothing to the gradient.
         weights: of the points, `(...)`, ∝ p / their density, for points of another one, such as q. Default: equal.
+        bound: |v|, and what it is on the way through the layers, is cut to this. Where a coupling is steep, few points
+            may have a large one, and rule the gradient.
 
     Raises:
         ArgumentError: a score, or weights, of another shape.
@@ -48,7 +53,7 @@ def path_loss(flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = Non
         raise ArgumentError.of("weights", f"one a point, {tuple(x.shape[:-1])}", tuple(weights.shape))
     parameters = [value for value in flow.parameters() if value.requires_grad]
     points = x.detach(), score.detach(), _shares(x, weights)
-    return cast(Tensor, _PathLoss.apply(flow, *points, *parameters))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _PathLoss.apply(flow, *points, bound, *parameters))  # type: ignore[no-untyped-call]
 
 
 def readable_path_loss(flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -68,19 +73,21 @@ class _PathLoss(torch.autograd.Function):
     """Gradients are there when the value is: they are kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, flow: Flow, x: Tensor, score: Tensor, shares: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float, *parameters: Tensor
+    ) -> Tensor:
         with torch.enable_grad():
-            log_prob, gradients = _sweep(flow, x, score, shares)
+            log_prob, gradients = _sweep(flow, x, score, shares, bound)
         ctx.gradients = [gradients.get(value) for value in parameters]
         return -(shares * log_prob).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         found = (None if value is None else gradient * value for value in ctx.gradients)
-        return None, None, None, None, *found
+        return None, None, None, None, None, *found
 
 
-def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor) -> tuple[Tensor, dict[Tensor, Tensor]]:
+def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float) -> tuple[Tensor, dict[Tensor, Tensor]]:
     """log q `(...)`, and the path gradient of the mean by parameter."""
     passed = []
     total = x.new_zeros(x.shape[:-1])
@@ -98,19 +105,25 @@ def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor) -> tuple[Tensor
             outputs.append(logabsdet.expand(total.shape))
             along.append(torch.ones_like(total))
         own = torch.autograd.grad(outputs, point, along, retain_graph=True)[0]
+    largest = bound * shares[..., None]
     covector = shares[..., None] * _difference(score, own)
+    covector = _cut(covector, largest) * covector
     gradients: dict[Tensor, Tensor] = {}
     for layer, point, image, _, slopes in passed:
         parameters = [value for value in layer.parameters() if value.requires_grad]
         if isinstance(layer, Coupling) and slopes is not None:
             # J = D + M, M from kept features to moved ones: with w = D⁻¹ g on those, J⁻ᵀ g = w + g - Jᵀ w
-            there = covector[..., layer.place] * (-slopes.detach()).exp()
+            growth = (-slopes.detach()).exp()
+            there = covector[..., layer.place] * growth
+            cut = _cut(there, largest)
+            covector, there = cut * covector, cut * there
             moved = torch.zeros_like(covector).index_copy(-1, layer.place, there)
             back, *found = _gradients(image, [point, *parameters], moved)
             covector = moved + covector - back
         else:
             covector = _carried(layer, image, covector)
             found = _gradients(image, parameters, covector)
+        covector = _cut(covector, largest) * covector
         for value, gradient in zip(parameters, found, strict=True):
             gradients[value] = gradients[value] + gradient if value in gradients else gradient
     return total + log_base.detach(), gradients
@@ -148,6 +161,12 @@ def _shares(x: Tensor, weights: Tensor | None) -> Tensor:
     """Weights that add up to one, `(...)`."""
     weights = x.new_ones(x.shape[:-1]) if weights is None else weights.detach().to(x.dtype)
     return weights / weights.sum()
+
+
+def _cut(covector: Tensor, largest: Tensor) -> Tensor:
+    """What makes it as long where it is longer, else 1, `(..., 1)`."""
+    norm = covector.norm(dim=-1, keepdim=True)
+    return torch.where(norm > largest, largest / norm, torch.ones_like(norm))
 
 
 def _difference(score: Tensor, own: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ class BoltzmannGenerator(nn.Module):
         steps: int = 1_000,
         batch: int = 256,
         samples: int = 0,
-        learning_rate: float = 3e-4,
+        learning_rate: float = 1e-4,
         likelihood: float = 1.0,
         **options: Any,
     ) -> Training:
