@@ -27,8 +27,9 @@ def path_loss(
     -log q stays. A step costs less than twice as much: one sweep through the layers back, for ∇ log q, and one forth,
     that takes v along; the gradient of a layer's parameters needs v behind it only.
 
-    It is no gradient of anything but the expectation. On few points that come again and again, a flow with many
-    parameters at a high learning rate may leave the optimum for good; weighted points of its own are always new.
+    It is no gradient of anything but the expectation. At points where q is small v is large and wild: flows with many
+    parameters may leave the optimum for good, within some hundred steps on few points that come again and again, after
+    thousands on many. Weighted points of the flow's own are always new, and seldom such.
 
         loss = path_loss(flow, x, score)    # in place of -flow.log_prob(x).mean()
         loss.backward()

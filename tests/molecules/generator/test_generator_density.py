@@ -160,7 +160,7 @@ def test_forces_teach_what_likelihood_alone_does_not() -> None:
         generator = _butane(seed=1)
         generator.fit_likelihood(data.frames, data.weights, steps=100, batch=256, learning_rate=3e-3)
         if forces:
-            run = generator.fit_forces(samples=256, steps=200, learning_rate=3e-4)
+            run = generator.fit_forces(steps=200, learning_rate=3e-4)
         else:
             generator.fit_likelihood(data.frames, data.weights, steps=200, batch=256, learning_rate=3e-4)
         weights = generator.sample(20_000, torch.Generator().manual_seed(1)).weights

@@ -86,8 +86,10 @@ def test_training_from_methods() -> None:
     assert run.lines[-1]["merged"] == 12 and run.evaluations == 0
     run = generator.fit_energy(frames(), steps=4, samples=32, batch=16)
     assert run.evaluations == 128 and run.points == 4 * 48
-    run = generator.fit_forces(frames(), steps=6, batch=16, merge_every=3)
-    assert run.evaluations == run.protocol.evaluations == 6 * 16 and run.lines[-1]["merged"] == 4
+    run = generator.fit_forces(frames(), steps=6, samples=16, batch=8, merge_every=3)
+    assert (
+        run.evaluations == run.protocol.evaluations == 6 * 16 and run.points == 6 * 24 and run.lines[-1]["merged"] == 4
+    )
     with pytest.raises(ArgumentError, match="`x`"):
         generator.fit_likelihood(frames()[:, :10], steps=3)
 
@@ -144,11 +146,11 @@ def test_steps_without_a_finite_gradient_are_left_out_and_counted(
     assert all(bool(value.isfinite().all()) for value in generator.parameters())
 
 
-def test_frames_without_a_finite_energy_are_counted_and_add_nothing(tmp_path: Path) -> None:
+def test_samples_without_a_finite_energy_are_counted_and_add_nothing(tmp_path: Path) -> None:
     generator = small()
     true = generator.potential.unregularised
     generator.potential.unregularised = lambda x: true(x) * torch.where(torch.arange(len(x)) < 2, math.nan, 1.0)
-    assert training(generator, tmp_path, protocol=Protocol((Stage(20, 16, forces=True),))).fit()
+    assert training(generator, tmp_path, protocol=Protocol((Stage(20, 0, 16, forces=True),))).fit()
     last = lines(tmp_path)[-1]
     assert (last["steps_left_out"], last["energies_left_out"]) == (0, 40)
     assert all(bool(value.isfinite().all()) for value in generator.parameters())

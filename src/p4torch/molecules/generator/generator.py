@@ -212,23 +212,19 @@ class BoltzmannGenerator(nn.Module):
         weights: Tensor | None = None,
         *,
         steps: int = 1_000,
+        samples: int = 256,
         batch: int = 256,
-        samples: int = 0,
         learning_rate: float = 1e-4,
-        likelihood: float = 1.0,
+        likelihood: float = 0.1,
         **options: Any,
     ) -> Training:
-        """Train on the forces at `batch` frames a step, at `samples` weighted samples of the generator, or at both.
+        """Train on the forces at `samples` samples a step, otherwise as `fit_likelihood`: the mean of -log q over them,
+        with their weights. Its gradient has less noise than that of frames, and none where the flow is right (see
+        `p4torch.flows.path_loss`): training goes on where likelihood no longer helps, or where there are few frames.
 
-        The mean of -log q over the Boltzmann distribution, as in `fit_likelihood`, has a gradient with less noise where
-        forces are known, and none where the flow is right (see `p4torch.flows.path_loss`): training goes on where
-        likelihood alone no longer helps. A step takes some two thirds more time. Few frames that come again and again
-        are not enough; a generator whose samples have weights that are worth something makes frames of its own.
-
-        Args:
-            frames: `(frames, atoms, 3)` in nm, with their weights, if there are any.
-            batch: frames a step, `samples`: samples a step.
-            likelihood: weight of the term of frames, where that of samples is 1.
+        With frames, `likelihood` · (-log q) of `batch` of them, which keeps up what samples rarely see. Frames do not
+        get a path gradient of their own: where the flow has little density at one, it is large and wild, and flows were
+        lost after some thousand steps.
         """
         stage = Stage(steps, batch if frames is not None else 0, samples, learning_rate, likelihood, forces=True)
         return self._train(stage, frames, weights, options)

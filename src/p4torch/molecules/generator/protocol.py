@@ -20,9 +20,9 @@ class Stage:
 
         loss = λ mean(-log q(frames)) + mean(u(samples) + log q(samples))
 
-    With forces, samples have their weights instead, and both terms path gradients (see `p4torch.flows.path_loss`):
+    With forces, samples have their weights, and path gradients (see `p4torch.flows.path_loss`):
 
-        loss = (λ mean(-log q(frames)) + Σ w (-log q(samples)) / Σ w) / (λ + 1)
+        loss = λ mean(-log q(frames)) + Σ w (-log q(samples)) / Σ w
 
     Attributes:
         steps: of the optimizer.
@@ -30,7 +30,7 @@ class Stage:
         samples: of a batch, for the second; 0 leaves it out.
         learning_rate: at its top.
         likelihood: λ.
-        forces: learn from the forces at frames and samples.
+        forces: learn from the forces at samples, instead of their energies.
     """
 
     steps: int
@@ -59,7 +59,7 @@ class Stage:
     @property
     def evaluations(self) -> int:
         """Energies with gradients that a step takes."""
-        return self.samples + self.frames * self.forces
+        return self.samples
 
     @property
     def chunk(self) -> int:

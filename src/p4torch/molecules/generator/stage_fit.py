@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 #: So many steps in a row without a usable gradient end a training.
 PATIENCE = 100
-#: Of what a point adds to a path gradient, per coordinate: a point of a good flow has 1. Without one, flows of 12
-#: couplings were lost within 100 steps.
+#: Of what a point adds to a path gradient, per coordinate: a point of a good flow has 1. Without one, a flow of 12
+#: couplings was lost within 100 steps.
 BOUND = 2.0
 
 
@@ -38,31 +38,26 @@ class StageFit(ChunkedFit):
 
     def loss(self, batch: Tensor) -> Tensor:
         latent, frames = batch.split([self.stage.samples, self.stage.frames])
-        if self.stage.forces:
-            return self._by_forces(latent, frames)
         total = batch.new_zeros(())
         if len(frames):
             total = total - self.stage.likelihood * self.flow(frames).mean()
         if len(latent):
-            reverse, broken = self.generator.energy_loss(latent)
+            loss, broken = (self._by_forces if self.stage.forces else self.generator.energy_loss)(latent)
             self.broken += broken
-            total = total + reverse
+            total = total + loss
         return total
 
-    def _by_forces(self, latent: Tensor, frames: Tensor) -> Tensor:
-        """Frames count `likelihood` times as much as samples, whose weights add up to one."""
+    def _by_forces(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """(-log q of the images of latent points, by their weights; how many of them have broken energies)."""
         flow = self.generator.flow
         with torch.no_grad():
-            drawn, logabsdet = flow.bijection.inverse(latent)
+            z, logabsdet = flow.bijection.inverse(latent)
             log_prob = flow.base.log_prob(latent) - logabsdet
-        points = torch.cat([drawn, frames])
-        log_target, score = self.generator.target(points)
-        self.broken += score.isnan().any(-1).sum()
-        log_weights = log_target[: len(latent)] - log_prob
-        log_weights = log_weights.where(~self.generator.coordinates.outside(drawn), -math.inf)
-        equal = frames.new_full((len(frames),), self.stage.likelihood / max(1, len(frames)))
-        weights = torch.cat([log_weights.softmax(0).to(equal), equal])
-        return path_loss(flow, points, score, weights, bound=BOUND * math.sqrt(points.shape[-1]))
+        log_target, score = self.generator.target(z)
+        log_weights = (log_target - log_prob).where(~self.generator.coordinates.outside(z), -math.inf)
+        weights = log_weights.softmax(0).to(z.dtype)
+        loss = path_loss(flow, z, score, weights, bound=BOUND * math.sqrt(z.shape[-1]))
+        return loss, score.isnan().any(-1).sum()
 
     def usable(self, norm: Tensor) -> bool:
         if bool(norm.isfinite()):
