@@ -8,7 +8,8 @@ free-energy difference of φ > 0 (0 < φ < 2.4 rad against the rest) is estimate
 
     dynamics    their weighted frames alone
     likelihood  weighted samples of a generator that was trained on these frames
-    forces      weighted samples of the same generator after it has learned from the forces at its own samples
+    forces      weighted samples of the same generator after it has learned from the forces at its own samples, and
+                from no frames any more: few are learned by heart
 
 Energies are counted with their gradients; each time step of the dynamics is one. A length that is done is not done
 again; a training that was stopped goes on.
@@ -47,13 +48,11 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """Of the trainings, and how many samples judge them. Frames keep modes that the samples' weights may lose."""
+    """Of the trainings, and how many samples judge them."""
 
-    likelihood_steps: int = 1_000
-    force_steps: int = 2_500
-    samples: int = 192
-    frames: int = 64
-    share: float = 0.25
+    likelihood_steps: int = 400
+    force_steps: int = 3_000
+    learning_rate: float = 1e-3
     judged: int = 50_000
 
 
@@ -114,14 +113,7 @@ def length(system: MolecularSystem, nanoseconds: float, setting: Setting, out: P
     )
     rows.append(judge("likelihood", generator))
     run = generator.fit_forces(
-        data.frames,
-        data.weights,
-        steps=setting.force_steps,
-        batch=setting.frames,
-        samples=setting.samples,
-        likelihood=setting.share,
-        out=out / "forces",
-        **options,
+        steps=setting.force_steps, learning_rate=setting.learning_rate, out=out / "forces", **options
     )
     spent = run.evaluations
     rows.append(judge("forces", generator))
