@@ -196,10 +196,10 @@ def test_protocols_by_name() -> None:
     assert paper.seed == 4 and paper.evaluations == 8_000_000
     assert [(stage.steps, stage.forces) for stage in protocol("spline", "paper").stages] == [
         (24_000, False),
-        (9_000, True),
+        (6_000, True),
     ]
     assert protocol("spline", "paper", energy_steps=5).stages[2].samples == 1024
-    assert protocol("spline", "paper").evaluations == 9_000 * 256
+    assert protocol("spline", "paper").evaluations == 6_000 * 256
     lengths = [protocol("rnvp", preset).points for preset in PRESETS]
     assert lengths == sorted(lengths, reverse=True)
     assert [stage.steps for stage in protocol("rnvp", "check", likelihood_steps=7).stages] == [7, 2]

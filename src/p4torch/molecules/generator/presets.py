@@ -11,7 +11,7 @@ from p4torch.molecules.generator.protocol import MERGE_EVERY, PERTURBATION_RATE,
 
 #: Steps on forces, of flows that have them in their presets, or are asked to. At 3e-4 large weights grow: after 480
 #: steps the effective sample size of a flow that likelihood had brought to 85 % was 75 %, at 1e-4 it was 86 %.
-FORCES = Stage(9_000, samples=256, learning_rate=1e-4, likelihood=0.1, forces=True)
+FORCES = Stage(6_000, samples=256, learning_rate=1e-4, likelihood=0.1, forces=True)
 #: The paper's: Krämer, Köhler and Noé (2020), section 4.2; energy steps have frames, too, lest modes be lost.
 PAPER = (Stage(40_000), replace(FORCES, steps=0), Stage(2_000, samples=4_000, learning_rate=1e-5))
 #: Spline flows learn from forces on frames. Energies of samples did them harm at a rate of 1e-4: rare clashes ruled the
