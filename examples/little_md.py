@@ -8,8 +8,8 @@ free-energy difference of φ > 0 (0 < φ < 2.4 rad against the rest) is estimate
 
     dynamics    their weighted frames alone
     likelihood  weighted samples of a generator that was trained on these frames
-    forces      weighted samples of the same generator after it has learned from the forces at its own samples, and
-                from no frames any more: few are learned by heart
+    forces      weighted samples of the same generator after it has learned from the forces at its own samples, with a
+                tenth of the likelihood of the frames: samples alone lose modes while their weights are poor
 
 Energies are counted with their gradients; each time step of the dynamics is one. A length that is done is not done
 again; a training that was stopped goes on.
@@ -113,7 +113,12 @@ def length(system: MolecularSystem, nanoseconds: float, setting: Setting, out: P
     )
     rows.append(judge("likelihood", generator))
     run = generator.fit_forces(
-        steps=setting.force_steps, learning_rate=setting.learning_rate, out=out / "forces", **options
+        data.frames,
+        data.weights,
+        steps=setting.force_steps,
+        learning_rate=setting.learning_rate,
+        out=out / "forces",
+        **options,
     )
     spent = run.evaluations
     rows.append(judge("forces", generator))
