@@ -222,10 +222,9 @@ class BoltzmannGenerator(nn.Module):
         with their weights. Its gradient has less noise than that of frames, and none where the flow is right (see
         `p4torch.flows.path_loss`): training goes on where likelihood no longer helps, or where there are few frames.
 
-        With frames, `likelihood` · (-log q) of `batch` of them, which keeps up what samples rarely see: while weights are
-        poor, samples alone lose modes. Frames do not
-        get a path gradient of their own: where the flow has little density at one, it is large and wild, and flows were
-        lost after some thousand steps.
+        With frames, `likelihood` · (-log q) of `batch` of them, which keeps up what samples rarely see: while weights
+        are poor, samples alone lose modes. Frames do not get a path gradient of their own: where the flow has little
+        density at one, it is large and wild, and flows were lost after some thousand steps.
         """
         stage = Stage(steps, batch if frames is not None else 0, samples, learning_rate, likelihood, forces=True)
         return self._train(stage, frames, weights, options)
