@@ -120,8 +120,8 @@ def molecule_fit(
     workers: _WORKERS = None,
     resume: _RESUME = False,
 ) -> None:
-    """Boltzmann generators: simulate a molecule, train flows on it: by the likelihood of frames, by the forces on
-    frames, and by the energies of samples.
+    """Boltzmann generators: simulate a molecule, train flows on it: by the likelihood of frames, and by the
+    forces at samples, or their energies.
 
     Time and energy evaluations are estimated before it starts. It can be stopped or killed at any moment; `--resume`
     goes on from the last checkpoints, also with stages that were not asked for before, behind those that were.

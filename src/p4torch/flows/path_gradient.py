@@ -89,7 +89,8 @@ class _PathLoss(torch.autograd.Function):
 
 
 def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float) -> tuple[Tensor, dict[Tensor, Tensor]]:
-    """log q `(...)`, and the path gradient of the mean by parameter."""
+    """log q `(...)`, and the path gradient of the mean by parameter. `own` is ∇ log q at every layer on the way back,
+    `covector` the share of a point times v at every layer on the way forth."""
     passed = []
     total = x.new_zeros(x.shape[:-1])
     for layer in _layers(flow.bijection):

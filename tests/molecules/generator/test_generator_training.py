@@ -101,6 +101,7 @@ def test_training_from_methods() -> None:
         (lambda: Stage(True), "steps"),
         (lambda: Stage(10, frames=0), "frames"),
         (lambda: Stage(10, samples=1.5), "samples"),  # type: ignore[arg-type]
+        (lambda: Stage(10, forces=True), "samples"),
         (lambda: Stage(10, learning_rate=0.0), "learning_rate"),
         (lambda: Stage(10, likelihood=math.nan), "likelihood"),
         (lambda: Protocol((Stage(10),), merge_every=0), "merge_every"),

@@ -47,6 +47,8 @@ class Stage:
                 raise ArgumentError.of(name, "an integer >= 0", repr(value))
         if self.frames + self.samples == 0:
             raise ArgumentError.of("frames", ">= 1 where samples = 0", 0)
+        if self.forces and self.samples == 0:
+            raise ArgumentError.of("samples", ">= 1 where forces = True", 0)
         for name in ("learning_rate", "likelihood"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ArgumentError.of(name, "positive and finite", getattr(self, name))
