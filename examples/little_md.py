@@ -28,13 +28,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from examples.scaffold import parser
+from examples.scaffold import parser, recorded
 from p4torch.errors import P4Error
 from p4torch.molecules import Biased, BoltzmannGenerator, MolecularSystem, ReferenceData, simulate
-from p4torch.molecules.analysis.free_energy import POSITIVE_PHI, FreeEnergyDifference, free_energy_difference
-from p4torch.molecules.analysis.torsions import in_arc, torsion_angles
-from p4torch.molecules.generator.reference import principal_torsion
-from p4torch.training import provenance
+from p4torch.molecules.analysis.free_energy import FreeEnergyDifference
+from p4torch.molecules.analysis.weights import effective_sample_size
+from p4torch.molecules.generator.architectures import MIXING_RANK
+from p4torch.molecules.generator.protocol import PERTURBATION_RATE
+from p4torch.molecules.generator.reference import principal_difference
 from p4torch.training.checkpoint import write_whole
 from p4torch.training.folder import read_json, writable_folder, write_json
 
@@ -73,15 +74,6 @@ def dynamics(nanoseconds: float, seed: int) -> Biased:
     )
 
 
-def difference(
-    system: MolecularSystem, frames: torch.Tensor, weights: torch.Tensor, walkers: torch.Tensor | None = None
-) -> FreeEnergyDifference | None:
-    """None where a region has no weight."""
-    theta = torsion_angles(frames, torch.tensor([principal_torsion(system)]))[:, 0]
-    inside = weights[in_arc(theta, POSITIVE_PHI)].sum()
-    return free_energy_difference(theta, weights=weights, walkers=walkers) if 0 < inside < weights.sum() else None
-
-
 def length(system: MolecularSystem, nanoseconds: float, setting: Setting, out: Path, seed: int) -> list[Row]:
     """The rows of one length."""
     started, method = time.perf_counter(), dynamics(nanoseconds, seed)
@@ -100,14 +92,14 @@ def length(system: MolecularSystem, nanoseconds: float, setting: Setting, out: P
     def judge(origin: str, generator: BoltzmannGenerator) -> Row:
         samples = generator.sample(setting.judged, torch.Generator().manual_seed(seed))
         weights = samples.weights if samples.weighted else torch.zeros(len(samples))
-        ess = 1 / float(weights.square().sum()) / len(weights) if samples.weighted else 0.0
-        return row(origin, difference(system, samples.frames, weights), ess)
+        ess = effective_sample_size(samples.log_weights) if samples.weighted else 0.0
+        return row(origin, principal_difference(system, samples.frames, weights), ess)
 
-    shares = data.weights / data.weights.sum()
-    own = difference(system, data.frames, data.weights, data.walkers)
-    rows = [row("dynamics", own, 1 / float(shares.square().sum()) / len(shares))]
+    own = principal_difference(system, data.frames, data.weights, data.walkers)
+    rows = [row("dynamics", own, effective_sample_size(data.weights.log()))]
     generator = BoltzmannGenerator.create(system, data.frames, data.weights, seed=seed)
-    options: dict[str, Any] = {"perturbation_rate": 0.1 / math.sqrt(8), "merge_every": 20, "seed": seed, "resume": True}
+    rate = PERTURBATION_RATE / math.sqrt(MIXING_RANK)
+    options: dict[str, Any] = {"perturbation_rate": rate, "seed": seed, "resume": True}
     generator.fit_likelihood(
         data.frames, data.weights, steps=setting.likelihood_steps, out=out / "likelihood", **options
     )
@@ -158,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     write_json(given.out / "metrics.json", rows)
-    write_json(given.out / "provenance.json", provenance(seed=given.seed))
+    write_json(given.out / "provenance.json", recorded("examples.little_md", seed=given.seed))
     write_whole(given.out / "table.md", lambda path: path.write_text(table(rows), encoding="utf-8"))
     Console().print(table(rows), highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -169,6 +169,11 @@ def add_options(parser: argparse.ArgumentParser, out: str, seeds: str = "0") -> 
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
+def recorded(module: str, **fields: Any) -> dict[str, Any]:
+    """Provenance of `python -m module`."""
+    return {**provenance(**fields), "command": " ".join(["python -m", module, *sys.argv[1:]])}
+
+
 def run(
     module: str, options: argparse.Namespace, fields: dict[str, Any], work: Callable[[Path, Console], Results]
 ) -> int:
@@ -177,8 +182,7 @@ def run(
     console, out, started = Console(), options.out, time.monotonic()
     try:
         prepare(out, fields, resume=options.resume)
-        record = provenance(seeds=list(options.seeds), peers=versions())
-        record["command"] = " ".join(["python -m", module, *sys.argv[1:]])
+        record = recorded(module, seeds=list(options.seeds), peers=versions())
         if (out / "provenance.json").exists():
             record["earlier"] = read_json(out / "provenance.json")
         try:

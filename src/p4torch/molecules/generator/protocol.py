@@ -59,11 +59,6 @@ class Stage:
         return self.steps * (self.frames + self.samples)
 
     @property
-    def evaluations(self) -> int:
-        """Energies with gradients that a step takes."""
-        return self.samples
-
-    @property
     def chunk(self) -> int:
         """Batches that are handed over together: some 2,500 points."""
         return max(1, 2560 // (self.frames + self.samples))
@@ -106,7 +101,7 @@ class Protocol:
     @property
     def evaluations(self) -> int:
         """Energies with gradients that it takes."""
-        return sum(stage.steps * stage.evaluations for stage in self.stages)
+        return sum(stage.steps * stage.samples for stage in self.stages)
 
     def fields(self) -> dict[str, Any]:
         """Plain values, for configurations."""

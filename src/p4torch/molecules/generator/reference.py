@@ -101,18 +101,25 @@ class Reference:
     def free_energy(
         self, frames: Tensor, weights: Tensor | None = None, walkers: Tensor | None = None
     ) -> FreeEnergyDifference | None:
-        """ΔF in kT of 0 < θ < 2.4 against the rest; None where one of them holds no weight."""
-        theta = torsion_angles(frames, torch.tensor([self.torsion]))[:, 0]
-        counted = torch.ones_like(theta) if weights is None else weights
-        inside = in_arc(theta, POSITIVE_PHI)
-        if not bool((counted[inside] > 0).any() and (counted[~inside] > 0).any()):
-            return None
-        return free_energy_difference(theta, weights=weights, walkers=walkers)
+        """ΔF of frames of the molecule: `principal_difference`."""
+        return principal_difference(self.system, frames, weights, walkers)
 
 
 def principal_torsion(system: MolecularSystem) -> Torsion:
     """φ of a dipeptide, or about the first rotatable bond; about any bond, if none is rotatable."""
     return _torsions(system)[0]
+
+
+def principal_difference(
+    system: MolecularSystem, frames: Tensor, weights: Tensor | None = None, walkers: Tensor | None = None
+) -> FreeEnergyDifference | None:
+    """ΔF in kT of 0 < θ < 2.4 of the principal torsion against the rest; None where one of them holds no weight."""
+    theta = torsion_angles(frames, torch.tensor([principal_torsion(system)]))[:, 0]
+    counted = torch.ones_like(theta) if weights is None else weights
+    inside = in_arc(theta, POSITIVE_PHI)
+    if not bool((counted[inside] > 0).any() and (counted[~inside] > 0).any()):
+        return None
+    return free_energy_difference(theta, weights=weights, walkers=walkers)
 
 
 def plane(system: MolecularSystem) -> tuple[Torsion, Torsion]:

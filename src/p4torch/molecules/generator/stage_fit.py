@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from p4torch.errors import P4Error
-from p4torch.flows import path_loss
 from p4torch.molecules.generator.protocol import Protocol, Stage
 from p4torch.sites import parameter_groups
 from p4torch.training import ChunkedFit, FlatAdam
@@ -19,9 +17,6 @@ if TYPE_CHECKING:
 
 #: So many steps in a row without a usable gradient end a training.
 PATIENCE = 100
-#: Of what a point adds to a path gradient, per coordinate: a point of a good flow has 1. Without one, a flow of 12
-#: couplings was lost within 100 steps.
-BOUND = 2.0
 
 
 class StageFit(ChunkedFit):
@@ -42,22 +37,10 @@ class StageFit(ChunkedFit):
         if len(frames):
             total = total - self.stage.likelihood * self.flow(frames).mean()
         if len(latent):
-            loss, broken = (self._by_forces if self.stage.forces else self.generator.energy_loss)(latent)
+            loss, broken = (self.generator.force_loss if self.stage.forces else self.generator.energy_loss)(latent)
             self.broken += broken
             total = total + loss
         return total
-
-    def _by_forces(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """(-log q of the images of latent points, by their weights; how many of them have broken energies)."""
-        flow = self.generator.flow
-        with torch.no_grad():
-            z, logabsdet = flow.bijection.inverse(latent)
-            log_prob = flow.base.log_prob(latent) - logabsdet
-        log_target, score = self.generator.target(z)
-        log_weights = (log_target - log_prob).where(~self.generator.coordinates.outside(z), -math.inf)
-        weights = log_weights.softmax(0).to(z.dtype)
-        loss = path_loss(flow, z, score, weights, bound=BOUND * math.sqrt(z.shape[-1]))
-        return loss, score.isnan().any(-1).sum()
 
     def usable(self, norm: Tensor) -> bool:
         if bool(norm.isfinite()):

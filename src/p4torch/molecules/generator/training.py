@@ -154,7 +154,7 @@ class Training(pl.Callback):
         stage, made = self._fit.stage, len(batch)
         self.done = self._fit.done
         self.points += made * (stage.samples + stage.frames)
-        self.evaluations += made * stage.evaluations
+        self.evaluations += made * stage.samples
         self._since_log.append(outputs["loss"])
         last = self.done >= stage.steps
         log = last or self.done % stage.every < made
