@@ -20,6 +20,7 @@ from p4torch.networks import LipschitzNetwork
 from p4torch.perturbation import Perturbation
 from p4torch.properties import (
     FixedRank,
+    FixedSingularValues,
     FixedSpectrum,
     Invertible,
     LinearSubspace,
@@ -27,6 +28,7 @@ from p4torch.properties import (
     Nonnegative,
     Orthogonal,
     PositiveDefinite,
+    SpecialUnitary,
     SpectralBound,
     Stochastic,
     Symplectic,
@@ -43,6 +45,7 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "FixedRank",
+    "FixedSingularValues",
     "FixedSpectrum",
     "Invertible",
     "Joint",
@@ -61,6 +64,7 @@ __all__ = [
     "Proposal",
     "RecoveryWarning",
     "Site",
+    "SpecialUnitary",
     "SpectralBound",
     "Stochastic",
     "Symplectic",

@@ -116,6 +116,15 @@ def phi1(matrix: Tensor) -> Tensor:
     return torch.linalg.matrix_exp(block)[..., :k, k:].to(matrix.dtype)
 
 
+# --- the symplectic form --------------------------------------------------------------------------------------
+
+
+def form(x: Tensor) -> Tensor:
+    """J x for columns x `(..., 2n, k)`, J = [[0, I], [-I, 0]]."""
+    first, second = x.chunk(2, dim=-2)
+    return torch.cat([second, -first], dim=-2)
+
+
 # --- thin factors -------------------------------------------------------------------------------------------
 
 

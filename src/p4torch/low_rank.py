@@ -12,6 +12,7 @@ from p4torch.directions import Apply, GradientSketch, Maps, of_matrix, of_rows
 from p4torch.errors import ArgumentError
 from p4torch.merging import Decision, MergeReport, Proposal
 from p4torch.perturbation import Perturbation
+from p4torch.step_size import check_scale, low_rank_gain, size_of
 
 Side = Literal["add", "left", "right"]
 Directions = Literal["random", "informed"]
@@ -24,17 +25,17 @@ class LowRank(Perturbation):
         left:   (I + P Qᵀ) A
         right:  A (I + P Qᵀ)
 
-    B₀ is U = 0 and V ~ `scale` · N(0, 1), `(..., n, k)`. The factored path forms neither R_B(A) nor its gradient; small
-    matrices, for which that is cheaper, do without it.
+    B₀ is U = 0 and V ~ N(0, 1), `(..., n, k)`; the factors are functions of g U and V. The factored path forms neither
+    R_B(A) nor its gradient; small matrices, for which that is cheaper, do without it.
 
     A property sets `side` and may define `factors`, besides `defect` and `project`. A base may be rectangular.
 
     Args:
         base: `(..., n, m)`.
         rank: k, 1 <= k.
-        scale: length of the redrawn directions. With an optimizer that normalizes steps (Adam), a step of size η in U
-            moves A by about η · `scale` · √k in each entry: `scale` = k^(-1/2) makes learning rates comparable over k.
-        directions: "random", or "informed" by the gradient of the step before the merge: V = `scale` · √n · S, see
+        scale: g, or None for the one of `p4torch.step_size`, with which a learning rate moves A by the same relative
+            amount at every n and rank. 1 is the paper's: a step η of Adam then moves A by about η √k in each entry.
+        directions: "random", or "informed" by the gradient of the step before the merge: V = √n · S, see
             `p4torch.directions`. A `MergeScheduler` sees to it; without one, and for the first directions, it is
             random. Random, too, where `torch.compile` hides the gradient.
         train_directions: whether V trains, or only U (then V does not pass its gradient, and costs less).
@@ -42,6 +43,7 @@ class LowRank(Perturbation):
     """
 
     directions: ClassVar[tuple[str, ...]] = ("v",)
+    gain: Tensor
     #: Whether only the skew part of the gradient moves R_B(A).
     skew: ClassVar[bool] = False
 
@@ -50,7 +52,7 @@ class LowRank(Perturbation):
         base: Tensor,
         rank: int,
         *,
-        scale: float = 1.0,
+        scale: float | None = None,
         directions: Directions = "random",
         train_directions: bool = True,
         side: Side = "add",
@@ -60,8 +62,7 @@ class LowRank(Perturbation):
             raise ArgumentError.of("directions", "random or informed", repr(directions))
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
             raise ArgumentError.of("rank", "an integer >= 1", repr(rank))
-        if not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
-            raise ArgumentError.of("scale", "a positive number", repr(scale))
+        check_scale(scale)
         self.rank, self.scale, self.side = rank, scale, side
         self.informed = directions == "informed"
         self.sketch: GradientSketch | None = None
@@ -69,9 +70,29 @@ class LowRank(Perturbation):
         self.u = nn.Parameter(base.new_zeros(*batch, inputs if side == "right" else outputs, rank))
         self.v = nn.Parameter(base.new_zeros(*batch, outputs if side == "left" else inputs, rank))
         self.v.requires_grad_(train_directions)
+        self.register_buffer("gain", base.real.new_ones(*batch, 1, 1))
+        self.set_gain(base)
         self.reset(torch.default_generator)
 
+    @property
+    def moving(self) -> Tensor:
+        """g U."""
+        return self.u if self.scale == 1 else self.u * self.gain
+
+    @torch.no_grad()
+    def set_gain(self, base: Tensor) -> None:
+        """Fit g to a base that was admitted."""
+        if self.scale is None:
+            self.gain.copy_(self.natural_gain(base)[..., None, None])
+        else:
+            self.gain.fill_(self.scale)
+
     # --- what a property defines ------------------------------------------------------------------------------------
+
+    def natural_gain(self, base: Tensor) -> Tensor:
+        """The g that is used if `scale` is None, `(...)`."""
+        gain = low_rank_gain(self.u.shape[-2], self.v.shape[-2], self.rank)
+        return gain * (size_of(base) if self.side == "add" else torch.ones_like(self.skips))
 
     def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """P and Q, pure functions of U and V in any dtype. U and V themselves by default."""
@@ -80,7 +101,7 @@ class LowRank(Perturbation):
     def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """P and Q in the dtype of the base, on which they may depend, too. Whoever makes use of that also overrides
         `additive_factors` or `propose`, which make merges."""
-        return self.factors(self.u, self.v)
+        return self.factors(self.moving, self.v)
 
     # --- R_B --------------------------------------------------------------------------------------------------------
 
@@ -93,7 +114,7 @@ class LowRank(Perturbation):
     @torch.no_grad()
     def additive_factors(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """U', V' in float64 with R_B(A) = A + U' V'ᵀ, for merges."""
-        p, q = self.factors(linalg.in_double(self.u), linalg.in_double(self.v))
+        p, q = self.factors(linalg.in_double(self.moving), linalg.in_double(self.v))
         if self.side == "left":
             q = linalg.in_double(base).mT @ q
         elif self.side == "right":
@@ -161,7 +182,7 @@ class LowRank(Perturbation):
                 usable = seen.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
                 first = slice(seen.shape[-1])  # all, unless k > n: the rest is random then
                 drawn[..., first] = torch.where(usable, seen, drawn[..., first])
-            self.v.copy_(self.scale * drawn)
+            self.v.copy_(drawn)
 
     def _normal(self, generator: torch.Generator) -> Tensor:
         return torch.randn(self.v.shape, generator=generator, dtype=torch.float64)
@@ -179,7 +200,7 @@ class LowRank(Perturbation):
     def candidate(self, base: Tensor) -> Tensor:
         """R_B(A) for a merge, in the base's own dtype: the factors are small numbers beside A."""
         exact = linalg.at_least_single(base)
-        p, q = (factor.to(exact.dtype) for factor in self.factors(linalg.in_double(self.u), linalg.in_double(self.v)))
+        p, q = (factor.to(exact.dtype) for factor in self.factors(linalg.in_double(self.moving), linalg.in_double(self.v)))
         return self.moved(exact, p, q).to(base.dtype)
 
     def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,4 +208,7 @@ class LowRank(Perturbation):
         return {"u": torch.linalg.pinv(linalg.in_double(previous["v"])) @ linalg.in_double(self.v)}
 
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, scale={self.scale:g}"
+        return f"rank={self.rank}{self.scale_repr()}"
+
+    def scale_repr(self) -> str:
+        return "" if self.scale is None else f", scale={self.scale:g}"

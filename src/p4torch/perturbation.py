@@ -87,6 +87,9 @@ class Perturbation(nn.Module):
     def adapt(self, base: Tensor) -> None:
         """After directions were redrawn: fit them to the base, in place, if they depend on it. Nothing by default."""
 
+    def set_gain(self, base: Tensor) -> None:
+        """Called when a base is admitted, for a step size that depends on it. Nothing by default."""
+
     def limit(self) -> None:
         """Called after each optimizer step: pull B back, in place, where a step has led too far. Nothing by default."""
 
@@ -132,6 +135,11 @@ class Perturbation(nn.Module):
         """sign det R_B(A), `(...)`."""
         return linalg.slogdet(self(base))[0].to(base.dtype)
 
+    @classmethod
+    def property_name(cls) -> str:
+        """The name of the property, for messages."""
+        return cls.__name__
+
     # --- admission ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -144,12 +152,13 @@ class Perturbation(nn.Module):
         if not defect <= torch.finfo(tensor.dtype).eps ** 0.5:
             tensor = self.project(tensor)
             warnings.warn(
-                f"`tensor` does not lie in the set of {type(self).__name__} (defect {defect:.3g}): projected onto it",
+                f"`tensor` does not lie in the set of {self.property_name()} (defect {defect:.3g}): projected onto it",
                 ProjectionWarning,
                 stacklevel=2,
             )
         tensor = tensor.clone(memory_format=torch.contiguous_format)  # merges write into it
         self.refresh(tensor)
+        self.set_gain(tensor)
         self.reset(None)
         return tensor
 

@@ -170,6 +170,34 @@ class TrackedInverse(nn.Module):
             sign, logabsdet = torch.where(loose, exact_sign, sign), torch.where(loose, exact_logabsdet, logabsdet)
         return TrackedUpdate(rounded, inverse, logabsdet, sign, change, residual)
 
+    @torch.no_grad()
+    def follow(
+        self, base: Tensor, inverse: Tensor, sign: Tensor, change: Tensor, order: int, turn: int, dtype: torch.dtype
+    ) -> TrackedUpdate:
+        """The update for a new base whose inverse and log|det| are known in float64 up to the rounding that is tracked:
+        A' = L A R with X' = R⁻¹ X L⁻¹ and log|det A'| = log|det A| + `change`, say.
+
+        As in `propose`, rounding A' moves log|det| by tr(X' δ), some columns of the inverse are corrected in turn, or
+        all of them where a probe finds more drift than rounding explains."""
+        probes, rounded, stored = _probes(base), base.to(dtype), inverse.to(dtype)
+        trace = (inverse.mT * (rounded.double() - base)).sum((-2, -1))
+        signs, logabsdet = self.sign * sign, self.logabsdet + change + trace
+        part = _part(base.shape[-1], turn)
+        off = _off(rounded.double() @ stored[..., part].double(), part)
+        probed, unit = linalg.probe_residual(rounded, stored, probes)
+        residual = torch.maximum(probed, off.abs().amax((-2, -1)))
+        rounding = _rounding(rounded) * unit
+        drifted = ~(residual <= rounding) & change.isfinite() & unit.isfinite()
+        _improve(stored, part, off, ~drifted & (residual <= CONVERGENT))
+        if bool(drifted.any()):
+            stored = _corrected(rounded, stored, order, rounding, drifted)
+            residual = linalg.probe_residual(rounded, stored, probes)[0]
+        loose = ~(residual <= LOOSE) & change.isfinite()
+        if bool(loose.any()):
+            exact_sign, exact_logabsdet = linalg.one_by_one(torch.linalg.slogdet, rounded.double())
+            signs, logabsdet = torch.where(loose, exact_sign, signs), torch.where(loose, exact_logabsdet, logabsdet)
+        return TrackedUpdate(rounded, stored, logabsdet, signs, change, residual)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrackedInverse:
         """Move with the module, but keep the scalars in float64."""
         before, dtype = {name: getattr(self, name) for name in _SCALARS}, self.inverse.dtype

@@ -13,6 +13,7 @@ from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.fused_run import Kind, Step
 from p4torch.perturbation import Perturbation
 from p4torch.properties import Invertible
+from p4torch.properties.invertible import LowRankInvertible
 from p4torch.sites import lookup, perturb
 from p4torch.tracking import TrackedInverse
 
@@ -101,13 +102,13 @@ class InvertibleLinear(Bijection):
 
     def step(self, inverse: bool = False) -> Step | None:
         perturbation, base = lookup(self, "weight")
-        if type(perturbation) is not Invertible or perturbation.form != "additive" or base.requires_grad:
+        if type(perturbation) is not LowRankInvertible or perturbation.form != "additive" or base.requires_grad:
             return None
         if perturbation.sketch is not None:  # it looks at the gradient of this layer
             return None
         tracked = cast(TrackedInverse, perturbation._modules["tracked"]).current(base)
         own, bias = perturbation._parameters, self._parameters.get("bias")  # by attribute it takes ten times as long
-        tensors = (base, tracked._parameters["inverse"], own["u"], own["v"], *(() if bias is None else (bias,)))
+        tensors = (base, tracked._parameters["inverse"], perturbation.moving, own["v"], *(() if bias is None else (bias,)))
         logabsdet = cast(Tensor, tracked._buffers["logabsdet"])
         kind: Kind = "unlinear" if inverse else "linear"
         return Step(kind, self.features, cast("tuple[Tensor, ...]", tensors), -logabsdet if inverse else logabsdet)

@@ -6,6 +6,8 @@ from p4torch.properties.invertible import Invertible
 from p4torch.properties.nonnegative import Nonnegative
 from p4torch.properties.orthogonal import Orthogonal
 from p4torch.properties.positive import PositiveDefinite
+from p4torch.properties.singular_values import FixedSingularValues
+from p4torch.properties.special_unitary import SpecialUnitary
 from p4torch.properties.spectral import SpectralBound
 from p4torch.properties.spectrum import FixedSpectrum
 from p4torch.properties.stochastic import Stochastic
@@ -16,6 +18,7 @@ from p4torch.properties.update import LowRankUpdate
 
 __all__ = [
     "FixedRank",
+    "FixedSingularValues",
     "FixedSpectrum",
     "Invertible",
     "LinearSubspace",
@@ -23,6 +26,7 @@ __all__ = [
     "Nonnegative",
     "Orthogonal",
     "PositiveDefinite",
+    "SpecialUnitary",
     "SpectralBound",
     "Stochastic",
     "Symplectic",

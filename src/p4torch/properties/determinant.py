@@ -1,41 +1,46 @@
-"""Volume-preserving matrices: determinant 1, kept by shears."""
+"""Volume-preserving matrices: determinant 1, by traceless exponentials or shears."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p4torch import linalg, rows
+from p4torch.algebras import UNIT_DETERMINANT
+from p4torch.blocks import Block, Blocks
 from p4torch.directions import of_matrix, of_rows
 from p4torch.errors import ArgumentError
-from p4torch.low_rank import Directions, LowRank
+from p4torch.low_rank import LowRank, Side
 from p4torch.merging import Proposal, Veto
 from p4torch.properties.checks import RESIDUAL_BOUND, check_nonsingular
 from p4torch.properties.volume import rescaled, unit_volume
-from p4torch.tracking import TrackedInverse
+from p4torch.properties.following import followed
+from p4torch.shaped import Shaped
+from p4torch.tracking import TrackedInverse, TrackedUpdate
 
 #: Of the iterative inversion that corrects the inverse.
 ORDER = 7
 
 
-class UnitDeterminant(LowRank):
-    """S = SL(n) = {A : det A = 1}, with A⁻¹ tracked; U, V `(..., n, k)`, k < n.
+class UnitDeterminant(Shaped):
+    """S = SL(n) = {A : det A = 1}, with A⁻¹ tracked.
 
-        R_B(A) = A (I + U' Vᵀ),   U' = U - V (VᵀV)⁻¹ VᵀU,   so that VᵀU' = 0
+        blocks:    R_B(A) = A exp(X),  X = P blockdiag(g (B_i - tr(B_i)/b I)) Pᵀ,  tr X = 0
+        low rank:  R_B(A) = A (I + g U' Vᵀ),  U' = U - V (VᵀV)⁻¹ VᵀU,  so that VᵀU' = 0;  U, V `(..., n, k)`, k < n
 
-    A product of k shears: (U' Vᵀ)² = 0, hence I + U' Vᵀ = exp(U' Vᵀ), det R_B(A) = det A exactly and
-    R_B(A)⁻¹ = (I - U' Vᵀ) A⁻¹, whatever B is. These are the exponentials exp(U Vᵀ) with tr(VᵀU) = 0 that need no matrix
-    exponential: a part of them which is closed under merges. B₀ is U = 0 and V ~ `scale` · N(0, 1), where B moves A in
-    k(n - k) directions.
+    Either has determinant 1 times det A, exactly, whatever B is. The second is a product of k shears: (U' Vᵀ)² = 0,
+    hence I + U' Vᵀ = exp(U' Vᵀ) and R_B(A)⁻¹ = (I - g U' Vᵀ) A⁻¹ without a matrix exponential. B₀ is B = 0, where B
+    moves A in m (b² - 1) directions, or U = 0 and V ~ N(0, 1), where it does in k(n - k).
 
-    Tracked: A⁻¹, and log|det A| as rounding leaves it; log|det| = 0 and sign = 1 are constants. A step costs O(n²k), a
-    merge O(n²k): it updates the inverse by the Woodbury identity, and scales A by det(A)^(-1/n) where log|det A| has
-    drifted by more than rounding. `correct` makes a step of the iterative inversion, O(n³).
+    Tracked: A⁻¹, and log|det A| as rounding leaves it; log|det| = 0 and sign = 1 are constants. A step costs O(n²k) or
+    O(n²b), and so does a merge, which updates the inverse and scales A by det(A)^(-1/n) where log|det A| has drifted by
+    more than rounding. `correct` makes a step of the iterative inversion, O(n³).
 
     Args:
         base: `(..., n, n)`, n >= 2, of positive determinant; scaled to determinant 1 if it has another one.
-        rank: k, 1 <= k < n. 2nk numbers train.
-        scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
+        rank, block, side, scale, directions, train_directions: see `p4torch.shaped.Shaped`; 1 <= k < n, 2 <= b.
 
     Raises:
         ArgumentError: for a base that is not square, real, finite and nonsingular, or with det < 0: no small change
@@ -44,48 +49,26 @@ class UnitDeterminant(LowRank):
     Source: Hall (2015), Lie Groups, Lie Algebras, and Representations, section 2, for SL(n) and nilpotent exponentials.
     """
 
-    def __init__(
-        self,
-        base: Tensor,
-        rank: int = 1,
-        *,
-        scale: float = 1.0,
-        directions: Directions = "random",
-        train_directions: bool = True,
-    ) -> None:
-        super().__init__(
-            base, rank, scale=scale, directions=directions, train_directions=train_directions, side="right"
-        )
+    def __init__(self, base: Tensor, rank: int | None = None, **options: Any) -> None:
+        super().__init__(base, rank, **options)
         check_nonsingular(base)
-        if rank >= base.shape[-1]:
+        if rank is not None and rank >= base.shape[-1]:
             raise ArgumentError.of("rank", f"less than n = {base.shape[-1]}", rank)
+        if rank is None and base.shape[-1] < 2:
+            raise ArgumentError.of("base", "of size 2 at least", tuple(base.shape))
         self.tracked = TrackedInverse(base)
 
-    # --- R_B and what follows from it, O(n²k) -----------------------------------------------------------------------
+    def factors_act(self, base: Tensor) -> Side:
+        return "right"
 
-    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        with linalg.full_precision(u.device):
-            return u - v @ linalg.solve(v.mT @ v, v.mT @ u), v
+    def tracked_update(self, base: Tensor) -> TrackedUpdate:
+        """What a merge makes of the base and of all that is tracked."""
+        raise NotImplementedError
 
-    def solve(self, base: Tensor, y: Tensor) -> Tensor:
-        with linalg.full_precision(base.device):
-            p, q = self.factors(self.u, self.v)
-            inverse = self.tracked.current(base).inverse
-            x = rows.shift(linalg.rows_times(y.to(base.dtype), inverse), -p, q)
-        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to A⁻¹ at the end of an interval, too
-            back = of_matrix(inverse.mT)
-            self.sketch.see(x, lambda g: self.acting(base, back @ of_rows(-g, x.detach(), base.dim() > 2)))
-        return x
+    # --- inverse and determinant --------------------------------------------------------------------------------------
 
-    def inverse(self, base: Tensor) -> Tensor:
-        with linalg.full_precision(base.device):
-            inverse = self.tracked.current(base).inverse
-            p, q = self.factors(self.u, self.v)
-            found = linalg.add_low_rank(inverse, -p, linalg.thin(inverse.mT, q))
-        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
-            back = of_matrix(inverse.mT)
-            self.sketch.see(found, lambda g: self.acting(base, back @ of_matrix(-g) @ back))
-        return found
+    def base_inverse(self, base: Tensor) -> Tensor:
+        return self.tracked.current(base).inverse
 
     def logabsdet(self, base: Tensor) -> Tensor:
         """0, whatever B is."""
@@ -117,8 +100,7 @@ class UnitDeterminant(LowRank):
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
-        tracked = self.tracked.current(base)
-        update = tracked.propose(base, *self.additive_factors(base), ORDER, int(self.attempts))
+        tracked, update = self.tracked.current(base), self.tracked_update(base)
         assert update.base is not None and update.inverse is not None
         candidate, inverse, logabsdet = rescaled(update.base, update.inverse, update.logabsdet, base.dtype)
         vetoes = [
@@ -136,3 +118,51 @@ class UnitDeterminant(LowRank):
         parts = rescaled(base.double(), tracked.inverse.double(), tracked.logabsdet, base.dtype)
         for tensor, value in zip((base, tracked.inverse, tracked.logabsdet), parts, strict=True):
             tensor.copy_(value)
+
+
+class BlockUnitDeterminant(UnitDeterminant, Blocks):
+    """Blocks in sl(b)."""
+
+    algebra = UNIT_DETERMINANT
+
+    def _blocks_of(self, base: Tensor, size: int, block: Block | None) -> nn.Parameter:
+        if block == 1:
+            raise ArgumentError.of("block", "at least 2: det = 1 leaves nothing to train in blocks of 1", block)
+        return super()._blocks_of(base, size, block)
+
+    def tracked_update(self, base: Tensor) -> TrackedUpdate:
+        return followed(self, self.tracked, base, ORDER)
+
+
+class LowRankUnitDeterminant(UnitDeterminant, LowRank):
+    """Products of k shears."""
+
+    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        with linalg.full_precision(u.device):
+            return u - v @ linalg.solve(v.mT @ v, v.mT @ u), v
+
+    def solve(self, base: Tensor, y: Tensor) -> Tensor:
+        with linalg.full_precision(base.device):
+            p, q = self.factors(self.moving, self.v)
+            inverse = self.tracked.current(base).inverse
+            x = rows.shift(linalg.rows_times(y.to(base.dtype), inverse), -p, q)
+        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to A⁻¹ at the end of an interval, too
+            back = of_matrix(inverse.mT)
+            self.sketch.see(x, lambda g: self.acting(base, back @ of_rows(-g, x.detach(), base.dim() > 2)))
+        return x
+
+    def inverse(self, base: Tensor) -> Tensor:
+        with linalg.full_precision(base.device):
+            inverse = self.tracked.current(base).inverse
+            p, q = self.factors(self.moving, self.v)
+            found = linalg.add_low_rank(inverse, -p, linalg.thin(inverse.mT, q))
+        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
+            back = of_matrix(inverse.mT)
+            self.sketch.see(found, lambda g: self.acting(base, back @ of_matrix(-g) @ back))
+        return found
+
+    def tracked_update(self, base: Tensor) -> TrackedUpdate:
+        return self.tracked.current(base).propose(base, *self.additive_factors(base), ORDER, int(self.attempts))
+
+
+UnitDeterminant.shapes = (BlockUnitDeterminant, LowRankUnitDeterminant)

@@ -1,16 +1,18 @@
-"""Invertible matrices with their inverse and determinant: the paper's P4Inv, of any rank and in two forms."""
+"""Invertible matrices with their inverse and determinant: the paper's P4Inv, and relative moves by blocks."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from p4torch import linalg, rows
+from p4torch.algebras import GENERAL, GENERAL_EXPONENTIAL
+from p4torch.blocks import Blocks
 from p4torch.directions import Maps, of_matrix, of_rows
 from p4torch.errors import ArgumentError
-from p4torch.low_rank import Directions, LowRank
+from p4torch.low_rank import LowRank, Side
 from p4torch.merging import Decision, MergeReport, Proposal, Veto
 from p4torch.properties.checks import (
     RESIDUAL_BOUND,
@@ -22,34 +24,34 @@ from p4torch.properties.checks import (
     singular,
     veto_outside,
 )
-from p4torch.tracking import TrackedInverse
+from p4torch.properties.following import followed
+from p4torch.shaped import Shaped
+from p4torch.tracking import TrackedInverse, TrackedUpdate
 
-#: Bounds of log|det R_B(A)| for n <= 64. It is a sum over n singular values: beyond, the bounds grow with n.
-LOGABSDET_BOUNDS, LOGABSDET_SIZE = (-2.5, 15.5), 64
 
+class Invertible(Shaped):
+    """S = GL(n), with A⁻¹, log|det A| and sign det A tracked. Blocks B_i `(b, b)`, or U, V `(..., n, k)`:
 
-class Invertible(LowRank):
-    """S = GL(n), with A⁻¹, log|det A| and sign det A tracked; U, V `(..., n, k)`.
+        additive:     R_B(A) = A (I + P blockdiag(g B_i) Pᵀ)         or  A + g U Vᵀ    (k = 1: equations 3 and 4)
+        exponential:  R_B(A) = A P blockdiag(exp(g B_i)) Pᵀ          or  A exp(g U Vᵀ) = A (I + g U φ₁(g VᵀU) Vᵀ)
 
-        additive:     R_B(A) = A + U Vᵀ                                 (k = 1: equations 3 and 4 of the paper)
-        exponential:  R_B(A) = A exp(U Vᵀ) = A (I + U φ₁(VᵀU) Vᵀ)       (stays in its component of GL(n))
-
-    B₀ is U = 0 and V ~ `scale` · N(0, 1). Near B₀ the matrix moves by dA = dU Vᵀ, so the length of V sets the
-    effective learning rate of the matrix: with Adam, a step of size η in U moves A by about η · `scale` · √(nk) in norm
-    per row. The additive form may cross det = 0 between merges: it comes out right on the other side.
+    B₀ is B = 0, or U = 0 and V ~ N(0, 1). The additive forms may cross det = 0 between merges: they come out right on
+    the other side. The exponential ones stay in their component of GL(n). Blocks of all coordinates move A in all n²
+    directions, like a plain matrix, relative to A: dA = g A dB, a relative gradient.
 
     Args:
         base: `(..., n, n)`, nonsingular.
-        rank: k >= 1. 2nk numbers train instead of n².
+        rank, block, side, scale, directions, train_directions: see `p4torch.shaped.Shaped`. Rank k trains 2nk numbers
+            instead of n²; the paper's are rank=1, scale=1.
         form: "additive" or "exponential".
-        scale, directions, train_directions: see `p4torch.low_rank.LowRank`; the paper's are 1, "random" and True.
-        through: which of the two maps the loss looks at. "inverse" fits directions to W⁻¹ = R_B(A)⁻¹: V <- AᵀV after
-            each redraw, so that U moves W⁻¹ by -U Vᵀ to first order, with the V before, as it otherwise moves W.
-        growth: c, or None. After each optimizer step U <- U · min(1, c / |VᵀU|_F), by a `MergeScheduler`: no interval
-            multiplies the determinant by more than e^(c√k).
+        through: with `rank`, which of the two maps the loss looks at. "inverse" fits directions to W⁻¹ = R_B(A)⁻¹:
+            V <- AᵀV after each redraw, so that U moves W⁻¹ by -U Vᵀ to first order, with the V before, as it otherwise
+            moves W.
+        growth: with `rank`, c, or None. After each optimizer step U <- U · min(1, c / |g VᵀU|_F), by a
+            `MergeScheduler`: no interval multiplies the determinant by more than e^(c√k).
         change_bounds: a merge is skipped (softly) if log|det R_B(A) / det A| leaves them, or None.
-        logabsdet_bounds: the same for log|det R_B(A)|, relative to the matrix that was admitted, or None. By default
-            (-2.5, 15.5), times n/64 for n > 64.
+        logabsdet_bounds: the same for log|det R_B(A)|, relative to the matrix that was admitted, or None. The paper's
+            are (-6, 15.5) and (-2.5, 15.5): they refuse merges that are well conditioned.
         force_every: after this many attempts in a row the two bounds above are ignored once; 0 for never.
         residual_bound: a merge is skipped if the new inverse X has max|A X p - p| above it, p = ±1: the matrix is then
             singular to working precision. Never overridden.
@@ -59,39 +61,26 @@ class Invertible(LowRank):
     Raises:
         ArgumentError: for a base that is not square, not real, not finite or singular; for options out of range.
 
-    Source: Krämer, Köhler and Noé (2020), sections 3.2 and 3.3; defaults of the bounds from the longer paper by the
-    same authors (arXiv 2010.07033), whose layers start at |det A| = 1, where "relative" changes nothing.
+    Source: Krämer, Köhler and Noé (2020), sections 3.2 and 3.3, and arXiv 2010.07033; Gresele et al. (2020) for
+    relative gradients.
     """
 
     def __init__(
         self,
         base: Tensor,
-        rank: int = 1,
+        rank: int | None = None,
         form: Literal["additive", "exponential"] = "additive",
         *,
-        scale: float = 1.0,
-        directions: Directions = "random",
-        train_directions: bool = True,
         through: Literal["forward", "inverse"] = "forward",
         growth: float | None = None,
-        change_bounds: Bounds = (-6.0, 15.5),
-        logabsdet_bounds: Bounds | Literal["default"] = "default",
+        change_bounds: Bounds = None,
+        logabsdet_bounds: Bounds = None,
         force_every: int = 10,
         residual_bound: float = RESIDUAL_BOUND,
         order: int = 7,
         penalty_weight: float = 0.1,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            base,
-            rank,
-            scale=scale,
-            directions=directions,
-            train_directions=train_directions,
-            side="add" if form == "additive" else "right",
-        )
-        if logabsdet_bounds == "default":
-            factor = max(1.0, base.shape[-1] / LOGABSDET_SIZE)
-            logabsdet_bounds = (LOGABSDET_BOUNDS[0] * factor, LOGABSDET_BOUNDS[1] * factor)
         check_options(form, order, change_bounds, logabsdet_bounds)
         check_number("residual_bound", residual_bound, 1e-30)
         if through not in ("forward", "inverse"):
@@ -101,101 +90,38 @@ class Invertible(LowRank):
         check_number("penalty_weight", penalty_weight, 0.0)
         if not isinstance(force_every, int) or force_every < 0:
             raise ArgumentError.of("force_every", "an integer >= 0", repr(force_every))
-        check_nonsingular(base)
         self.form, self.through, self.growth = form, through, growth
+        super().__init__(base, rank, **options)
+        check_nonsingular(base)
         self.change_bounds, self.logabsdet_bounds = change_bounds, logabsdet_bounds
         self.force_every, self.residual_bound = force_every, residual_bound
         self.order, self.penalty_weight = order, penalty_weight
         self.tracked = TrackedInverse(base)
         self.adapt(base)
 
-    # --- R_B and what follows from it, O(n²k) -----------------------------------------------------------------------
+    def factors_act(self, base: Tensor) -> Side:
+        return "add" if self.form == "additive" else "right"
 
-    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return (u, v) if self.form == "additive" else (u @ linalg.phi1(v.mT @ u), v)
+    # --- what a shape defines -----------------------------------------------------------------------------------------
 
-    def solve(self, base: Tensor, y: Tensor) -> Tensor:
-        return self._solve(base, y)[0]
+    def determinant_change(self, base: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """sign and log|det R_B(A) / det A|, `(...)`."""
+        raise NotImplementedError
 
-    def solve_logabsdet(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        x, change = self._solve(base, y)
-        return x, self.tracked.logabsdet.to(base.dtype) + change
+    def tracked_update(self, base: Tensor) -> TrackedUpdate:
+        """What a merge makes of the base and of all that is tracked."""
+        raise NotImplementedError
 
-    def _solve(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows, and log|det R_B(A) / det A|, which comes along."""
-        with linalg.full_precision(base.device):
-            inverse, y = self.tracked.current(base).inverse, y.to(base.dtype)
-            if self.form == "additive":
-                x, change = rows.solve(y, inverse, self.u, self.v)
-            else:
-                x, change = rows.shift(linalg.rows_times(y, inverse), *self.factors(-self.u, self.v)), self._change()
-        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to X at the end of an interval, too
-            back = of_matrix(inverse.mT)
-            self.sketch.see(x, lambda g: self.acting(base, back @ of_rows(-g, x.detach(), base.dim() > 2)))
-            self._see_change(base, change)
-        return x, change
+    # --- inverse and determinant --------------------------------------------------------------------------------------
 
-    def inverse(self, base: Tensor) -> Tensor:
-        with linalg.full_precision(base.device):
-            inverse = self.tracked.current(base).inverse
-            found = self._inverse(inverse)
-        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
-            back = of_matrix(inverse.mT)
-            self.sketch.see(found, lambda g: self.acting(base, back @ of_matrix(-g) @ back))
-        return found
-
-    def _inverse(self, inverse: Tensor) -> Tensor:
-        if self.form == "additive":
-            x_u = linalg.thin(inverse, self.u)
-            z = linalg.solve(linalg.capacitance(x_u, self.v), linalg.thin(inverse.mT, self.v).mT)
-            return linalg.add_low_rank(inverse, -x_u, z.mT)
-        p, q = self.factors(-self.u, self.v)
-        return linalg.add_low_rank(inverse, p, linalg.thin(inverse.mT, q))
+    def base_inverse(self, base: Tensor) -> Tensor:
+        return self.tracked.current(base).inverse
 
     def logabsdet(self, base: Tensor) -> Tensor:
-        known = self.tracked.current(base).logabsdet.to(base.dtype)
-        change = self._change()
-        self._see_change(base, change)
-        return known + change
-
-    def _see_change(self, base: Tensor, change: Tensor) -> None:
-        """The share of log|det| in informed directions: ∂ log|det R| / ∂R = R⁻ᵀ."""
-        if self.sketch is not None:
-            inverse = self.tracked.inverse
-            self.sketch.see(change, lambda g: self.acting(base, of_matrix(g[..., None, None] * inverse.mT)))
+        return self.tracked.current(base).logabsdet.to(base.dtype) + self.determinant_change(base)[1]
 
     def sign(self, base: Tensor) -> Tensor:
-        sign = self.tracked.current(base).sign.to(base.dtype)
-        if self.form == "exponential":
-            return sign
-        with linalg.full_precision(base.device):
-            x_u = linalg.thin(self.tracked.inverse, self.u)
-            return sign * linalg.slogdet(linalg.capacitance(x_u, self.v))[0]
-
-    def _change(self) -> Tensor:
-        """log|det R_B(A) / det A|, `(...)`."""
-        with linalg.full_precision(self.u.device):
-            if self.form == "exponential":
-                return (self.u * self.v).sum((-2, -1))
-            return rows.change(self.tracked.inverse, self.u, self.v)
-
-    # --- directions and steps -----------------------------------------------------------------------------------------
-
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
-        if self.through == "forward":
-            return super().acting(base, gradient)
-        back = of_matrix(base.detach().mT)
-        return back @ -gradient @ back  # ∂L/∂W⁻¹ = -Wᵀ G Wᵀ
-
-    @torch.no_grad()
-    def adapt(self, base: Tensor) -> None:
-        if self.through == "inverse":
-            self.v.copy_(base.mT @ self.v)
-
-    @torch.no_grad()
-    def limit(self) -> None:
-        if self.growth is not None:
-            self.shorten(torch.linalg.matrix_norm(self.v.mT @ self.u), self.growth)
+        return self.tracked.current(base).sign.to(base.dtype) * self.determinant_change(base)[0].detach()
 
     # --- the set ------------------------------------------------------------------------------------------------------
 
@@ -221,7 +147,7 @@ class Invertible(LowRank):
 
     def propose(self, base: Tensor) -> Proposal:
         tracked = self.tracked.current(base)
-        update = tracked.propose(base, *self.additive_factors(base), self.order, int(self.attempts), in_place=True)
+        update = self.tracked_update(base)
         total = update.logabsdet - tracked.admitted
         forced = self.skips + 1 >= self.force_every if self.force_every else torch.zeros_like(self.skips).bool()
         vetoes = [
@@ -258,9 +184,133 @@ class Invertible(LowRank):
     def penalty(self, base: Tensor) -> Tensor:
         """w · Σ (hinge of log|det R_B(A) / det A|)² + (hinge of log|det R_B(A)|)², each beyond its bounds."""
         tracked = self.tracked.current(base)
-        change = self._change()
+        change = self.determinant_change(base)[1]
         total = (tracked.logabsdet - tracked.admitted).to(change.dtype) + change
         return self.penalty_weight * (hinge(change, self.change_bounds) + hinge(total, self.logabsdet_bounds))
 
+
+class BlockInvertible(Invertible, Blocks):
+    """Blocks in gl(b): relative moves, or exponentials."""
+
+    def __init__(self, base: Tensor, rank: None = None, form: Any = "additive", **options: Any) -> None:
+        self.algebra = GENERAL if form == "additive" else GENERAL_EXPONENTIAL
+        for name, default in (("through", "forward"), ("growth", None)):
+            if options.get(name, default) != default:
+                raise ArgumentError.of(name, f"{default!r}, unless `rank` is given", repr(options[name]))
+        super().__init__(base, rank, form, **options)
+
+    def determinant_change(self, base: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        return Blocks.determinant_change(self, base, dtype)
+
+    def affine_logabsdet(self, base: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.affine(base, x, bias), self.logabsdet(base)
+
+    @torch.no_grad()
+    def tracked_update(self, base: Tensor) -> TrackedUpdate:
+        return followed(self, self.tracked, base, self.order)
+
+
+class LowRankInvertible(Invertible, LowRank):
+    """The paper's P4Inv, of any rank and in two forms."""
+
+    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return (u, v) if self.form == "additive" else (u @ linalg.phi1(v.mT @ u), v)
+
+    # --- inverse and determinant, O(n²k) ------------------------------------------------------------------------------
+
+    def solve(self, base: Tensor, y: Tensor) -> Tensor:
+        return self._solve(base, y)[0]
+
+    def solve_logabsdet(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x, change = self._solve(base, y)
+        return x, self.tracked.logabsdet.to(base.dtype) + change
+
+    def _solve(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows, and log|det R_B(A) / det A|, which comes along."""
+        with linalg.full_precision(base.device):
+            inverse, y, u = self.tracked.current(base).inverse, y.to(base.dtype), self.moving
+            if self.form == "additive":
+                x, change = rows.solve(y, inverse, u, self.v)
+            else:
+                x, change = rows.shift(linalg.rows_times(y, inverse), *self.factors(-u, self.v)), self._change()
+        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to X at the end of an interval, too
+            back = of_matrix(inverse.mT)
+            self.sketch.see(x, lambda g: self.acting(base, back @ of_rows(-g, x.detach(), base.dim() > 2)))
+            self._see_change(base, change)
+        return x, change
+
+    def inverse(self, base: Tensor) -> Tensor:
+        with linalg.full_precision(base.device):
+            inverse = self.tracked.current(base).inverse
+            found = self._inverse(inverse, self.moving)
+        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
+            back = of_matrix(inverse.mT)
+            self.sketch.see(found, lambda g: self.acting(base, back @ of_matrix(-g) @ back))
+        return found
+
+    def _inverse(self, inverse: Tensor, u: Tensor) -> Tensor:
+        if self.form == "additive":
+            x_u = linalg.thin(inverse, u)
+            z = linalg.solve(linalg.capacitance(x_u, self.v), linalg.thin(inverse.mT, self.v).mT)
+            return linalg.add_low_rank(inverse, -x_u, z.mT)
+        p, q = self.factors(-u, self.v)
+        return linalg.add_low_rank(inverse, p, linalg.thin(inverse.mT, q))
+
+    def logabsdet(self, base: Tensor) -> Tensor:
+        known = self.tracked.current(base).logabsdet.to(base.dtype)
+        change = self._change()
+        self._see_change(base, change)
+        return known + change
+
+    def sign(self, base: Tensor) -> Tensor:
+        sign = self.tracked.current(base).sign.to(base.dtype)
+        if self.form == "exponential":
+            return sign
+        with linalg.full_precision(base.device):
+            x_u = linalg.thin(self.tracked.inverse, self.moving)
+            return sign * linalg.slogdet(linalg.capacitance(x_u, self.v))[0]
+
+    def determinant_change(self, base: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        change = self._change()
+        return torch.ones_like(change), change
+
+    def _change(self) -> Tensor:
+        """log|det R_B(A) / det A|, `(...)`."""
+        with linalg.full_precision(self.u.device):
+            if self.form == "exponential":
+                return (self.moving * self.v).sum((-2, -1))
+            return rows.change(self.tracked.inverse, self.moving, self.v)
+
+    def tracked_update(self, base: Tensor) -> TrackedUpdate:
+        tracked = self.tracked.current(base)
+        return tracked.propose(base, *self.additive_factors(base), self.order, int(self.attempts), in_place=True)
+
+    # --- directions and steps -----------------------------------------------------------------------------------------
+
+    def _see_change(self, base: Tensor, change: Tensor) -> None:
+        """The share of log|det| in informed directions: ∂ log|det R| / ∂R = R⁻ᵀ."""
+        if self.sketch is not None:
+            inverse = self.tracked.inverse
+            self.sketch.see(change, lambda g: self.acting(base, of_matrix(g[..., None, None] * inverse.mT)))
+
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        if self.through == "forward":
+            return super().acting(base, gradient)
+        back = of_matrix(base.detach().mT)
+        return back @ -gradient @ back  # ∂L/∂W⁻¹ = -Wᵀ G Wᵀ
+
+    @torch.no_grad()
+    def adapt(self, base: Tensor) -> None:
+        if self.through == "inverse":
+            self.v.copy_(base.mT @ self.v)
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        if self.growth is not None:
+            self.shorten(torch.linalg.matrix_norm(self.v.mT @ self.moving), self.growth)
+
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, form={self.form!r}, scale={self.scale:g}"
+        return f"form={self.form!r}, {super().extra_repr()}"
+
+
+Invertible.shapes = (BlockInvertible, LowRankInvertible)

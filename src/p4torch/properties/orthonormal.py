@@ -6,13 +6,29 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.low_rank import LowRank
 from p4torch.merging import Proposal
 from p4torch.properties.drift import polished, repaired
+from p4torch.properties.shapes import check_square
+from p4torch.shaped import Shaped
 
 
-class Orthonormal(LowRank):
-    """S = {A : AᴴA = I}, for wide A {A Aᴴ = I}. A property says which factors lead from S to S."""
+class Orthonormal(Shaped):
+    """S = {A : AᴴA = I}, for wide A {A Aᴴ = I}. A shape says which group elements lead from S to S."""
+
+    def base_inverse(self, base: Tensor) -> Tensor:
+        """Aᴴ."""
+        return base.mH
+
+    def inverse(self, base: Tensor) -> Tensor:
+        """R_B(A)ᴴ."""
+        check_square(base, "an inverse")
+        with linalg.full_precision(base.device):
+            return self(base).mH.resolve_conj()
+
+    def logabsdet(self, base: Tensor) -> Tensor:
+        """0, whatever B is; real."""
+        check_square(base, "a determinant")
+        return torch.zeros_like(self.skips, dtype=base.real.dtype)
 
     def defect(self, tensor: Tensor) -> Tensor:
         """‖AᴴA - I‖ / √p in the Frobenius norm (tall; A Aᴴ for wide ones), O(np²): the mean defect of a column."""

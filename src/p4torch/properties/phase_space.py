@@ -7,6 +7,7 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.errors import ArgumentError
+from p4torch.linalg import form
 
 #: Corrections start from errors ‖MᵀJM - J‖, or `relative` ones, up to these on; a handful of steps reaches rounding.
 NEAR, NEAR_RELATIVE, STEPS = 0.5, 1e-3, 8
@@ -19,12 +20,6 @@ DRIFT = 32
 
 #: Up to this size every merge corrects the whole matrix; larger ones only where a probe finds more than rounding.
 ALL, PROBES = 64, 2
-
-
-def form(x: Tensor) -> Tensor:
-    """J x for columns x `(..., 2n, k)`."""
-    first, second = x.chunk(2, dim=-2)
-    return torch.cat([second, -first], dim=-2)
 
 
 def form_error(matrix: Tensor) -> Tensor:

@@ -17,6 +17,15 @@ def check_real_matrix(base: Tensor) -> None:
         raise ArgumentError.of("base", "of at least 2 dimensions", tuple(base.shape))
 
 
+def check_complex_matrix(base: Tensor, hint: str) -> None:
+    """Raise ArgumentError for anything but a finite complex tensor `(..., n, m)`; the hint says what real ones have."""
+    check_base(base)
+    if not base.is_complex():
+        raise ArgumentError.of("base", f"complex ({hint})", base.dtype)
+    if base.dim() < 2:
+        raise ArgumentError.of("base", "of at least 2 dimensions", tuple(base.shape))
+
+
 def check_square(base: Tensor, what: str) -> None:
     """Raise ArgumentError where only square matrices have what was asked for."""
     if base.shape[-1] != base.shape[-2]:

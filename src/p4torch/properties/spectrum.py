@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from p4torch import linalg
+from p4torch.algebras import GENERAL_EXPONENTIAL
+from p4torch.block_diagonal import BlockDiagonal
+from p4torch.blocks import Blocks
 from p4torch.directions import Maps, of_matrix
-from p4torch.low_rank import Directions, LowRank
+from p4torch.low_rank import LowRank
 from p4torch.merging import Proposal, Veto
 from p4torch.properties.precise import Precise
 from p4torch.properties.shapes import check_real_matrix, check_square
+from p4torch.shaped import Shaped, check_one_side
+from p4torch.step_size import low_rank_gain
 
 #: The invariants that are compared: tr A, tr A², ..., tr A^POWERS.
 POWERS = 4
@@ -22,26 +29,27 @@ GROWTH = 0.5
 CONDITION = 1e6
 
 
-class FixedSpectrum(LowRank):
+class FixedSpectrum(Shaped):
     """S = {T A₀ T⁻¹ : T invertible}, the similarity class of the matrix A₀ `(..., n, n)` that was admitted: eigenvalues
-    stay, eigenvectors train. U, V `(..., n, k)`.
+    stay, eigenvectors train.
 
-        R_B(A) = T A T⁻¹,   T = I + U Vᵀ,   T⁻¹ = I - U K⁻¹ Vᵀ,   K = I + VᵀU
+        R_B(A) = T A T⁻¹
+        blocks:    T = P blockdiag(exp(g B_i)) Pᵀ
+        low rank:  T = I + g U Vᵀ,   T⁻¹ = I - g U K⁻¹ Vᵀ,   K = I + g VᵀU,   U, V `(..., n, k)`
 
-    This is A + P Fᵀ with P = [U, -(A U + U VᵀA U) K⁻¹] and F = [Aᵀ V, V] `(n, 2k)`. B₀ is U = 0 and V ~ `scale` ·
-    N(0, 1); near B₀, dR = dU VᵀA - A dU Vᵀ, which has n dimensions for generic A and one V (none for A = c I, whose
-    class is a point). After each step U is shortened so that ‖VᵀU‖ <= 1/2 (a `MergeScheduler` sees to it).
+    The second is A + P Fᵀ with P = [U, -(A U + U VᵀA U) K⁻¹] and F = [Aᵀ V, V] `(n, 2k)`, for g = 1. B₀ is B = 0, or
+    U = 0 and V ~ N(0, 1), where dR = g (dU VᵀA - A dU Vᵀ) has n dimensions for generic A and one V (none for A = c I,
+    whose class is a point). After each step U is shortened so that ‖g VᵀU‖ <= 1/2 (a `MergeScheduler` sees to it).
 
     Tracked: A in double precision, in which merges are made, so that rounding does not add up: the base is always one
-    rounding away from the class. log|det A| and its sign are constants. A step costs O(n²k), a merge O(n²k) in float64.
-    Assigning another tensor (`layer.weight = X`) admits another class. A class is unbounded: where the loss does not
-    hold it, A may grow until its eigenvalues are lost in the rounding of its dtype, although the defect, relative to
-    ‖A‖, is small.
+    rounding away from the class. log|det A| and its sign are constants. A step costs O(n²k) or O(n²b), a merge as much
+    in float64. Assigning another tensor (`layer.weight = X`) admits another class. A class is unbounded: where the loss
+    does not hold it, A may grow until its eigenvalues are lost in the rounding of its dtype, although the defect,
+    relative to ‖A‖, is small.
 
     Args:
         base: `(..., n, n)`; every one is an element of its own class.
-        rank: k >= 1. 2nk numbers train.
-        scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
+        rank, block, scale, directions, train_directions: see `p4torch.shaped.Shaped`; there is one side only.
 
     Raises:
         ArgumentError: for a base that is not a real, finite, square matrix.
@@ -52,41 +60,12 @@ class FixedSpectrum(LowRank):
 
     traces: Tensor
 
-    def __init__(
-        self,
-        base: Tensor,
-        rank: int = 1,
-        *,
-        scale: float = 1.0,
-        directions: Directions = "random",
-        train_directions: bool = True,
-    ) -> None:
+    def __init__(self, base: Tensor, rank: int | None = None, **options: Any) -> None:
         check_real_matrix(base)
         check_square(base, "a spectrum")
-        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="add")
+        super().__init__(base, rank, **options)
         self.exact, self.invariants = Precise(base), Precise(_traces(base))
         self.determinant = Precise(torch.stack(linalg.one_by_one(torch.linalg.slogdet, base.double())))
-
-    # --- R_B and what follows from it, O(n²k) -----------------------------------------------------------------------
-
-    def conjugated(self, base: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """P and F."""
-        with linalg.full_precision(base.device):
-            moved, seen = linalg.thin(base, u), linalg.thin(base.mT, v)
-            right = moved + u @ (seen.mT @ u)
-            return torch.cat([u, -linalg.solve_rows(linalg.capacitance(u, v).mT, right)], -1), torch.cat([seen, v], -1)
-
-    def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conjugated(base, self.u, self.v)
-
-    @torch.no_grad()
-    def additive_factors(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conjugated(self.exact.value, self.u.double(), self.v.double())
-
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
-        """∂L/∂(U Vᵀ) = G Aᵀ - Aᵀ G near B₀."""
-        transposed = of_matrix(base.detach().mT)
-        return gradient @ transposed + -(transposed @ gradient)
 
     def logabsdet(self, base: Tensor) -> Tensor:
         """That of A₀, whatever B is."""
@@ -95,10 +74,13 @@ class FixedSpectrum(LowRank):
     def sign(self, base: Tensor) -> Tensor:
         return self.determinant.value[0].to(base.dtype)
 
-    @torch.no_grad()
-    def limit(self) -> None:
-        product = linalg.at_least_single(self.v).mT @ linalg.at_least_single(self.u)
-        self.shorten(torch.linalg.matrix_norm(product), GROWTH)
+    def condition(self) -> Tensor:
+        """An upper bound `(...)` of the condition number of T."""
+        raise NotImplementedError
+
+    def moved_exactly(self, base: Tensor) -> Tensor:
+        """R_B(A) in float64, from the exact A."""
+        raise NotImplementedError
 
     # --- the set ------------------------------------------------------------------------------------------------------
 
@@ -131,18 +113,82 @@ class FixedSpectrum(LowRank):
 
     @torch.no_grad()
     def propose(self, base: Tensor) -> Proposal:
-        u, v = self.u.double(), self.v.double()
-        moved = linalg.add_low_rank(self.exact.value, *self.additive_factors(base))
-        inverse, _ = torch.linalg.inv_ex(linalg.capacitance(u, v))
-        size = torch.linalg.matrix_norm(u) * torch.linalg.matrix_norm(v)
-        condition = (1 + size) * (1 + size * torch.linalg.matrix_norm(inverse))  # at least that of T
-        veto = Veto("I + U Vᵀ is nearly singular", ~(condition <= CONDITION))
+        moved = self.moved_exactly(base)
+        veto = Veto("T is nearly singular", ~(self.condition() <= CONDITION))
         return Proposal(moved.to(base.dtype), [(self.exact.value, moved)], [veto])
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
         """The base from its exact twin."""
         base.copy_(self.exact.value)
+
+
+class BlockFixedSpectrum(FixedSpectrum, Blocks):
+    """Similarity transformations by blocks in gl(b)."""
+
+    algebra = GENERAL_EXPONENTIAL
+
+    def __init__(self, base: Tensor, rank: None = None, **options: Any) -> None:
+        check_one_side(options, "acts on both, as T and T⁻¹")
+        super().__init__(base, rank, **options)
+
+    def element(self, name: str, dtype: torch.dtype | None = None, inverse: bool = False) -> BlockDiagonal | None:
+        """T on the left, T⁻¹ on the right."""
+        return super().element("right", dtype, inverse if name == "left" else not inverse)
+
+    def condition(self) -> Tensor:
+        """Π ‖exp(±X)‖ <= exp(2 max ‖X_i‖)."""
+        x = self.algebra_blocks("right", torch.float64)
+        assert x is not None
+        return (2 * torch.linalg.matrix_norm(x).amax(-1)).exp()
+
+    def moved_exactly(self, base: Tensor) -> Tensor:
+        return self.exact_candidate(self.exact.value)
+
+
+class LowRankFixedSpectrum(FixedSpectrum, LowRank):
+    """Similarity transformations by T = I + g U Vᵀ."""
+
+    def natural_gain(self, base: Tensor) -> Tensor:
+        return low_rank_gain(base.shape[-1], base.shape[-1], self.rank) * torch.ones_like(self.skips)
+
+    def conjugated(self, base: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """P and F."""
+        with linalg.full_precision(base.device):
+            moved, seen = linalg.thin(base, u), linalg.thin(base.mT, v)
+            right = moved + u @ (seen.mT @ u)
+            return torch.cat([u, -linalg.solve_rows(linalg.capacitance(u, v).mT, right)], -1), torch.cat([seen, v], -1)
+
+    def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conjugated(base, self.moving, self.v)
+
+    @torch.no_grad()
+    def additive_factors(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conjugated(self.exact.value, self.moving.double(), self.v.double())
+
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        """∂L/∂(U Vᵀ) = G Aᵀ - Aᵀ G near B₀."""
+        transposed = of_matrix(base.detach().mT)
+        return gradient @ transposed + -(transposed @ gradient)
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        product = linalg.at_least_single(self.v).mT @ linalg.at_least_single(self.moving)
+        self.shorten(torch.linalg.matrix_norm(product), GROWTH)
+
+    @torch.no_grad()
+    def condition(self) -> Tensor:
+        u, v = self.moving.double(), self.v.double()
+        inverse, _ = torch.linalg.inv_ex(linalg.capacitance(u, v))
+        size = torch.linalg.matrix_norm(u) * torch.linalg.matrix_norm(v)
+        return (1 + size) * (1 + size * torch.linalg.matrix_norm(inverse))
+
+    @torch.no_grad()
+    def moved_exactly(self, base: Tensor) -> Tensor:
+        return linalg.add_low_rank(self.exact.value, *self.additive_factors(base))
+
+
+FixedSpectrum.shapes = (BlockFixedSpectrum, LowRankFixedSpectrum)
 
 
 def _traces(matrix: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class Stochastic(LowRank):
 
     def forward(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
-            matrix = self.moved(base, self.u, self.v)
+            matrix = self.moved(base, self.moving, self.v)
         if self.sketch is not None:  # near B₀, ∂L/∂(U Vᵀ) = A ⊙ (G - Σ_j A_ij G_ij); so, too, if doubly, up to columns
             w = matrix.detach()
             self.sketch.see(matrix, lambda g: of_matrix(w * (g - (w * g).sum(-1, keepdim=True))))
@@ -111,7 +111,7 @@ class Stochastic(LowRank):
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
-        exact, tolerance = self.moved(base.double(), self.u.double(), self.v.double()), torch.finfo(base.dtype).eps
+        exact, tolerance = self.moved(base.double(), self.moving.double(), self.v.double()), torch.finfo(base.dtype).eps
         if self.doubly:
             exact = doubly_normalised(exact, tolerance)
         return Proposal(rounded_positive(exact, base.dtype))

@@ -1,14 +1,18 @@
-"""Symplectic matrices: linear canonical maps of phase space, by Cayley transforms of low rank."""
+"""Symplectic matrices: linear canonical maps of phase space, by Cayley transforms."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from p4torch import linalg, rows
+from p4torch.algebras import SYMPLECTIC
+from p4torch.blocks import Blocks
 from p4torch.directions import Maps, of_rows
 from p4torch.errors import ArgumentError
-from p4torch.low_rank import Directions, LowRank
+from p4torch.low_rank import LowRank, Side
 from p4torch.merging import Proposal, Veto
 from p4torch.properties.phase_space import (
     DRIFT,
@@ -20,6 +24,7 @@ from p4torch.properties.phase_space import (
     rotation_of,
 )
 from p4torch.properties.shapes import check_real_matrix, check_square
+from p4torch.shaped import Shaped
 
 #: A merge is refused where the corrected candidate is still this far from S: the square root of single precision.
 DEFECT_BOUND = 3e-4
@@ -28,29 +33,30 @@ DEFECT_BOUND = 3e-4
 GROWTH = 1.0
 
 
-class Symplectic(LowRank):
-    """S = Sp(2n) = {M `(..., 2n, 2n)` : MᵀJM = J}, J = [[0, I], [-I, 0]]; U, V `(..., 2n, k)`.
+class Symplectic(Shaped):
+    """S = Sp(2n) = {M `(..., 2n, 2n)` : MᵀJM = J}, J = [[0, I], [-I, 0]]. A symplectic Q acts:
 
-        R_B(M) = Q M,   Q = (I - S/2)⁻¹ (I + S/2),   S = (U Vᵀ + V Uᵀ) J
+        R_B(M) = M Q  (low rank: Q M),   Q = (I - X/2)⁻¹ (I + X/2),   X Hamiltonian (JX is symmetric)
+        blocks:    X = P blockdiag(g J_b (B_i + B_iᵀ) / 2) Pᵀ, blocks of b/2 pairs of coordinates (j, j + n)
+        low rank:  X = g (U Vᵀ + V Uᵀ) J,   U, V `(..., 2n, k)`
 
-    S is Hamiltonian (JS is symmetric), so Q is symplectic for every B where it exists: Q = I + P Fᵀ with W = [U, V],
+    Q is symplectic for every B where it exists. With k, Q = I + P Fᵀ with W = [g U, V],
 
         P = W C,   F = -J W,   C = (K - WᵀJW / 2)⁻¹ `(2k, 2k)`,   K = [[0, I], [I, 0]].
 
-    It has poles, where S has the eigenvalue 2; after each step U is shortened so that no eigenvalue exceeds 1 (a
-    `MergeScheduler` sees to it). B₀ is U = 0 and V ~ `scale` · N(0, 1), where dQ = (dU Vᵀ + V dUᵀ) J has at least 2n
-    dimensions. Sp(2n) is connected: all of it is within reach.
+    It has poles, where X has the eigenvalue 2; after each step B, or U, is shortened so that no eigenvalue exceeds 1 (a
+    `MergeScheduler` sees to it). B₀ is B = 0, in m b(b+1)/2 dimensions, or U = 0 and V ~ N(0, 1), where dQ has at
+    least 2n. Sp(2n) is connected: all of it is within reach.
 
-    Nothing is tracked: M⁻¹ = -JMᵀJ, det M = 1. A step costs O(n²k), a merge O(n²k) and a correction, O(n³), where a
-    probe of E = MᵀJM - J with random signs finds more than rounding (2n <= 64: always): M <- M (I + JE/2), or where
-    ‖M‖ is so large that this would move M by more than rounding, the least move that makes up for E, by an SVD.
+    Nothing is tracked: M⁻¹ = -JMᵀJ, det M = 1. A step costs O(n²k), or O(n²b), a merge as much and a correction, O(n³),
+    where a probe of E = MᵀJM - J with random signs finds more than rounding (2n <= 64: always): M <- M (I + JE/2), or
+    where ‖M‖ is so large that this would move M by more than rounding, the least move that makes up for E, by an SVD.
     Rounding alone makes E as large as ε‖M‖²: the defect is relative to that.
 
     Args:
         base: `(..., 2n, 2n)`. One that is not symplectic is projected: from near by that correction, else to the
             nearest orthogonal symplectic matrix.
-        rank: k >= 1. 4nk numbers train.
-        scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
+        rank, block, side, scale, directions, train_directions: see `p4torch.shaped.Shaped`; b is even.
 
     Raises:
         ArgumentError: for a base that is not real, finite and square of even size; or that cannot be projected.
@@ -59,55 +65,26 @@ class Symplectic(LowRank):
     their Cayley transforms.
     """
 
-    def __init__(
-        self,
-        base: Tensor,
-        rank: int = 1,
-        *,
-        scale: float = 1.0,
-        directions: Directions = "random",
-        train_directions: bool = True,
-    ) -> None:
+    def __init__(self, base: Tensor, rank: int | None = None, **options: Any) -> None:
         check_real_matrix(base)
         check_square(base, "a symplectic matrix")
         if base.shape[-1] % 2:
             raise ArgumentError.of("base", "of even size, (..., 2n, 2n)", tuple(base.shape))
-        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="left")
+        super().__init__(base, rank, **options)
 
-    # --- R_B and what follows from it, O(n²k) -----------------------------------------------------------------------
+    def factors_act(self, base: Tensor) -> Side:
+        return "left"
 
-    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        with linalg.full_precision(u.device):
-            w = torch.cat([u, v], -1)
-            exact, k = linalg.at_least_single(w), u.shape[-1]
-            turned, ones = form(exact), exact.new_ones(k)
-            core = torch.diag_embed(ones, k) + torch.diag_embed(ones, -k) - exact.mT @ turned / 2
-            return (exact @ torch.linalg.inv_ex(core)[0]).to(w.dtype), -turned.to(w.dtype)
+    # --- what follows from R_B ----------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def limit(self) -> None:
-        """Shorten U where S may have an eigenvalue above `GROWTH`: they are at most ‖UᵀJV‖ + (‖UᵀJU‖ ‖VᵀJV‖)^½."""
-        u, v = linalg.at_least_single(self.u), linalg.at_least_single(self.v)
-        across, own, other = (torch.linalg.matrix_norm(a.mT @ form(b)) for a, b in ((u, v), (u, u), (v, v)))
-        self.shorten(across + (own * other).sqrt(), GROWTH)
-
-    def solve(self, base: Tensor, y: Tensor) -> Tensor:
-        """y R⁻ᵀ = y JᵀRJ."""
-        with linalg.full_precision(base.device):
-            p, q = self.factors(self.u, self.v)
-            turned = _rows_times_form(-y.to(base.dtype))
-            if rows.dense_is_cheaper(turned, base, q.shape[-1]):
-                x = linalg.rows_times(turned, self.moved(base, p, q).mT)
-            else:
-                x = linalg.rows_times(rows.shift(turned, q, p), base.mT)
-        if self.sketch is not None:  # ∂L/∂R = (y Jᵀ)ᵀ g
-            self.sketch.see(x, lambda g: self.acting(base, of_rows(turned.detach(), g, base.dim() > 2)))
-        return _rows_times_form(x)
+    def base_inverse(self, base: Tensor) -> Tensor:
+        """-JMᵀJ."""
+        return form(form(base).mT)
 
     def inverse(self, base: Tensor) -> Tensor:
         """-JRᵀJ."""
         with linalg.full_precision(base.device):
-            return form(form(self(base)).mT)
+            return self.base_inverse(self(base))
 
     def logabsdet(self, base: Tensor) -> Tensor:
         """0, whatever B is."""
@@ -115,11 +92,6 @@ class Symplectic(LowRank):
 
     def sign(self, base: Tensor) -> Tensor:
         return torch.ones_like(self.skips, dtype=base.dtype)
-
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
-        """∂L/∂U = (H + Hᵀ) V near B₀, with H = G Mᵀ Jᵀ."""
-        g = super().acting(base, gradient)
-        return Maps(lambda s: g.times(-form(s)), lambda t: form(g.transposed(t))).symmetric()
 
     # --- the set ------------------------------------------------------------------------------------------------------
 
@@ -152,6 +124,52 @@ class Symplectic(LowRank):
     def correct(self, base: Tensor) -> None:
         """All of M, where the probe finds more than rounding."""
         base.copy_(_corrected(base, int(self.attempts)))
+
+
+class BlockSymplectic(Symplectic, Blocks):
+    """Blocks in sp(b)."""
+
+    algebra = SYMPLECTIC
+
+
+class LowRankSymplectic(Symplectic, LowRank):
+    """Hamiltonian matrices of rank 2k."""
+
+    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        with linalg.full_precision(u.device):
+            w = torch.cat([u, v], -1)
+            exact, k = linalg.at_least_single(w), u.shape[-1]
+            turned, ones = form(exact), exact.new_ones(k)
+            core = torch.diag_embed(ones, k) + torch.diag_embed(ones, -k) - exact.mT @ turned / 2
+            return (exact @ torch.linalg.inv_ex(core)[0]).to(w.dtype), -turned.to(w.dtype)
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Shorten U where X may have an eigenvalue above `GROWTH`: they are at most ‖UᵀJV‖ + (‖UᵀJU‖ ‖VᵀJV‖)^½."""
+        u, v = linalg.at_least_single(self.moving), linalg.at_least_single(self.v)
+        across, own, other = (torch.linalg.matrix_norm(a.mT @ form(b)) for a, b in ((u, v), (u, u), (v, v)))
+        self.shorten(across + (own * other).sqrt(), GROWTH)
+
+    def solve(self, base: Tensor, y: Tensor) -> Tensor:
+        """y R⁻ᵀ = y JᵀRJ."""
+        with linalg.full_precision(base.device):
+            p, q = self.factors(self.moving, self.v)
+            turned = _rows_times_form(-y.to(base.dtype))
+            if rows.dense_is_cheaper(turned, base, q.shape[-1]):
+                x = linalg.rows_times(turned, self.moved(base, p, q).mT)
+            else:
+                x = linalg.rows_times(rows.shift(turned, q, p), base.mT)
+        if self.sketch is not None:  # ∂L/∂R = (y Jᵀ)ᵀ g
+            self.sketch.see(x, lambda g: self.acting(base, of_rows(turned.detach(), g, base.dim() > 2)))
+        return _rows_times_form(x)
+
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        """∂L/∂U = (H + Hᵀ) V near B₀, with H = G Mᵀ Jᵀ."""
+        g = super().acting(base, gradient)
+        return Maps(lambda s: g.times(-form(s)), lambda t: form(g.transposed(t))).symmetric()
+
+
+Symplectic.shapes = (BlockSymplectic, LowRankSymplectic)
 
 
 def _corrected(matrix: Tensor, seed: int) -> Tensor:

@@ -51,7 +51,7 @@ class Masked(LinearSubspace, LowRank, kinds=("lower", "upper", "mask")):
         return base + self.mask * linalg.low_rank(p, q)
 
     def _affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        return linalg.rows_times(x, self.moved(base, self.u, self.v), bias)
+        return linalg.rows_times(x, self.moved(base, self.moving, self.v), bias)
 
     def acting(self, base: Tensor, gradient: Maps) -> Maps:
         """M ∘ G, which takes G itself."""
@@ -88,7 +88,7 @@ class Masked(LinearSubspace, LowRank, kinds=("lower", "upper", "mask")):
     def _diagonal(self, base: Tensor) -> Tensor:
         """Of R_B(A), from the factors, `(..., n)`."""
         check_square(base, "a determinant")
-        change = self.mask.diagonal() * (self.u * self.v).sum(-1)
+        change = self.mask.diagonal() * (self.moving * self.v).sum(-1)
         return base.diagonal(dim1=-2, dim2=-1) + change
 
     # --- the set ------------------------------------------------------------------------------------------------------

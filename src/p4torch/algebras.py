@@ -1,0 +1,184 @@
+"""Matrix groups and their Lie algebras: which matrices a block of B may hold, and the map r from there to the group.
+
+A block is a matrix M `(..., b, b)` of free numbers. `project` takes it to the Lie algebra, X = project(M); `element` maps
+X to the group, r(X), with r(0) = I; `inverse` gives r(X)⁻¹ and `logabsdet` gives log|det r(X)|, exactly, for every X.
+
+    Cayley:       r(X) = (I - X/2)⁻¹ (I + X/2) = 2 (I - X/2)⁻¹ - I     orthogonal, unitary, symplectic groups
+    exponential:  r(X) = exp(X),   log|det r(X)| = tr X                determinant 1, and GL(n) without det < 0
+    relative:     r(X) = I + X                                         GL(n); X may cross det = 0
+
+Source: Hall (2015), Lie Groups, Lie Algebras, and Representations, chapters 2 and 3; Hairer, Lubich and Wanner (2006),
+Geometric Numerical Integration, section IV.8, for Cayley transforms in quadratic groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from p4torch import linalg
+from p4torch.twins import transformed, twin_gradients
+
+#: Largest block of a Cayley transform that is summed as a series on a CPU: LAPACK costs more per small matrix.
+SERIES_SIZE = 64
+
+#: Orders 2^j - 1 of that series, by doubling.
+DOUBLINGS = (2, 3, 4)
+
+
+@dataclass(frozen=True)
+class Algebra:
+    """A group, by its Lie algebra and a map r from there. `paired`: a block consists of pairs of coordinates (i, i + n).
+    `logabsdet` is None where it is 0 for all X, `limit` is the largest Frobenius norm of X that r is defined for."""
+
+    name: str
+    project: Callable[[Tensor], Tensor]
+    element: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor, Tensor], Tensor]
+    logabsdet: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    paired: bool = False
+    limit: float | None = None
+
+
+# --- Lie algebras -------------------------------------------------------------------------------------------------
+
+
+def skew(matrix: Tensor) -> Tensor:
+    """(M - Mᴴ) / 2."""
+    return (matrix - matrix.mH) / 2
+
+
+def traceless(matrix: Tensor) -> Tensor:
+    """M - (tr M / b) I."""
+    return matrix - linalg.eye_like(matrix) * (_trace(matrix) / matrix.shape[-1])[..., None, None]
+
+
+def hamiltonian(matrix: Tensor) -> Tensor:
+    """J (M + Mᵀ) / 2: J times it is symmetric."""
+    return linalg.form(matrix + matrix.mT) / 2
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+# --- maps to the group ----------------------------------------------------------------------------------------------
+
+
+def cayley_reference(x: Tensor) -> Tensor:
+    """2 (I - X/2)⁻¹ - I by LAPACK."""
+    with linalg.full_precision(x.device):
+        exact, identity = linalg.at_least_single(x), linalg.eye_like(linalg.at_least_single(x))
+        inverted = linalg.one_by_one(torch.linalg.inv_ex, identity - exact / 2)[0]
+        return (2 * inverted - identity).to(x.dtype)
+
+
+def cayley(x: Tensor) -> Tensor:
+    """`cayley_reference`, fast: one autograd node and, for small blocks on a CPU, products instead of LAPACK."""
+    plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+    if not plain or transformed():
+        return cayley_reference(x)
+    return _Cayley.apply(x)  # type: ignore[no-untyped-call]
+
+
+class _Cayley(torch.autograd.Function):
+    """With K = (I - X/2)⁻¹, dK = K dX K / 2, so ∂X = Kᵀ ∂R Kᵀ."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        inverted = _resolvent(x / 2)
+        ctx.save_for_backward(x, inverted)
+        result = 2 * inverted
+        result.diagonal(dim1=-2, dim2=-1).sub_(1)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, inverted = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return twin_gradients(cayley_reference, ctx.needs_input_grad, (x,), (g,))
+        return (inverted.mT @ g @ inverted.mT,)
+
+
+def _resolvent(x: Tensor) -> Tensor:
+    """(I - X)⁻¹ `(..., b, b)`. For small blocks on a CPU with ‖X‖ = s < 1 in the Frobenius norm the series
+
+        I + X + ... + X^p = (I + X) (I + X²) (I + X⁴) ...,   p = 2^j - 1,   in 2 (j - 1) products,
+
+    whose remainder X^(p+1) (I - X)⁻¹ has at most the norm s^(p+1) / (1 - s): the first p for which that is below a
+    quarter of a rounding. Where none of the orders is enough, LAPACK."""
+    if x.is_cpu and 1 < x.shape[-1] <= SERIES_SIZE:
+        size = float(torch.linalg.matrix_norm(x).max())
+        for doublings in DOUBLINGS:
+            if size < 1 and size ** (2**doublings) <= (1 - size) * torch.finfo(x.dtype).eps / 4:
+                return _series(x, doublings)
+    return linalg.one_by_one(torch.linalg.inv_ex, linalg.eye_like(x) - x)[0]
+
+
+def _series(x: Tensor, doublings: int) -> Tensor:
+    total = x.clone()
+    total.diagonal(dim1=-2, dim2=-1).add_(1)
+    power = x
+    for _ in range(doublings - 1):
+        power = power @ power
+        total = total + total @ power
+    return total
+
+
+def exponential(x: Tensor) -> Tensor:
+    """exp(X)."""
+    with linalg.full_precision(x.device):
+        return torch.linalg.matrix_exp(linalg.at_least_single(x)).to(x.dtype)
+
+
+def relative(x: Tensor) -> Tensor:
+    """I + X."""
+    return linalg.eye_like(x) + x
+
+
+def _inverted(x: Tensor, element: Tensor) -> Tensor:
+    """r(X)⁻¹ by LAPACK."""
+    exact = linalg.at_least_single(element)
+    return linalg.one_by_one(torch.linalg.inv_ex, exact)[0].to(element.dtype)
+
+
+def _slogdet_relative(x: Tensor) -> tuple[Tensor, Tensor]:
+    return linalg.slogdet(relative(x))
+
+
+def _slogdet_exponential(x: Tensor) -> tuple[Tensor, Tensor]:
+    trace = _trace(x)
+    return torch.ones_like(trace), trace
+
+
+def _transposed(x: Tensor, element: Tensor) -> Tensor:
+    return element.mH
+
+
+#: so(b), to SO(b).
+ORTHOGONAL = Algebra("skew", skew, cayley, _transposed)
+#: u(b), to U(b).
+UNITARY = Algebra("skew-Hermitian", skew, cayley_reference, _transposed)
+#: su(b), to SU(b).
+SPECIAL_UNITARY = Algebra("traceless skew-Hermitian", lambda m: traceless(skew(m)), exponential, _transposed)
+#: sp(b), to Sp(b); the Cayley transform has poles where X has the eigenvalue 2.
+SYMPLECTIC = Algebra(
+    "Hamiltonian",
+    hamiltonian,
+    cayley_reference,
+    lambda x, element: linalg.form(linalg.form(element).mT),
+    paired=True,
+    limit=1.0,
+)
+#: sl(b), to SL(b).
+UNIT_DETERMINANT = Algebra("traceless", traceless, exponential, lambda x, element: exponential(-x))
+#: gl(b), to GL(b), across det = 0.
+GENERAL = Algebra("all", lambda m: m, relative, _inverted, _slogdet_relative)
+#: gl(b), to the component of I in GL(b).
+GENERAL_EXPONENTIAL = Algebra(
+    "all", lambda m: m, exponential, lambda x, element: exponential(-x), _slogdet_exponential
+)

@@ -1,0 +1,94 @@
+"""Properties that a group acts on: they have two shapes of B, and pick one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from p4torch.blocks import Block, Blocks, BlockSide
+from p4torch.errors import ArgumentError
+from p4torch.low_rank import Directions, LowRank, Side
+from p4torch.perturbation import Perturbation
+
+
+class Shaped(Perturbation):
+    """A property with a low-rank and a block shape. The class that a user names makes an instance of one of its two
+    subclasses, by its options:
+
+        Orthogonal(base, rank=2)                  low rank, see `p4torch.low_rank.LowRank`
+        Orthogonal(base, block=32, side="both")   blocks, see `p4torch.blocks.Blocks`
+        Orthogonal(base)                          blocks: of all coordinates up to n = 128, else of 32
+
+    The class itself defines S; a subclass says how B moves within it, and is listed in `shapes`.
+
+    Args:
+        base: `(..., n, m)`.
+        rank: k of the low-rank shape.
+        block: b of the block shape, or "all".
+        side: of the block shape: "left", "right" or "both".
+        scale: of a step, for either shape.
+        directions, train_directions: of the low-rank shape.
+
+    Raises:
+        ArgumentError: for `rank` and `block` together; for an option that the other shape has.
+    """
+
+    shapes: ClassVar[tuple[type[Perturbation], ...]] = ()
+
+    def __new__(cls, base: Any = None, rank: int | None = None, *args: Any, **options: Any) -> Shaped:
+        if "shapes" not in cls.__dict__:  # one of the shapes, or a copy being made
+            return super().__new__(cls)
+        block = options.get("block")
+        if rank is not None and block is not None:
+            raise ArgumentError.of("rank, block", "one of them at most", f"rank={rank!r} and block={block!r}")
+        wanted = Blocks if rank is None else LowRank
+        for shape in cls.shapes:
+            if issubclass(shape, wanted):
+                return super().__new__(shape)
+        raise ArgumentError.of("rank", f"None: {cls.__name__} has block shapes only", repr(rank))
+
+    def __init__(
+        self,
+        base: Tensor,
+        rank: int | None = None,
+        *,
+        block: Block | None = None,
+        side: BlockSide | None = None,
+        scale: float | None = None,
+        directions: Directions = "random",
+        train_directions: bool = True,
+    ) -> None:
+        if isinstance(self, Blocks):
+            for name, value, default in (
+                ("directions", directions, "random"),
+                ("train_directions", train_directions, True),
+            ):
+                if value != default:
+                    raise ArgumentError.of(name, f"{default!r}, unless `rank` is given", repr(value))
+            super().__init__(base, block=block, side=side, scale=scale)  # type: ignore[call-arg]
+        else:
+            if side is not None:
+                raise ArgumentError.of("side", "None, unless `block` is given", repr(side))
+            super().__init__(  # type: ignore[call-arg]
+                base,
+                rank,
+                scale=scale,
+                directions=directions,
+                train_directions=train_directions,
+                side=self.factors_act(base),
+            )
+
+    def factors_act(self, base: Tensor) -> Side:
+        """Where low-rank factors act."""
+        return "add"
+
+    @classmethod
+    def property_name(cls) -> str:
+        return next(kind.__name__ for kind in cls.__mro__ if "shapes" in kind.__dict__)
+
+
+def check_one_side(options: dict[str, Any], what: str) -> None:
+    """Refuse a `side` where a property has one only."""
+    if options.get("side") is not None:
+        raise ArgumentError.of("side", f"None: B {what}", repr(options["side"]))
