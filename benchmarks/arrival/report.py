@@ -16,10 +16,11 @@ from p4torch.training.folder import differences, read_json, writable_folder, wri
 HEAD = """\
 # Does training with the defaults arrive?
 
-"defaults" is `p4.perturb(layer, "weight", p4.X)`, `p4.parameter_groups(model)`, `p4.MergeScheduler(model, optimizer)`, with
-Adam at the learning rate of the other parameters. All ways to train start at the same weights, see the same batches and
-take turns in one process, on one thread. Numbers are medians over seeds (least to largest). Losses are means over the
-last hundredth of the steps. CPU seconds are those of the steps alone, merges and optimizer included, data left out.
+"defaults" is `p4.perturb(layer, "weight", p4.X)`, `p4.parameter_groups(model)`, `p4.MergeScheduler(model, optimizer)`,
+with Adam at the learning rate of the other parameters. All ways to train start at the same weights, see the same
+batches and take turns in one process, on one thread. Numbers are medians over seeds (least to largest). Losses are
+means over the last hundredth of the steps. CPU seconds are those of the steps alone, merges and optimizer included,
+data left out.
 """
 
 
