@@ -34,7 +34,7 @@ def kept(out: Path) -> dict[str, Any]:
     return json.loads((out / "metrics.json").read_text("utf-8"))["tasks"]  # type: ignore[no-any-return]
 
 
-TINY = ("--seeds", "0", "--steps-scale", "0.01", "--sizes", "8")
+TINY = ("--seeds", "0", "--steps-scale", "0.01", "--sizes", "32")
 
 
 @pytest.mark.slow
@@ -94,7 +94,15 @@ def test_options_are_read_and_sorted() -> None:
     assert str(Options.of_text("block=all,every=2")) == "block=all, every=2" and str(Options.of_text("")) == "defaults"
     with pytest.raises(ArgumentError, match="--p4"):
         Options.of_text("=3")
-    assert accepted("Orthogonal", Options({"rank": 2})) and not accepted("Orthogonal", Options({"nonsense": 2}))
+    assert accepted("Orthogonal", Options({"rank": 2}), 4) and not accepted("Orthogonal", Options({"rank": 0}), 4)
+    assert not accepted("Orthogonal", Options({"nonsense": 2}), 4)
+
+
+def test_given_options_are_tried_alone_and_by_all() -> None:
+    given = [way.name for way in rates.ways(Options({"nonsense": 2}))]
+    assert given == ["plain", *(f"p4.{kind}, nonsense=2" for kind in rates.KINDS)]
+    shapes = [way.name for way in rates.ways(Options())]
+    assert {"plain", *(f"p4.{kind}, defaults" for kind in rates.KINDS), "p4.Orthogonal, rank=8"} <= set(shapes)
 
 
 # --- problems -------------------------------------------------------------------------------------------------

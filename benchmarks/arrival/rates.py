@@ -26,8 +26,9 @@ TITLE = "Mean squared error after {steps} steps at every learning rate, and the 
 
 def ways(options: Options) -> list[Way]:
     """The plain layer, and every property in every shape that it has; or with the given options alone."""
-    shapes = SHAPES if str(options) == "defaults" else (options,)
-    return [PLAIN, *(ours(kind, shape) for kind in KINDS for shape in shapes if accepted(kind, shape))]
+    if str(options) != "defaults":
+        return [PLAIN, *(ours(kind, options) for kind in KINDS)]
+    return [PLAIN, *(ours(kind, shape) for kind in KINDS for shape in SHAPES if accepted(kind, shape, min(SIZES)))]
 
 
 def cells(request: Request) -> list[Cell]:

@@ -74,10 +74,10 @@ def ours(kind: str, options: Options) -> Way:
     return Way(f"p4.{kind}, {options}", constrain, kind, options.schedule)
 
 
-def accepted(kind: str, options: Options) -> bool:
-    """Whether the property has these options."""
+def accepted(kind: str, options: Options, features: int) -> bool:
+    """Whether the property has these options, for n x n matrices."""
     try:
-        getattr(p4, kind)(torch.eye(4), **options.perturb)
+        getattr(p4, kind)(torch.eye(features), **options.perturb)
     except (TypeError, ArgumentError):
         return False
     return True
