@@ -75,7 +75,7 @@ COMPARISONS = {
         CAYLEY,
         lambda seed: Recurrent(seed, Copying(30)),
         steps=1000,
-        rates=(1e-3,),
+        rates=(1e-2, 1e-3),
         step_seconds=3e-2,
     ),
     "c": Comparison(
