@@ -54,7 +54,9 @@ def test_a_finished_task_is_kept(tmp_path: Path) -> None:
     first = ("--tasks", "a", "--seeds", "0", "--steps-scale", "0.01")
     assert run(tmp_path, *first)[0] == 0
     before = kept(tmp_path)["a"]
+    (tmp_path / "table.md").unlink()
     code, said = run(tmp_path, *first)
+    assert (tmp_path / "table.md").exists()
     assert code == 0 and "finished already" in said and kept(tmp_path)["a"] == before
     code, said = run(tmp_path, *first, "--p4", "rank=2,every=5")
     assert code == 2 and "--force" in said and kept(tmp_path)["a"] == before
@@ -164,6 +166,13 @@ def test_the_best_rate_is_that_of_the_least_loss() -> None:
     table = rates.table(records)
     assert "| some | 8 | 3 | 1 | not finite | 0.01 |  |" in table
     assert "| some | 16 | 1 | 2 | not finite | 0.001 | 10.0, bar missed |" in table
+
+
+def test_below_rounding_the_first_to_arrive_is_best() -> None:
+    slow = {"loss": 1e-13, "curve": [[15, 1e-3], [300, 1e-13]]}
+    fast = {"loss": 1e-12, "curve": [[15, 1e-9], [300, 1e-12]]}
+    assert rates.best_rate({(1e-3,): [slow], (1e-2,): [fast]}) == 1e-2
+    assert rates.best_rate({(1e-3,): [{"loss": None, "curve": []}]}) is None
 
 
 def test_the_race_prefers_arriving_and_fewer_steps() -> None:

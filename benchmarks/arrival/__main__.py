@@ -109,7 +109,7 @@ def run(names: Sequence[str], request: Request, report: Report, force: bool, con
             progress.finished(name, cell)
         report.add(name, settings, records)
         say(console, report.section(name))
-    say(console, f"written: {report.path}, {report.folder / 'table.md'}")
+    say(console, f"written: {report.path}, {report.write_table()}")
     return 0
 
 

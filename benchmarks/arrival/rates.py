@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,6 +19,8 @@ SHAPES = (Options(), Options({"rank": 8}), Options({"block": 32}), Options({"blo
 SIZES = (32, 128, 512, 1024)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 STEPS = 300
+#: Below this, losses are equal: rounding decides among them.
+FLOOR = 1e-8
 
 #: The best rate may change by this much over all sizes: one step of the grid, which is 3 or 10/3.
 BAR = 10 / 3
@@ -57,7 +60,7 @@ def _run(
 
 def table(records: Sequence[Record]) -> str:
     """For each target a line for each way and size, the best rates beside them."""
-    text = ""
+    text = f"The best rate has the least loss; among losses below {FLOOR:g} it is the first to get there.\n\n"
     for (target,), these in grouped(records, "target").items():
         rates = sorted({record["rate"] for record in these})
         head = ("way", "n", *(f"{rate:g}" for rate in rates), "best rate", "changes by")
@@ -70,17 +73,28 @@ def table(records: Sequence[Record]) -> str:
                 change = _change(list(best.values())) if n == max(lines) else ""
                 rows.append([way, str(n), *losses, "-" if best[n] is None else f"{best[n]:g}", change])
         text += f"Target: {_TARGETS[target]}.\n\n{markdown(head, rows)}\n"
-    return text
+    return text.rstrip("\n") + "\n"
 
 
 _TARGETS = {"rotation": "a random rotation", "update": "the start and a small update of rank 8 (loss 0.1 at the start)"}
 
 
 def best_rate(by_rate: dict[tuple[float, ...], list[Record]]) -> float | None:
-    """The one with the least median of losses; None if none is finite."""
+    """The one with the least median of losses; among those below `FLOOR`, the first to get there. None if no loss is
+    finite."""
     losses = {rate: median(same, "loss") for (rate,), same in by_rate.items()}
-    best = min(losses, key=lambda rate: losses[rate])
+
+    def order(rate: float) -> tuple[float, float]:
+        return max(losses[rate], FLOOR), statistics.median(map(_arrival, by_rate[(rate,)]))
+
+    best = min(losses, key=order)
     return best if math.isfinite(losses[best]) else None
+
+
+def _arrival(record: Record) -> float:
+    """The first step of the recorded curve with a loss below `FLOOR`."""
+    marks = (step for step, loss in record.get("curve", ()) if loss is not None and loss < FLOOR)
+    return float(next(marks, math.inf))
 
 
 def _change(rates: Sequence[float | None]) -> str:

@@ -50,8 +50,13 @@ class Report:
         self.kept[name] = {"title": self.tasks[name].title, "settings": settings, "made": made, "records": records}
         write_compact(self.path, {"tasks": {key: self.kept[key] for key in self.tasks if key in self.kept}})
         self.kept = read_json(self.path)["tasks"]
-        text = self.table()
-        write_whole(self.folder / "table.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        self.write_table()
+
+    def write_table(self) -> Path:
+        """The table of what is there."""
+        text, path = self.table(), self.folder / "table.md"
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return path
 
     def table(self) -> str:
         """All tasks that are there."""
