@@ -126,7 +126,7 @@ def test_views_of_your_own(make: Any) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "view", "message"),
     [
-        (nn.Linear(3, 4), "weight", "rows", "`view` must be one of matrix, stack, tensor, or a pair of functions"),
+        (nn.Linear(3, 4), "weight", "rows", "`view` must be one of matrix, stack, column, tensor, or a pair of func"),
         (nn.Linear(3, 4), "weight", "stack", r"`view` must be matrix.* for \(4, 3\), `weight` of Linear, got 'stack'"),
         (nn.Linear(3, 4), "bias", "matrix", r"`view` must be none for \(4,\), `bias` of Linear, got 'matrix'"),
         (nn.LSTM(3, 4, proj_size=2), "weight_hr_l0", "stack", "`weight_hr_l0` of LSTM, got 'stack'"),

@@ -12,6 +12,7 @@ from p4torch.errors import (
     OptimizerError,
     P4Error,
     ProjectionWarning,
+    PropertyWarning,
     RecoveryWarning,
 )
 from p4torch.joint import Joint, merge
@@ -61,6 +62,7 @@ __all__ = [
     "Perturbation",
     "PositiveDefinite",
     "ProjectionWarning",
+    "PropertyWarning",
     "Proposal",
     "RecoveryWarning",
     "Site",

@@ -179,6 +179,4 @@ UNIT_DETERMINANT = Algebra("traceless", traceless, exponential, lambda x, elemen
 #: gl(b), to GL(b), across det = 0.
 GENERAL = Algebra("all", lambda m: m, relative, _inverted, _slogdet_relative)
 #: gl(b), to the component of I in GL(b).
-GENERAL_EXPONENTIAL = Algebra(
-    "all", lambda m: m, exponential, lambda x, element: exponential(-x), _slogdet_exponential
-)
+GENERAL_EXPONENTIAL = Algebra("all", lambda m: m, exponential, lambda x, element: exponential(-x), _slogdet_exponential)

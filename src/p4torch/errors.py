@@ -28,5 +28,10 @@ class ProjectionWarning(UserWarning):
     """A tensor did not lie in the feasible set and was projected onto it."""
 
 
+class PropertyWarning(UserWarning):
+    """A property holds or trains less than it seems to: entries that never move, a bias beside an equivariant weight, a
+    matrix too large for its dtype."""
+
+
 class RecoveryWarning(UserWarning):
     """Non-finite parameters were found and replaced."""

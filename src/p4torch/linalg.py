@@ -44,6 +44,14 @@ def in_double(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
+def by_largest(tensor: Tensor, dims: tuple[int, ...] = (-2, -1)) -> Tensor:
+    """The tensor in double precision, divided by its largest absolute entry (along `dims`): what is squared after that
+    neither overflows nor vanishes. Zeros stay."""
+    exact = in_double(tensor.detach())
+    size = exact.abs().amax(dims, keepdim=True)
+    return exact / torch.where(size > 0, size, 1.0)
+
+
 def at_least_single(tensor: Tensor) -> Tensor:
     """The tensor, in float32 if its dtype is shorter: LAPACK knows no half precision."""
     return tensor.float() if torch.finfo(tensor.dtype).bits < 32 else tensor

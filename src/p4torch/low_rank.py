@@ -200,7 +200,9 @@ class LowRank(Perturbation):
     def candidate(self, base: Tensor) -> Tensor:
         """R_B(A) for a merge, in the base's own dtype: the factors are small numbers beside A."""
         exact = linalg.at_least_single(base)
-        p, q = (factor.to(exact.dtype) for factor in self.factors(linalg.in_double(self.moving), linalg.in_double(self.v)))
+        p, q = (
+            factor.to(exact.dtype) for factor in self.factors(linalg.in_double(self.moving), linalg.in_double(self.v))
+        )
         return self.moved(exact, p, q).to(base.dtype)
 
     def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:

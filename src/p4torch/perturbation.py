@@ -40,6 +40,8 @@ class Perturbation(nn.Module):
     attempts: Tensor
     skips: Tensor
     trainable: bool = True
+    #: What warnings call the tensor: its path, once `p4torch.perturb` has put the perturbation there.
+    tensor_name: str = "tensor"
 
     def __init__(self, base: Tensor) -> None:
         super().__init__()
@@ -148,19 +150,29 @@ class Perturbation(nn.Module):
         resets B (directions stay), and refreshes what is tracked. Called by `layer.weight = tensor`."""
         check_fits(tensor, "tensor", self.base_shape, self.own_parameters())
         check_base(tensor, "tensor")
-        defect = float(self.defect(tensor).max())
+        defect = float(self.defect(tensor).nan_to_num(nan=torch.inf, posinf=torch.inf).max())
         if not defect <= torch.finfo(tensor.dtype).eps ** 0.5:
-            tensor = self.project(tensor)
+            tensor, what = self._projected(tensor), f"the set of {self.property_name()} (defect {defect:.3g})"
             warnings.warn(
-                f"`tensor` does not lie in the set of {self.property_name()} (defect {defect:.3g}): projected onto it",
-                ProjectionWarning,
-                stacklevel=2,
+                f"`{self.tensor_name}` does not lie in {what}: projected onto it", ProjectionWarning, stacklevel=2
             )
         tensor = tensor.clone(memory_format=torch.contiguous_format)  # merges write into it
         self.refresh(tensor)
         self.set_gain(tensor)
         self.reset(None)
         return tensor
+
+    def _projected(self, tensor: Tensor) -> Tensor:
+        projected = self.project(tensor)
+        if bool(self.defect(projected).isnan().any()) or not bool(projected.isfinite().all()):
+            came = f"entries up to {float(tensor.abs().max()):.3g}, with which the projection overflows"
+            raise ArgumentError.of("tensor", f"one that can be projected onto the set of {self.property_name()}", came)
+        return projected
+
+    def concern(self, module: nn.Module, tensor_name: str) -> str | None:
+        """What keeps a module from having the property of its tensor, in a sentence that `perturb` warns of. None by
+        default: nothing does."""
+        return None
 
     # --- the merge ------------------------------------------------------------------------------------------------
 

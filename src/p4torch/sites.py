@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from p4torch.attaching import attach, detach
 from p4torch.checkpoints import guard_checkpoints as guard_checkpoints
 from p4torch.checkpoints import unguard_checkpoints
-from p4torch.errors import ArgumentError, OptimizerError
+from p4torch.errors import ArgumentError, OptimizerError, PropertyWarning
 from p4torch.linear import sole_perturbation
 from p4torch.merging import Agreement, MergeReport
 from p4torch.perturbation import Perturbation, Unperturbed
@@ -120,8 +121,9 @@ def perturb(
         view: which matrices `(..., n, m)` the property acts on. By default the tensor as it is: a matrix, or a stack
             of them in its last two dimensions; of the kernel of a convolution "matrix". "matrix": the first dimension
             and all others; of a kernel `(out, rest)`. "stack": the blocks of a recurrent layer's or an
-            attention's weight; of a kernel one `(out, in)` for each position. "tensor": as it is, a kernel, too. Or two
-            functions of your own, from the tensor to matrices and back, or a `View`.
+            attention's weight; of a kernel one `(out, in)` for each position. "column": of a vector, a bias, `(n, 1)`.
+            "tensor": as it is, a kernel, too. Or two functions of your own, from the tensor to matrices and back, or a
+            `View`.
         options: of the property.
 
     Returns:
@@ -143,9 +145,14 @@ def perturb(
     for holder, name in found:
         check_embedding(holder, name, perturbation, viewed is not None)
     perturbation.trainable = tensor.requires_grad  # what `finalize` gives back
+    perturbation.tensor_name = tensor_name
     attach(found, tensor, matrix, [perturbation] if viewed is None else [perturbation, viewed])
     for loaded in (module, *(holder for holder, _ in found)):
         guard_checkpoints(loaded)
+    concerns = (perturbation.concern(holder, name) for holder, name in found)
+    concern = next((text for text in concerns if text is not None), None)
+    if concern is not None:
+        warnings.warn(f"`{tensor_name}`: {concern}", PropertyWarning, stacklevel=2)
     return module
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 
-Name = Literal["matrix", "stack", "tensor"]
+Name = Literal["matrix", "stack", "column", "tensor"]
 Rearrange = Callable[[Tensor], Tensor]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -103,7 +103,10 @@ def view_of(module: nn.Module, tensor_name: str, tensor: Tensor, view: ViewLike,
         return None
     if view not in get_args(Name):
         raise ArgumentError.of("view", f"one of {', '.join(get_args(Name))}, or a pair of functions", repr(view))
-    if tensor.dim() < 2:
+    if view == "column" and tensor.dim() == 1:
+        shape = tuple(tensor.shape)
+        return regrouped(shape, (0,), (*shape, 1), shape)
+    if tensor.dim() < 2 or view == "column":
         raise ArgumentError.of("view", f"none for {_of(module, tensor_name, tensor)}", repr(view))
     if kernel:
         return _kernel(module, tensor, view)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given
@@ -140,6 +142,20 @@ def test_what_is_near_stays_near(size: int, dtype: torch.dtype) -> None:
     assert torch.linalg.matrix_norm(found - near) <= 2 * 1e-6 * size  # about the noise
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", [10.0, 1e3, 1e6])
+@pytest.mark.parametrize("noise", [1e-6, 1e-3])
+def test_columns_of_all_lengths_move_by_about_their_noise(noise: float, norm: float, dtype: torch.dtype) -> None:
+    values = norm ** torch.linspace(0, 1, 4, dtype=torch.float64)
+    exact = random_symplectic(8) @ torch.diag(torch.cat([values, 1 / values]))
+    lengths = torch.linalg.vector_norm(exact, dim=0)
+    near = (exact + noise * lengths * torch.randn(8, 8, dtype=torch.float64)).to(dtype)
+    perturbation = p4.Symplectic(exact.to(dtype))
+    found = perturbation.project(near)
+    assert perturbation.defect(found) <= DRIFT * torch.finfo(dtype).eps
+    assert bool((torch.linalg.vector_norm(found - near, dim=0) <= 2 * noise * 8**0.5 * lengths).all())
+
+
 @pytest.mark.parametrize("norm", [1.0, 1e2, 1e4])
 @pytest.mark.parametrize("size", [16, 96])
 def test_merges_of_large_matrices_change_nothing(size: int, norm: float) -> None:
@@ -153,6 +169,57 @@ def test_merges_of_large_matrices_change_nothing(size: int, norm: float) -> None
         assert perturbation.merge(base).ok
         change = (perturbation(base).detach() - before).abs().max() / before.abs().max()
         assert change <= DRIFT * torch.finfo(torch.float32).eps
+
+
+#: |det M - 1| where entries of E = MᵀJM - J up to 0.1 are not worth a word: det² = det(I + J⁻¹E), and ‖E‖ <= 0.4 here.
+DETERMINANT = 0.5
+
+
+def admitted(base: Tensor) -> tuple[Tensor, list[str]]:
+    """The weight that a layer starts from, and what was warned of."""
+    layer = nn.Linear(*base.shape, bias=False, dtype=base.dtype)
+    layer.weight = nn.Parameter(base.clone())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        p4.perturb(layer, "weight", p4.Symplectic)
+    return layer.weight.detach().double(), [type(warning.message).__name__ for warning in caught]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [10.0, 1e2, 1e3, 3e3, 1e4, 1e5, 1e6, 1e8, 1e12, 1e20, 1e30, 1e200])
+def test_a_dilation_of_one_coordinate_is_never_moved_or_kept_in_silence(
+    size: float, dtype: torch.dtype, turned: bool
+) -> None:
+    if size > torch.finfo(dtype).max:
+        return
+    base = torch.diag(torch.tensor([size, 1.0, 1.0, 1.0], dtype=torch.float64))
+    base = squeezing(4, 1.0) @ base @ squeezing(4, 1.0) if turned else base
+    try:
+        weight, said = admitted(base.to(dtype))
+    except p4.ArgumentError as error:
+        assert "symplectic" in str(error)
+        return
+    if not said:  # what is rounding to 8 bits, and by column
+        moved = torch.linalg.vector_norm(weight - base, dim=0) / torch.linalg.vector_norm(base, dim=0)
+        assert float(moved.max()) <= 2 * torch.finfo(dtype).eps ** 0.5
+    if "PropertyWarning" not in said:
+        assert abs(float(torch.linalg.det(weight)) - 1) <= DETERMINANT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [10.0, 1e4, 1e8, 1e20, 1e30, 1e200])
+def test_a_squeeze_along_the_axes_is_kept(size: float, dtype: torch.dtype) -> None:
+    if size <= torch.finfo(dtype).max:
+        base = torch.diag(torch.tensor([size, 1.0, 1 / size, 1.0], dtype=dtype))
+        weight, said = admitted(base)
+        assert not said
+        torch.testing.assert_close(weight, base.double(), rtol=DRIFT * torch.finfo(dtype).eps, atol=0)
+
+
+def test_what_rounding_makes_of_a_large_matrix_is_said() -> None:
+    weight, said = admitted(squeezing(8, 1e5).float())
+    assert said == ["PropertyWarning"] and bool(weight.isfinite().all())
 
 
 def test_the_least_step_is_that_of_least_squares() -> None:

@@ -108,7 +108,13 @@ class InvertibleLinear(Bijection):
             return None
         tracked = cast(TrackedInverse, perturbation._modules["tracked"]).current(base)
         own, bias = perturbation._parameters, self._parameters.get("bias")  # by attribute it takes ten times as long
-        tensors = (base, tracked._parameters["inverse"], perturbation.moving, own["v"], *(() if bias is None else (bias,)))
+        tensors = (
+            base,
+            tracked._parameters["inverse"],
+            perturbation.moving,
+            own["v"],
+            *(() if bias is None else (bias,)),
+        )
         logabsdet = cast(Tensor, tracked._buffers["logabsdet"])
         kind: Kind = "unlinear" if inverse else "linear"
         return Step(kind, self.features, cast("tuple[Tensor, ...]", tensors), -logabsdet if inverse else logabsdet)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
 from p4torch.errors import ArgumentError
+from p4torch.merging import Veto
 from p4torch.properties.drift import ALL, FEW, PARTS
+
+#: Projections leave no eigenvalue below this times what rounding may move it by: inverses are of use then.
+ABOVE = 4
 
 
 class Root(nn.Module):
@@ -35,14 +41,24 @@ def congruence(moved: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def indefinite(tensor: Tensor) -> Tensor:
-    """`(...)`: where the smallest eigenvalue is not above rounding, n ε times the largest."""
+    """`(...)`: where the smallest eigenvalue is not above what rounding the entries explains, ε ‖A‖ / 2."""
     return _least(_spectrum(tensor), tensor.dtype) <= 0
+
+
+def veto_indefinite(matrix: Tensor, inverse: Tensor) -> Veto:
+    """A veto where A, which is L Lᵀ but for rounding, is `indefinite`. Where ε/2 ‖A‖ ‖A⁻¹‖ < 1 in Frobenius norms, no
+    eigenvalue comes as near to 0 as rounding could bring it: O(n²), and O(n³) elsewhere only."""
+    sizes = (torch.linalg.vector_norm(part, dim=(-2, -1), dtype=torch.float64) for part in (matrix, inverse))
+    unsure = ~(torch.finfo(matrix.dtype).eps / 2 * prod(sizes) < 1) & matrix.isfinite().flatten(-2).all(-1)
+    if bool(unsure.any()):
+        unsure[unsure.clone()] = indefinite(matrix[unsure])
+    return Veto("R_B(A) is not positive definite to the precision of its dtype", unsure)
 
 
 def distance(tensor: Tensor) -> Tensor:
     """‖A - Aᵀ‖ / 2‖A‖ in the Frobenius norm; where A is not definite to working precision, also 1 - λ/|λ|max with its
     least eigenvalue λ, which is 1 for a singular one: the relative distance alone could not tell it from rounding."""
-    exact, values = tensor.detach().double(), _spectrum(tensor)
+    exact, values = linalg.by_largest(tensor), _spectrum(tensor)
     tiny = torch.finfo(values.dtype).tiny
     size = torch.linalg.matrix_norm(exact).clamp_min(tiny)
     skew = torch.linalg.matrix_norm(exact - exact.mT) / (2 * size)
@@ -51,20 +67,21 @@ def distance(tensor: Tensor) -> Tensor:
 
 
 def _spectrum(tensor: Tensor) -> Tensor:
-    """The eigenvalues of the symmetric part in rising order, `(..., n)`, float64."""
-    exact = tensor.detach().double()
+    """The eigenvalues of the symmetric part in rising order, `(..., n)`, float64, in units of the largest entry."""
+    exact = linalg.by_largest(tensor)
     return torch.linalg.eigvalsh((exact + exact.mT) / 2)
 
 
 def _least(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """By how much the smallest eigenvalue is above what rounding explains."""
-    return values[..., 0] - values.shape[-1] * torch.finfo(dtype).eps * values[..., -1].abs()
+    """By how much the smallest eigenvalue is above what rounding explains: it moves entries by at most ε/2 of
+    themselves, hence eigenvalues by ε/2 ‖A‖ in the Frobenius norm (Weyl)."""
+    return values[..., 0] - torch.finfo(dtype).eps / 2 * torch.linalg.vector_norm(values, dim=-1)
 
 
 def raised(tensor: Tensor, floor: float) -> Tensor:
-    """The symmetric part, with eigenvalues below `floor` times the largest raised to it. Raises ArgumentError where
-    none is positive."""
-    exact = tensor.double()
+    """The symmetric part, with eigenvalues below `floor` times the largest raised to it, or to `ABOVE` √n ε times the
+    largest, if that is more. Raises ArgumentError where none is positive."""
+    exact, floor = tensor.double(), max(floor, ABOVE * tensor.shape[-1] ** 0.5 * torch.finfo(tensor.dtype).eps)
     values, vectors = torch.linalg.eigh((exact + exact.mT) / 2)
     bad = ~(values[..., -1] > 0)
     if bool(bad.any()):

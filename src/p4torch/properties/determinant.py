@@ -15,8 +15,8 @@ from p4torch.errors import ArgumentError
 from p4torch.low_rank import LowRank, Side
 from p4torch.merging import Proposal, Veto
 from p4torch.properties.checks import RESIDUAL_BOUND, check_nonsingular
-from p4torch.properties.volume import rescaled, unit_volume
 from p4torch.properties.following import followed
+from p4torch.properties.volume import rescaled, unit_volume
 from p4torch.shaped import Shaped
 from p4torch.tracking import TrackedInverse, TrackedUpdate
 

@@ -79,7 +79,7 @@ class FixedRank(Perturbation):
 
     def defect(self, tensor: Tensor) -> Tensor:
         """The distance to S relative to the norm, (Σ_{i>r} σ_i² / Σ_i σ_i²)^½, by all singular values."""
-        values = torch.linalg.svdvals(tensor.detach().double())
+        values = torch.linalg.svdvals(linalg.by_largest(tensor))
         rest = torch.linalg.vector_norm(values[..., self.rank :], dim=-1)
         return rest / torch.linalg.vector_norm(values, dim=-1).clamp_min(torch.finfo(values.dtype).tiny)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from p4torch import linalg
 from p4torch.errors import ArgumentError
 from p4torch.merging import Proposal
 from p4torch.perturbation import Perturbation
 from p4torch.properties.checks import check_number
-from p4torch.properties.zeros import rounded_positive, warn_of_zeros
+from p4torch.properties.zeros import rounded_positive, warn_of_still, warn_of_zeros
 
 
 class Nonnegative(Perturbation):
@@ -27,8 +28,8 @@ class Nonnegative(Perturbation):
 
     Args:
         base: `(...)`. Negative entries are projected: they become `floor`.
-        floor: what entries below it become when a tensor is admitted (not later: training may lead below it). With the
-            default, 0, the zeros of a base are a pattern that is kept.
+        floor: what entries below it become when a tensor is admitted (not later: training may lead below it). 0 says
+            that the zeros of a base are a pattern to keep; by default they are kept, too, with a `PropertyWarning`.
 
     Raises:
         ArgumentError: for a base that is not real and finite, or has negative entries and no positive one: nothing
@@ -37,11 +38,12 @@ class Nonnegative(Perturbation):
     Source: Kivinen and Warmuth (1997), exponentiated gradient, for steps that multiply.
     """
 
-    def __init__(self, base: Tensor, floor: float = 0.0) -> None:
+    def __init__(self, base: Tensor, floor: float | None = None) -> None:
         self.event_dim = min(2, base.dim()) if isinstance(base, Tensor) else 2
         super().__init__(base)
         if base.is_complex():
             raise ArgumentError.of("base", "real", base.dtype)
+        self.patterned, floor = floor is not None, 0.0 if floor is None else floor
         check_number("floor", floor, 0.0)
         self.floor = floor
         self.b = nn.Parameter(torch.zeros_like(base, memory_format=torch.contiguous_format))
@@ -55,7 +57,8 @@ class Nonnegative(Perturbation):
 
     def defect(self, tensor: Tensor) -> Tensor:
         """The distance to S, the norm of the negative entries, relative to the norm of all."""
-        entries = tensor.detach().double().flatten(self.skips.dim())
+        events = tensor.flatten(self.skips.dim()) if tensor.dim() > self.skips.dim() else tensor.unsqueeze(-1)
+        entries = linalg.by_largest(events, (-1,))
         size = torch.linalg.vector_norm(entries, dim=-1).clamp_min(torch.finfo(entries.dtype).tiny)
         return torch.linalg.vector_norm(entries.clamp_max(0), dim=-1) / size
 
@@ -70,12 +73,15 @@ class Nonnegative(Perturbation):
                     f"{int(lost.sum())} of {lost.numel()} without a positive entry, of which only zeros would be left"
                 )
                 raise ArgumentError.of("tensor", "positive in some entries, if `floor` is 0", came)
-            warn_of_zeros(negative)
+            warn_of_zeros(negative, self.tensor_name)
         return torch.where(negative, self.floor, tensor)
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        return super().right_inverse(tensor).clamp_(min=self.floor)  # no -1e-9 either
+        admitted: Tensor = super().right_inverse(tensor).clamp_(min=self.floor)  # no -1e-9 either
+        if not self.patterned:
+            warn_of_still(tensor, self.tensor_name, rows=False)
+        return admitted
 
     def propose(self, base: Tensor) -> Proposal:
         return Proposal(rounded_positive(base.double() * self.b.double().exp(), base.dtype))

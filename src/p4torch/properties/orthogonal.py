@@ -49,7 +49,7 @@ class Orthogonal(Orthonormal):
     orientation: Tensor
 
     def __init__(self, base: Tensor, rank: int | None = None, **options: Any) -> None:
-        check_real_matrix(base)
+        check_real_matrix(base, "Unitary is the complex one")
         super().__init__(base, rank, **options)
         self.register_buffer("orientation", base.new_ones(base.shape[:-2]))  # ±1: exact in every dtype
         self.refresh(base)

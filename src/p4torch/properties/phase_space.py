@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.errors import ArgumentError
+from p4torch.errors import ArgumentError, PropertyWarning
 from p4torch.linalg import form
+from p4torch.merging import Veto
+from p4torch.properties.checks import RESIDUAL_BOUND
 
-#: Corrections start from errors ‖MᵀJM - J‖, or `relative` ones, up to these on; a handful of steps reaches rounding.
-NEAR, NEAR_RELATIVE, STEPS = 0.5, 1e-3, 8
+#: Corrections start from errors ‖MᵀJM - J‖, or those by the mean square of singular values, or of columns, up to these
+#: on; a handful of steps reaches rounding. Rounding to 8 bits leaves 0.01 of the last one.
+NEAR, NEAR_RELATIVE, NEAR_COLUMNS, STEPS = 0.5, 1e-3, 0.05, 8
 
 #: Machine epsilons by which the cheap correction may move a matrix; beyond, the least one is worth its SVD.
 CHEAP = 4
 
-#: Machine epsilons of relative defect that rounding explains.
+#: Machine epsilons of `column_error` that rounding explains.
 DRIFT = 32
 
 #: Up to this size every merge corrects the whole matrix; larger ones only where a probe finds more than rounding.
@@ -30,10 +35,50 @@ def form_error(matrix: Tensor) -> Tensor:
     return error
 
 
+def column_error(matrix: Tensor) -> Tensor:
+    """max_j (Σ_i e_ij²)^½ `(...)` of e_ij = E_ij / max(|m_i| |m_j|, |J_ij|), with the columns m_i of M: rounding M
+    leaves about ε of it, whatever the sizes of its columns, and a column that is off by a share of itself that share.
+    Where a product of sizes overflows, J_ij is nothing beside it."""
+    unit, size = _unit_columns(linalg.at_least_single(matrix.detach()))
+    error, half = unit.mT @ form(unit), matrix.shape[-1] // 2
+    product = size[..., :half] * size[..., half:]
+    pairs = error.diagonal(half, -2, -1) * product.clamp(max=1) - 1 / product.clamp(min=1)
+    error.diagonal(half, -2, -1).copy_(pairs)
+    error.diagonal(-half, -2, -1).copy_(-pairs)
+    return torch.linalg.vector_norm(error, dim=-2).amax(-1)
+
+
+def _unit_columns(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of M, each by its length, and the lengths `(..., 2n)`."""
+    largest = matrix.abs().amax(-2, keepdim=True)
+    scaled = matrix / torch.where(largest > 0, largest, 1.0)
+    length = torch.linalg.vector_norm(scaled, dim=-2, keepdim=True).clamp_min(1)
+    return scaled / length, (largest * length).squeeze(-2)
+
+
 def relative(size: Tensor, matrix: Tensor) -> Tensor:
     """A size of E, per column, by the mean square of the singular values of M: rounding M leaves about ε of it."""
     square = torch.linalg.matrix_norm(matrix).square() / matrix.shape[-1]
     return size / square.clamp_min(torch.finfo(square.dtype).tiny)
+
+
+def warn_of_size(matrix: Tensor, name: str) -> None:
+    """Say where rounding leaves M so far from S that MᵀJM - J is no small number."""
+    error = float(form_error(linalg.in_double(matrix)).abs().max())
+    if not error <= RESIDUAL_BOUND:
+        warnings.warn(
+            f"`{name}` is symplectic up to rounding only: its entries, up to {float(matrix.abs().max()):.3g}, leave "
+            f"MᵀJM - J as large as {error:.3g}, and inverse and determinant are not -JMᵀJ and 1. Use a longer dtype "
+            f"than {matrix.dtype}, or start from a smaller matrix",
+            PropertyWarning,
+            stacklevel=4,
+        )
+
+
+def veto_far(matrix: Tensor) -> Veto:
+    """A veto where M is finite, but not in S up to √ε of its dtype."""
+    far = ~(column_error(matrix) <= torch.finfo(matrix.dtype).eps ** 0.5) & matrix.isfinite().flatten(-2).all(-1)
+    return Veto("R_B(M) is too near a pole, or too large for its dtype", far)
 
 
 def drifted(matrix: Tensor, seed: int) -> Tensor:
@@ -43,8 +88,9 @@ def drifted(matrix: Tensor, seed: int) -> Tensor:
         return torch.ones(matrix.shape[:-2], dtype=torch.bool, device=matrix.device)
     generator = torch.Generator().manual_seed(seed)
     probes = torch.randint(0, 2, (n, PROBES), generator=generator).to(exact) * 2 - 1
-    off = exact.mT @ form(exact @ probes) - form(probes)
-    return ~(relative(off.square().mean((-2, -1)).sqrt(), exact) <= DRIFT * torch.finfo(matrix.dtype).eps)
+    unit, size = _unit_columns(exact)
+    off = unit.mT @ form(unit @ probes) - form(probes / size[..., None]) / size[..., None]
+    return ~(off.abs().amax((-2, -1)) <= DRIFT * torch.finfo(matrix.dtype).eps)
 
 
 def resymplectified(matrix: Tensor) -> Tensor:
@@ -56,25 +102,40 @@ def resymplectified(matrix: Tensor) -> Tensor:
     only ε away. Matrices from which the steps would not converge stay as they are.
     """
     exact, eps = linalg.in_double(matrix), torch.finfo(matrix.dtype).eps
-    error = form_error(exact)
+    error, enough = form_error(exact), max(4 * torch.finfo(exact.dtype).eps, eps / 16)
+    size = _by_columns(error, exact)
     for _ in range(STEPS):
-        size, norm = torch.linalg.matrix_norm(error), torch.linalg.matrix_norm(exact)
-        mean = size / exact.shape[-1] ** 0.5
-        near = (size < NEAR) | (relative(mean, exact) < NEAR_RELATIVE)
-        near &= size > 4 * torch.finfo(exact.dtype).eps * norm.square()
+        whole = torch.linalg.matrix_norm(error)
+        near = (whole < NEAR) | (relative(whole / exact.shape[-1] ** 0.5, exact) < NEAR_RELATIVE)
+        near = (near | (size < NEAR_COLUMNS)) & (size > enough)
         if not bool(near.any()):
             break
-        step = exact @ form(error) / 2
-        much = near & (torch.linalg.matrix_norm(step) > CHEAP * eps * norm)
+        step, lengths = exact @ form(error) / 2, torch.linalg.vector_norm(exact, dim=-2)
+        much = near & (torch.linalg.vector_norm(step, dim=-2) > CHEAP * eps * lengths).any(-1)
         if bool(much.any()):
             step[much] = least_step(exact[much], error[much])
         moved = torch.where(near[..., None, None], exact + step, exact)
         after = form_error(moved)
-        better = (torch.linalg.matrix_norm(after) < size / 2)[..., None, None]
-        exact, error = torch.where(better, moved, exact), torch.where(better, after, error)
+        left = _by_columns(after, moved)
+        better = left < size / 2
+        where = better[..., None, None]
+        exact, error, size = (
+            torch.where(where, moved, exact),
+            torch.where(where, after, error),
+            left.where(better, size),
+        )
         if not bool(better.any()):
             break
     return exact
+
+
+def _by_columns(error: Tensor, matrix: Tensor) -> Tensor:
+    """`column_error` from E, for matrices of which no square overflows."""
+    length, half = torch.linalg.vector_norm(matrix, dim=-2), matrix.shape[-1] // 2
+    product = length[..., :, None] * length[..., None, :]
+    for offset in (half, -half):
+        product.diagonal(offset, -2, -1).clamp_(min=1)
+    return torch.linalg.vector_norm(error / product.clamp_min(torch.finfo(product.dtype).tiny), dim=-2).amax(-1)
 
 
 def least_step(matrix: Tensor, error: Tensor) -> Tensor:

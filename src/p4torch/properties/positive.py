@@ -24,6 +24,7 @@ from p4torch.properties.definite import (
     raised,
     reformed,
     shift_of_logabsdet,
+    veto_indefinite,
 )
 from p4torch.properties.shapes import check_real_matrix, check_square
 from p4torch.shaped import Shaped, check_one_side
@@ -54,7 +55,7 @@ class PositiveDefinite(Shaped):
     Args:
         base: `(..., n, n)`. Another one is projected: symmetrised, and eigenvalues raised to `floor`.
         rank, block, scale, directions, train_directions: see `p4torch.shaped.Shaped`; there is one side only.
-        floor: of a projection: least eigenvalue relative to the largest.
+        floor: of a projection: least eigenvalue relative to the largest; 4√n ε in short dtypes, where that is more.
 
     Raises:
         ArgumentError: for a base that is not square, real and finite, or whose symmetric part has no positive
@@ -116,7 +117,7 @@ class PositiveDefinite(Shaped):
             ~(update.residual <= RESIDUAL_BOUND),
         )
         pairs = [(self.root.factor, factor), (tracked.inverse, update.inverse), (tracked.logabsdet, update.logabsdet)]
-        return Proposal(update.base, pairs, [veto])
+        return Proposal(update.base, pairs, [veto, veto_indefinite(update.base, update.inverse)])
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:

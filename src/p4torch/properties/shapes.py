@@ -8,11 +8,12 @@ from p4torch.admission import check_base
 from p4torch.errors import ArgumentError
 
 
-def check_real_matrix(base: Tensor) -> None:
-    """Raise ArgumentError for anything but a finite real tensor `(..., n, m)`."""
+def check_real_matrix(base: Tensor, hint: str = "") -> None:
+    """Raise ArgumentError for anything but a finite real tensor `(..., n, m)`; `hint` names a property of complex
+    ones."""
     check_base(base)
     if base.is_complex():
-        raise ArgumentError.of("base", "real", base.dtype)
+        raise ArgumentError.of("base", f"real ({hint})" if hint else "real", base.dtype)
     if base.dim() < 2:
         raise ArgumentError.of("base", "of at least 2 dimensions", tuple(base.shape))
 

@@ -12,6 +12,7 @@ from p4torch.algebras import GENERAL_EXPONENTIAL
 from p4torch.block_diagonal import BlockDiagonal
 from p4torch.blocks import Blocks
 from p4torch.directions import Maps, of_matrix
+from p4torch.errors import ArgumentError
 from p4torch.low_rank import LowRank
 from p4torch.merging import Proposal, Veto
 from p4torch.properties.precise import Precise
@@ -64,7 +65,7 @@ class FixedSpectrum(Shaped):
         check_real_matrix(base)
         check_square(base, "a spectrum")
         super().__init__(base, rank, **options)
-        self.exact, self.invariants = Precise(base), Precise(_traces(base))
+        self.exact, self.invariants = Precise(base), Precise(_finite_traces(base, "base"))
         self.determinant = Precise(torch.stack(linalg.one_by_one(torch.linalg.slogdet, base.double())))
 
     def logabsdet(self, base: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class FixedSpectrum(Shaped):
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:
         if tensor.shape == self.base_shape:  # others are refused
-            self.invariants.value.copy_(_traces(tensor))
+            self.invariants.value.copy_(_finite_traces(tensor, "tensor"))
         return super().right_inverse(tensor)
 
     # --- merges -------------------------------------------------------------------------------------------------------
@@ -189,6 +190,14 @@ class LowRankFixedSpectrum(FixedSpectrum, LowRank):
 
 
 FixedSpectrum.shapes = (BlockFixedSpectrum, LowRankFixedSpectrum)
+
+
+def _finite_traces(matrix: Tensor, argument: str) -> Tensor:
+    traces = _traces(matrix)
+    if not bool(traces.isfinite().all()):
+        got = f"entries up to {float(matrix.abs().max()):.3g}"
+        raise ArgumentError.of(argument, f"small enough for tr A^{POWERS} to be a number in float64", got)
+    return traces
 
 
 def _traces(matrix: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from p4torch.merging import Proposal
 from p4torch.properties.checks import check_number
 from p4torch.properties.shapes import check_real_matrix, check_square
 from p4torch.properties.simplex import admitted, distance, doubly_normalised, tilted
-from p4torch.properties.zeros import rounded_positive, warn_of_zeros
+from p4torch.properties.zeros import rounded_positive, warn_of_still, warn_of_zeros
 
 
 class Stochastic(LowRank):
@@ -40,7 +40,8 @@ class Stochastic(LowRank):
         doubly: whether columns sum to 1, too.
         rank: k >= 1; None for 1, or 2 if doubly. (n + m)k numbers train.
         floor: 0 <= floor < 1. A tensor that is admitted with smaller entries than `floor`/m is mixed with 1/m so much
-            that its least entry (of each row, or of the matrix, if doubly) is that.
+            that its least entry (of each row, or of the matrix, if doubly) is that. 0 says that zeros are meant; by
+            default they stay, too, with a `PropertyWarning`.
         sweeps: of Sinkhorn in each step, at most; on a CPU fewer where they settle before.
         scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
 
@@ -58,7 +59,7 @@ class Stochastic(LowRank):
         doubly: bool = False,
         rank: int | None = None,
         *,
-        floor: float = 0.0,
+        floor: float | None = None,
         sweeps: int = 32,
         scale: float = 1.0,
         directions: Directions = "random",
@@ -69,12 +70,13 @@ class Stochastic(LowRank):
         super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="add")
         if doubly:
             check_square(base, "doubly stochastic rows and columns")
+        patterned, floor = floor is not None, 0.0 if floor is None else floor
         check_number("floor", floor, 0.0)
         if floor >= 1:
             raise ArgumentError.of("floor", "less than 1", floor)
         if not isinstance(sweeps, int) or isinstance(sweeps, bool) or sweeps < 1:
             raise ArgumentError.of("sweeps", "an integer >= 1", repr(sweeps))
-        self.doubly, self.floor, self.sweeps = doubly, floor, sweeps
+        self.doubly, self.floor, self.patterned, self.sweeps = doubly, floor, patterned, sweeps
 
     # --- R_B ----------------------------------------------------------------------------------------------------------
 
@@ -101,12 +103,15 @@ class Stochastic(LowRank):
     def project(self, tensor: Tensor) -> Tensor:
         found = admitted(tensor, self.floor, self.doubly)
         if self.floor == 0 and bool((tensor < 0).any()):
-            warn_of_zeros(tensor < 0)
+            warn_of_zeros(tensor < 0, self.tensor_name)
         return rounded_positive(found, tensor.dtype)
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        return rounded_positive(admitted(super().right_inverse(tensor), self.floor, self.doubly), tensor.dtype)
+        base = rounded_positive(admitted(super().right_inverse(tensor), self.floor, self.doubly), tensor.dtype)
+        if not self.patterned:
+            warn_of_still(tensor, self.tensor_name, rows=True)
+        return base
 
     # --- merges -------------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,9 @@ class LinearSubspace(Perturbation):
         mask: a boolean tensor `(n, m)`.
         group: all matrices of a finite group, `(g, n, n)`, that S commutes with; or two representations of it, of
             outputs and inputs, `((g, n, n), (g, m, m))`, in the same order.
+            A layer is equivariant without a bias, or with one that is invariant, ρ_out(g) b = b. That is a property of
+            the same kind: perturb the bias first, with `group=(ρ_out, torch.ones(g, 1, 1))` and `view="column"`.
+            `p4torch.perturb` warns of another one.
         options: `scale`, `directions`, `train_directions` of `p4torch.low_rank.LowRank`, for kinds with U and V.
 
     Raises:
@@ -65,7 +68,7 @@ class LinearSubspace(Perturbation):
 
     def defect(self, tensor: Tensor) -> Tensor:
         """‖A - ΠA‖ / ‖A‖ in the Frobenius norm, Π the projection onto S."""
-        exact = linalg.in_double(tensor.detach())
+        exact = linalg.by_largest(tensor)
         norm = torch.linalg.matrix_norm(exact).clamp_min(torch.finfo(exact.dtype).tiny)
         return torch.linalg.matrix_norm(exact - self.project(exact)) / norm
 

@@ -13,21 +13,18 @@ from p4torch.blocks import Blocks
 from p4torch.directions import Maps, of_rows
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import LowRank, Side
-from p4torch.merging import Proposal, Veto
+from p4torch.merging import Proposal
 from p4torch.properties.phase_space import (
-    DRIFT,
+    column_error,
     drifted,
     form,
-    form_error,
-    relative,
     resymplectified,
     rotation_of,
+    veto_far,
+    warn_of_size,
 )
 from p4torch.properties.shapes import check_real_matrix, check_square
 from p4torch.shaped import Shaped
-
-#: A merge is refused where the corrected candidate is still this far from S: the square root of single precision.
-DEFECT_BOUND = 3e-4
 
 #: Largest eigenvalue that S may have: the Cayley transform has a pole at 2.
 GROWTH = 1.0
@@ -51,7 +48,7 @@ class Symplectic(Shaped):
     Nothing is tracked: M⁻¹ = -JMᵀJ, det M = 1. A step costs O(n²k), or O(n²b), a merge as much and a correction, O(n³),
     where a probe of E = MᵀJM - J with random signs finds more than rounding (2n <= 64: always): M <- M (I + JE/2), or
     where ‖M‖ is so large that this would move M by more than rounding, the least move that makes up for E, by an SVD.
-    Rounding alone makes E as large as ε‖M‖²: the defect is relative to that.
+    Rounding alone makes E_ij as large as ε |m_i| |m_j|, with the columns m_i of M: the defect is relative to that.
 
     Args:
         base: `(..., 2n, 2n)`. One that is not symplectic is projected: from near by that correction, else to the
@@ -96,14 +93,12 @@ class Symplectic(Shaped):
     # --- the set ------------------------------------------------------------------------------------------------------
 
     def defect(self, tensor: Tensor) -> Tensor:
-        """‖MᵀJM - J‖ √(2n) / ‖M‖² in Frobenius norms: the error of a column by the mean square of singular values."""
-        exact = linalg.at_least_single(tensor.detach())
-        size = torch.linalg.matrix_norm(form_error(exact)) / tensor.shape[-1] ** 0.5
-        return relative(size, exact)
+        """The largest column of MᵀJM - J, each entry by the lengths of the two columns of M that it comes from."""
+        return column_error(tensor)
 
     def project(self, tensor: Tensor) -> Tensor:
         found = resymplectified(tensor)
-        far = ~(self.defect(found) <= DRIFT * torch.finfo(tensor.dtype).eps)
+        far = ~(self.defect(found) <= torch.finfo(tensor.dtype).eps ** 0.5)
         if bool(far.any()):
             found = torch.where(far[..., None, None], rotation_of(tensor), found)
         return found.to(tensor.dtype)
@@ -111,14 +106,14 @@ class Symplectic(Shaped):
     def right_inverse(self, tensor: Tensor) -> Tensor:
         admitted: Tensor = super().right_inverse(tensor)
         self.correct(admitted)  # what is nearly in S gets the precision of its dtype
+        warn_of_size(admitted, self.tensor_name)
         return admitted
 
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
         candidate = _corrected(self.candidate(base), int(self.attempts))
-        lost = ~(self.defect(candidate) <= DEFECT_BOUND) & candidate.isfinite().flatten(-2).all(-1)
-        return Proposal(candidate, vetoes=[Veto("R_B(M) is too near a pole, or too large for its dtype", lost)])
+        return Proposal(candidate, vetoes=[veto_far(candidate)])
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:

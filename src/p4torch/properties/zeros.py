@@ -7,14 +7,30 @@ import warnings
 import torch
 from torch import Tensor
 
-from p4torch.errors import ProjectionWarning
+from p4torch.errors import ProjectionWarning, PropertyWarning
 
 
-def warn_of_zeros(negative: Tensor) -> None:
+def warn_of_zeros(negative: Tensor, name: str) -> None:
     """Say how many negative entries become zeros that never train. `negative` is a mask."""
+    count = f"{int(negative.sum())} of {negative.numel()} entries"
     warnings.warn(
-        f"{int(negative.sum())} of {negative.numel()} entries are negative: they become 0 and stay 0 without a `floor`",
-        ProjectionWarning,
+        f"`{name}`: {count} are negative: they become 0 and stay 0 without a `floor`", ProjectionWarning, stacklevel=4
+    )
+
+
+def warn_of_still(tensor: Tensor, name: str, rows: bool) -> None:
+    """Say how many entries are 0, and so never train; and of rows that sum to 1 (`rows`), how many have but one that is
+    not 0, and do not train at all."""
+    zeros = tensor == 0
+    if not bool(zeros.any()) or tensor.shape[-1:] == (1,):
+        return
+    text = f"{int(zeros.sum())} of {zeros.numel()} entries are 0, which stay 0 and have no gradient"
+    single = int(((~zeros).sum(-1) == 1).sum()) if rows else 0
+    if single:
+        text += f"; {single} of {zeros[..., 0].numel()} rows have a single positive entry, and do not train at all"
+    warnings.warn(
+        f"`{name}`: {text}. Give a `floor`, such as 1e-2, that lifts them, or floor=0 if they are meant",
+        PropertyWarning,
         stacklevel=4,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from p4torch import linalg
 from p4torch.directions import Maps, of_matrix
@@ -71,6 +73,28 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
     def project(self, tensor: Tensor) -> Tensor:
         """The mean of ρ_out(g) A ρ_in(g)⁻¹."""
         return reynolds(tensor, self.left.double(), self.right.double()).to(tensor.dtype)
+
+    def concern(self, module: nn.Module, tensor_name: str) -> str | None:
+        """A bias that is not invariant, or would not stay so."""
+        name = tensor_name.replace("weight", "bias")
+        bias = getattr(module, name, None)
+        if name == tensor_name or not isinstance(bias, Tensor) or self._keeps(module, name, bias.detach()):
+            return None
+        return (
+            f"the layer is not equivariant, since nothing keeps its `{name}` b at ρ_out(g) b = b. Make the layer with "
+            f"bias=False; or perturb `{name}` before, with group=(ρ_out, ones of shape (g, 1, 1)) and view='column'"
+        )
+
+    def _keeps(self, module: nn.Module, name: str, bias: Tensor) -> bool:
+        """Whether a bias is invariant and stays so: frozen, or perturbed inside the invariant vectors."""
+        if parametrize.is_parametrized(module, name):
+            trains = not isinstance(module.parametrizations[name][0], Equivariant)  # type: ignore[index]
+        else:
+            trains = getattr(module, name).requires_grad
+        if trains or bias.shape != self.left.shape[-1:]:
+            return False
+        off = (self.left.to(bias) @ bias - bias).abs().amax()
+        return bool(off <= torch.finfo(bias.dtype).eps ** 0.5 * bias.abs().amax())
 
     def extra_repr(self) -> str:
         return f"group of {len(self.left)}, {super().extra_repr()}"
