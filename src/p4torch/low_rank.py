@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -204,6 +204,11 @@ class LowRank(Perturbation):
             factor.to(exact.dtype) for factor in self.factors(linalg.in_double(self.moving), linalg.in_double(self.v))
         )
         return self.moved(exact, p, q).to(base.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Without g: from before it was kept, when the length of V stood for it."""
+        state_dict.setdefault(prefix + "gain", torch.ones_like(self.gain))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
         """∂L/∂U = G V near B₀, so its history moves onto new directions V' by the least-squares V⁺ V'."""

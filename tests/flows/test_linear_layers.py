@@ -89,7 +89,7 @@ def test_complex_and_real_points_are_told_apart() -> None:
     real, complex = InvertibleLinear(3), InvertibleLinear(3, property=p4.LowRankUpdate, dtype=torch.complex64)
     with pytest.raises(p4.ArgumentError, match=r"`x` must be of a floating-point dtype, got torch\.complex64"):
         real(torch.zeros(3, dtype=torch.complex64))
-    with pytest.raises(p4.ArgumentError, match=r"`x` must be of a complex dtype, got torch\.float32"):
+    with pytest.raises(p4.ArgumentError, match=r"`z` must be of a complex dtype, got torch\.float32"):
         complex.inverse(torch.zeros(3))
     with pytest.raises(p4.ArgumentError, match="`base` must be real"):
         InvertibleLinear(3, dtype=torch.complex64)

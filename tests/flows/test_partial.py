@@ -80,8 +80,10 @@ def test_latent_samples_are_in_range_and_reproducible() -> None:
     assert base.double().sample(2).dtype == torch.float64
 
 
-def test_a_latent_density_with_angles_has_no_more_state_than_its_flow() -> None:
-    assert not NormalAndUniform(3, (2,)).state_dict()
+def test_its_angles_are_the_state_of_a_latent_density() -> None:
+    one, other, z = NormalAndUniform(3, (2,)), NormalAndUniform(3, (0, 1)), torch.randn(5, 3)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other.log_prob(z), one.log_prob(z))
 
 
 @pytest.mark.parametrize("circular", [(3,), (0, 0), (-1,)])

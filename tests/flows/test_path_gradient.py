@@ -7,7 +7,7 @@ import torch
 from tests.flows.bijections import BIJECTIONS
 from torch import Tensor, nn
 
-from p4torch.errors import ArgumentError
+from p4torch.errors import ArgumentError, P4Error
 from p4torch.flows import (
     AffineCoupling,
     Chain,
@@ -75,7 +75,7 @@ def test_of_a_molecule(shape: tuple[int, ...]) -> None:
 def test_nothing_to_learn_where_the_flow_is_right() -> None:
     torch.manual_seed(2)
     flow = shaken(molecular())
-    x = flow.sample(50).detach().requires_grad_()
+    x = flow.sample(50).requires_grad_()
     score = torch.autograd.grad(flow.log_prob(x).sum(), x)[0]
     for gradient in gradients(flow, path_loss(flow, x, score)):
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=ROUNDING)
@@ -88,7 +88,7 @@ def test_the_mean_is_the_gradient_of_the_likelihood_with_less_noise() -> None:
     noise = []
     differences = []
     for _ in range(200):
-        x = target.sample(100).detach().requires_grad_()
+        x = target.sample(100).requires_grad_()
         score = torch.autograd.grad(target.log_prob(x).sum(), x)[0]
         losses = path_loss(flow, x, score), -flow.log_prob(x).mean()
         path, plain = (torch.cat([value.flatten() for value in gradients(flow, loss)]) for loss in losses)
@@ -158,3 +158,20 @@ def test_parameters_that_are_frozen_stay_out() -> None:
     path_loss(flow, x, score).backward()
     assert last.grad is None
     assert all(value.grad is not None for value in flow.parameters() if value.requires_grad)
+
+
+def test_a_second_derivative_is_refused_and_not_taken_for_zero() -> None:
+    flow = shaken(molecular())
+    x, score = torch.randn(2, 5, 6, dtype=torch.float64).unbind(0)
+    parameters = [value for value in flow.parameters() if value.requires_grad]
+    first = torch.autograd.grad(path_loss(flow, x, score), parameters, create_graph=True)
+    with pytest.raises(P4Error, match="once, not twice"):
+        torch.autograd.grad(sum(value.square().sum() for value in first), parameters)
+
+
+def test_arrays_are_refused_by_name() -> None:
+    flow, x = molecular(), torch.randn(5, 6)
+    with pytest.raises(ArgumentError, match="`x` must be a tensor"):
+        path_loss(flow, x.numpy(), x)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="`score` must be a tensor"):
+        path_loss(flow, x, x.numpy())  # type: ignore[arg-type]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.flows import SplineCoupling
-from p4torch.flows.knots import knots, readable_knots
-from p4torch.flows.spline import BOUND, rational_quadratic
+from p4torch.flows.knots import LEAST_SLOPE, knots, readable_knots
+from p4torch.flows.spline import BOUND, rational_quadratic, wrapped
 
 #: Two orders of the same few float64 operations, on numbers of up to ten.
 ROUNDING = 1e-12
@@ -116,6 +116,68 @@ def test_nothing_happens_at_the_cut_of_an_angle(feature: int) -> None:
     assert (z[:, 2] >= -math.pi).all() and (z[:, 2] < math.pi).all()
 
 
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ends_of_a_spline_belong_to_it(inverse: bool, dtype: torch.dtype) -> None:
+    """There, the slope is that of the end knots: on the circle, the same from both sides of the cut."""
+    raw, bound = drawn(4, 2, dtype=dtype), torch.tensor(math.pi, dtype=dtype)
+    raw[-1] = raw[8]  # slopes at both ends
+    raw = raw[:, :1].expand(-1, 2)
+    ends = torch.tensor([-math.pi, math.pi], dtype=dtype)
+    value, slope = rational_quadratic(ends, raw, bound, inverse)
+    tolerance = ROUNDINGS * math.pi if dtype == torch.float32 else ROUNDING
+    torch.testing.assert_close(value, ends, rtol=0, atol=tolerance)
+    torch.testing.assert_close(slope[0], slope[1], rtol=0, atol=tolerance)
+    expected = (LEAST_SLOPE + torch.nn.functional.softplus(raw[8, 0])).log() * (-1 if inverse else 1)
+    torch.testing.assert_close(slope[0], expected, rtol=0, atol=tolerance)
+
+
+def around(feature: int, angles: Sequence[float]) -> Tensor:
+    """One point but for one angle, `(len(angles), 4)`."""
+    x = torch.randn(4, dtype=torch.float64).repeat(len(angles), 1)
+    x[:, feature] = torch.tensor(angles, dtype=torch.float64)
+    return x
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_cut_itself_is_like_its_neighbours(inverse: bool, shifted: bool) -> None:
+    """Value, derivative and log-determinant at -π and π are those beside them, with and without a shift."""
+    coupling = moved(SplineCoupling(4, (0, 2), circular=(1, 2)).double(), 0.1)
+    if not shifted:
+        with torch.no_grad():
+            coupling.last.weight[-2:], coupling.last.bias[-2:] = 0, 0
+    x = around(2, [-math.pi, math.pi, -math.pi + CLOSE, math.pi - CLOSE]).requires_grad_()
+    z, logabsdet = (coupling.inverse if inverse else coupling)(x)
+    slope = torch.autograd.grad(z[:, 2].sum(), x)[0][:, 2]
+    for values in (slope, logabsdet, z[:, 2].cos(), z[:, 2].sin()):
+        torch.testing.assert_close(values, values[:1].expand(4), rtol=0, atol=SMALL)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("feature", [1, 2])
+def test_an_angle_is_the_same_after_whole_turns(inverse: bool, feature: int) -> None:
+    coupling = moved(SplineCoupling(4, (0, 2), circular=(1, 2)).double())
+    x = around(feature, [0.7 + 2 * math.pi * turns for turns in (-3, -1, 0, 1, 2)])
+    z, logabsdet = (coupling.inverse if inverse else coupling)(x)
+    torch.testing.assert_close(logabsdet, logabsdet[:1].expand(5), rtol=0, atol=SMALL)
+    torch.testing.assert_close(z[:, [0, 2, 3]], z[:1, [0, 2, 3]].expand(5, 3), rtol=0, atol=SMALL)
+    assert (z[:, 2].abs() <= math.pi).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_angles_lie_from_minus_pi_to_below_pi(dtype: torch.dtype) -> None:
+    coupling = moved(SplineCoupling(2, (0,), circular=(0,)).to(dtype))
+    pi = torch.tensor(math.pi, dtype=dtype)
+    ends = torch.stack([-pi, pi, torch.nextafter(-pi, -pi - 1), torch.nextafter(-pi, pi), torch.nextafter(pi, -pi)])
+    assert ((wrapped(ends) >= -pi) & (wrapped(ends) < pi)).all()
+    angles = torch.cat([ends, 4 * pi * (2 * torch.rand(5000, dtype=dtype) - 1)])
+    x = torch.stack([angles, torch.randn(()).expand(len(angles)).to(dtype)], -1)
+    for direction in (coupling, coupling.inverse):
+        z, _ = direction(x)
+        assert ((z[:, 0] >= -pi) & (z[:, 0] < pi)).all()
+
+
 def test_other_features_stay() -> None:
     coupling, x = moved(SplineCoupling(5, (3, 1))), torch.randn(7, 5)
     z, _ = coupling(x)
@@ -137,3 +199,8 @@ def test_other_features_stay() -> None:
 def test_bad_options(moved: Sequence[int], options: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         SplineCoupling(4, moved, **options)  # type: ignore[arg-type]
+
+
+def test_one_feature_is_too_few() -> None:
+    with pytest.raises(ArgumentError, match="`features` must be an integer >= 2, got 1"):
+        SplineCoupling(1, (0,))

@@ -19,6 +19,8 @@ ROUND_TRIP, JACOBIAN = 1e-8, 1e-8
 SINGLE_ROUND_TRIP, SINGLE_JACOBIAN = 2e-5, 2e-2
 #: log|det| of a direction and of the way back.
 THERE_AND_BACK = 1e-9
+#: Derivatives against finite differences of step 1e-6 nm, relative: coordinates change by 1e3 and more a nm.
+DERIVATIVE = 1e-4
 
 
 def internal(name: str, frames: Tensor) -> InternalCoordinates:
@@ -88,6 +90,16 @@ def test_the_volume_is_that_of_all_coordinates(make: Make, name: str) -> None:
     z, logabsdet = coordinates(x[:8])
     found = torch.stack([chart_logabsdet(coordinates.inverse, row) for row in z])
     torch.testing.assert_close(-logabsdet, found, rtol=0, atol=JACOBIAN)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_first_and_second_derivatives_of_both_directions(make: Make) -> None:
+    x = moved(md_frames("alanine-dipeptide"))[:1]
+    coordinates = make("alanine-dipeptide", md_frames("alanine-dipeptide"))
+    z = coordinates(x)[0].requires_grad_()
+    for direction, point in ((coordinates, x.requires_grad_()), (coordinates.inverse, z)):
+        assert torch.autograd.gradcheck(direction, point, fast_mode=True, atol=DERIVATIVE, rtol=DERIVATIVE)
+        assert torch.autograd.gradgradcheck(direction, point, fast_mode=True, atol=DERIVATIVE, rtol=DERIVATIVE)
 
 
 @pytest.mark.slow

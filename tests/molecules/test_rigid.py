@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.molecules.coordinates import md_frames, moved
+from tests.molecules.coordinates import md_frames, moved, pairwise
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
@@ -59,6 +59,28 @@ def test_superposition_has_its_derivative() -> None:
     )
 
 
+def test_superposition_has_its_second_and_third_derivatives() -> None:
+    x = md_frames("alanine-dipeptide")[:2, :4]
+    reference = x[0] - x[0].mean(0)
+    points = moved(x).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda value: superpose(value, reference), points, atol=DIFFERENCES)
+
+    direction, weights = torch.randn_like(x), torch.randn_like(x)
+
+    def along(value: Tensor) -> Tensor:
+        """d²/dt² of a weighted sum at value + t direction."""
+        first = torch.autograd.grad((superpose(value, reference) * weights).sum(), value, create_graph=True)[0]
+        return (torch.autograd.grad((first * direction).sum(), value, create_graph=True)[0] * direction).sum()
+
+    assert torch.autograd.gradcheck(along, points, atol=DIFFERENCES)
+
+
+def test_superposed_points_keep_their_distances() -> None:
+    x = md_frames("alanine-dipeptide")[:20]
+    s = superpose(moved(x), x[0] - x[0].mean(0))
+    torch.testing.assert_close(pairwise(s), pairwise(x), atol=ROUNDING, rtol=0)
+
+
 def test_a_symmetric_block_has_a_finite_derivative() -> None:
     corners = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64) / 10
     x = moved(corners.expand(3, 4, 3)).requires_grad_()
@@ -66,6 +88,7 @@ def test_a_symmetric_block_has_a_finite_derivative() -> None:
     torch.testing.assert_close(s, corners.expand_as(s), atol=ROUNDING, rtol=0)
     (gradient,) = torch.autograd.grad(s.square().sum(), x)
     assert bool(gradient.isfinite().all())
+    assert torch.autograd.gradgradcheck(lambda value: superpose(value, corners), x, atol=DIFFERENCES)
 
 
 def test_a_block_in_a_line_is_refused_as_reference_and_flagged_in_frames() -> None:

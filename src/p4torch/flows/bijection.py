@@ -9,14 +9,18 @@ from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.flows.fused_run import Step, fusable, fused_run
+from p4torch.flows.structure import Structured
 from p4torch.twins import transformed
 
 
-class Bijection(nn.Module):
+class Bijection(Structured):
     """A differentiable, invertible map of `(..., n)`, from data to latent.
 
     `forward(x)` returns (z, log|det ∂z/∂x|), `inverse(z)` returns (x, log|det ∂x/∂z|). The log-determinant is `(...)`,
     or `()` where it does not depend on the point: it broadcasts.
+
+    Points are tensors of the dtype of the parameters, and so are results; ours refuse others, by an ArgumentError.
+    Bijections without parameters take any floating-point dtype.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,9 +66,11 @@ class Chain(Bijection):
         self.bijections = nn.ModuleList(bijections)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_tensor(x)
         return self._through(x, inverse=False)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        check_tensor(z, "z")
         return self._through(z, inverse=True)
 
     def _through(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -123,16 +129,17 @@ class Swap(Bijection):
         self.features = check_features(features, least=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_event(x, self.features)
         return self._exchange(x, self.features - self.features // 2)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        check_event(z, self.features, name="z")
         return self._exchange(z, self.features // 2)
 
     def step(self, inverse: bool = False) -> Step | None:
         return None if self.features % 2 else Step("swap", self.features)
 
     def _exchange(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        check_event(x, self.features)
         a, b = x.split([first, self.features - first], dim=-1)
         return torch.cat([b, a], dim=-1), x.new_zeros(())
 
@@ -160,9 +167,27 @@ def check_hidden(hidden: Sequence[int]) -> None:
         raise ArgumentError.of("hidden", "a sequence of integers >= 1", hidden)
 
 
-def check_event(x: Tensor, features: int, complex: bool = False) -> None:
-    """Refuse points of another size, or of integers; complex ones where real ones are mapped, and the reverse."""
+def check_tensor(x: Tensor, name: str = "x") -> None:
+    """Refuse arrays, lists and numbers."""
+    if not isinstance(x, Tensor):
+        kind = type(x)
+        raise ArgumentError.of(name, "a tensor (torch.as_tensor makes one)", f"{kind.__module__}.{kind.__qualname__}")
+
+
+def check_dtype(x: Tensor, dtype: torch.dtype | None = None, complex: bool = False, name: str = "x") -> None:
+    """Refuse points of integers; complex ones where real ones are mapped, and the reverse; and those of another dtype
+    than the parameters', if that is given. Under autocast, what operations return is of several."""
+    check_tensor(x, name)
     if not (x.is_complex() if complex else x.is_floating_point()):
-        raise ArgumentError.of("x", f"of a {'complex' if complex else 'floating-point'} dtype", x.dtype)
+        raise ArgumentError.of(name, f"of a {'complex' if complex else 'floating-point'} dtype", x.dtype)
+    if dtype is not None and x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ArgumentError.of(name, f"of the parameters' dtype, {dtype}", x.dtype)
+
+
+def check_event(
+    x: Tensor, features: int, dtype: torch.dtype | None = None, *, complex: bool = False, name: str = "x"
+) -> None:
+    """The same, and points of another size."""
+    check_dtype(x, dtype, complex, name)
     if x.dim() < 1 or x.shape[-1] != features:
-        raise ArgumentError.of("x", f"of shape (..., {features})", tuple(x.shape))
+        raise ArgumentError.of(name, f"of shape (..., {features})", tuple(x.shape))

@@ -42,7 +42,7 @@ class AffineCoupling(Coupling):
         return torch.cat([a, b * log_scale.exp() + shift], dim=-1), log_scale
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        a, b, log_scale, shift = self._split(z)
+        a, b, log_scale, shift = self._split(z, "z")
         return torch.cat([a, (b - shift) * (-log_scale).exp()], dim=-1), -log_scale.sum(-1)
 
     def step(self, inverse: bool = False) -> Step | None:
@@ -52,8 +52,8 @@ class AffineCoupling(Coupling):
         kind: Kind = "uncoupling" if inverse else "coupling"
         return Step(kind, self.features, (cast(Tensor, self._parameters["log_alpha"]), *nets.layers()))
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        check_event(x, self.features)
+    def _split(self, x: Tensor, name: str = "x") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        check_event(x, self.features, self.log_alpha.dtype, name=name)
         a, b = x.split([self.kept, self.features - self.kept], dim=-1)
         scale, shift = self.nets(a)
         return a, b, torch.tanh(scale) * self.log_alpha.exp(), shift

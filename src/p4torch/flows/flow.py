@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
-from p4torch.flows.bijection import Bijection, check_event, check_features
-
-
-class Distribution(Protocol):
-    """What a flow asks of its latent distribution."""
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """`(..., n)` -> `(...)`."""
-
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """`(count, n)`."""
+from p4torch.flows.bijection import Bijection, check_event, check_features, check_tensor
+from p4torch.flows.latent import Distribution, base_log_prob, base_sample, check_base, latent_features
+from p4torch.flows.structure import Structured
 
 
 class StandardNormal(nn.Module):
@@ -52,7 +44,7 @@ class StandardNormal(nn.Module):
         return f"features={self.features}"
 
 
-class NormalAndUniform(nn.Module):
+class NormalAndUniform(Structured):
     """N(0, 1) for each feature on the line, uniform on [-π, π) for each on the circle; all independent.
 
     log p(z) = -(Σ_line z² + l log 2π)/2 - c log 2π, with l features on the line and c on the circle.
@@ -65,6 +57,7 @@ class NormalAndUniform(nn.Module):
         ArgumentError: for features that do not exist, or repeat.
     """
 
+    structure = ("angle",)
     angle: Tensor
 
     def __init__(self, features: int, circular: Sequence[int]) -> None:
@@ -74,12 +67,12 @@ class NormalAndUniform(nn.Module):
             raise ArgumentError.of("circular", f"different integers from 0 to {features - 1}", list(circular))
         angle = torch.zeros(features)
         angle[list(circular)] = 1
-        self.register_buffer("angle", angle, persistent=False)
-        self.logarithm = (features + len(circular)) * math.log(2 * math.pi) / 2
+        self.register_buffer("angle", angle)
 
     def log_prob(self, z: Tensor) -> Tensor:
         check_event(z, self.features)
-        return -(z.square() * (1 - self.angle)).sum(-1) / 2 - self.logarithm
+        logarithm = (self.features + self.angle.sum()) * (math.log(2 * math.pi) / 2)
+        return -(z.square() * (1 - self.angle)).sum(-1) / 2 - logarithm
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         kind: dict[str, Any] = {
@@ -94,11 +87,18 @@ class NormalAndUniform(nn.Module):
         return f"features={self.features}, circular={self.angle.nonzero().flatten().tolist()}"
 
 
-class Flow(nn.Module):
+class Flow(Structured):
     """log p(x) = log p_Z(f(x)) + log|det ∂f/∂x|, samples x = f⁻¹(z) with z ~ p_Z.
 
     The latent distribution is a `StandardNormal`, another module with `log_prob(z)` and `sample(count, generator)`,
-    or a `torch.distributions` one over vectors.
+    or a `torch.distributions` one over vectors: event shape (n,), batch shape ().
+
+    `sample` returns numbers without a graph. For training on samples (KL(q‖p) of energies, say), `rsample` and
+    `sample_with_log_prob` are differentiable with respect to the parameters, of a torch distribution's own, too, where
+    it has `rsample`; under `torch.no_grad` they have no graph either.
+
+    Raises:
+        ArgumentError: a latent distribution of another size than the bijection's, or of no vectors.
 
     Example:
         >>> import torch
@@ -113,33 +113,29 @@ class Flow(nn.Module):
         self.bijection = bijection
         if not isinstance(bijection, Bijection):
             raise ArgumentError.of("bijection", "a Bijection", type(bijection).__name__)
-        if not (callable(getattr(base, "log_prob", None)) and callable(getattr(base, "sample", None))):
-            raise ArgumentError.of("base", "a distribution with log_prob and sample", type(base).__name__)
+        check_base(base, latent_features(bijection))
         self.base = base
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, `(..., n)` -> `(...)`."""
+        check_tensor(x)
         z, logabsdet = self.bijection(x)
-        return self.base.log_prob(z) + logabsdet
+        return base_log_prob(self.base, z) + logabsdet
 
+    @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """`(count, n)`, without a graph."""
+        return self.bijection.inverse(base_sample(self.base, count, generator))[0]
+
+    def rsample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """`(count, n)`, differentiable with respect to the parameters."""
-        return self.sample_with_log_prob(count, generator)[0]
+        return self.bijection.inverse(base_sample(self.base, count, generator))[0]
 
     def sample_with_log_prob(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Samples `(count, n)` and their log p `(count,)`, in one pass."""
-        if not isinstance(count, int) or count < 1:
-            raise ArgumentError.of("count", "an integer >= 1", repr(count))
-        z = self._latent(count, generator)
+        """Samples `(count, n)` and their log p `(count,)`, in one pass, both differentiable as `rsample` is."""
+        z = base_sample(self.base, count, generator)
         x, logabsdet = self.bijection.inverse(z)
-        return x, self.base.log_prob(z) - logabsdet
-
-    def _latent(self, count: int, generator: torch.Generator | None) -> Tensor:
-        if not isinstance(self.base, torch.distributions.Distribution):
-            return self.base.sample(count, generator)
-        if generator is not None:
-            raise ArgumentError.of("generator", "None, since a torch distribution takes none", type(generator).__name__)
-        return self.base.sample(torch.Size((count,)))
+        return x, base_log_prob(self.base, z) - logabsdet
 
     def forward(self, x: Tensor) -> Tensor:
         """The same as `log_prob`, so that wrappers which call modules (compile, distributed) work."""

@@ -89,13 +89,13 @@ class InvertibleLinear(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         perturbation, base = lookup(self, "weight")
-        check_event(x, self.features, complex=base.is_complex())
+        check_event(x, self.features, base.dtype, complex=base.is_complex())
         z, logabsdet = perturbation.affine_logabsdet(base, x, self.bias)
         return z, _of_real_map(logabsdet, base)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         perturbation, base = lookup(self, "weight")
-        check_event(z, self.features, complex=base.is_complex())
+        check_event(z, self.features, base.dtype, complex=base.is_complex(), name="z")
         y = z if self.bias is None else z - self.bias
         x, logabsdet = perturbation.solve_logabsdet(base, y)
         return x, -_of_real_map(logabsdet, base)

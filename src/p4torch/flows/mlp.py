@@ -86,8 +86,8 @@ class InvertibleMLP(Bijection):
         perturb(self, "weight", Invertible, rank=rank, form=form, **options)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        check_event(x, self.features)
         perturbation, base = lookup(self, "weight")
+        check_event(x, self.features, base.dtype)
         with linalg.full_precision(x.device):
             weight, constant = perturbation(base), perturbation.logabsdet(base).sum()
             if torch.is_grad_enabled():
@@ -98,8 +98,8 @@ class InvertibleMLP(Bijection):
             return z.to(x.dtype), (total + constant).to(x.dtype)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        check_event(z, self.features)
         perturbation, base = lookup(self, "weight")
+        check_event(z, self.features, base.dtype, name="z")
         with linalg.full_precision(z.device):
             weight, inverse = perturbation(base).double(), perturbation.inverse(base).double()
             polished = linalg.hyperpower(weight, inverse, order=2)

@@ -27,6 +27,7 @@ class Partial(Bijection):
         ArgumentError: for features that do not exist, or repeat.
     """
 
+    structure = ("place",)
     place: Tensor
 
     def __init__(self, features: int, chosen: Sequence[int], bijection: Bijection) -> None:
@@ -35,7 +36,7 @@ class Partial(Bijection):
         if not chosen or len({*chosen} & {*range(features)}) < len(chosen):
             raise ArgumentError.of("chosen", f"different integers from 0 to {features - 1}", list(chosen))
         self.bijection = bijection
-        self.register_buffer("place", torch.tensor(list(chosen)), persistent=False)
+        self.register_buffer("place", torch.tensor(list(chosen)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_event(x, self.features)
@@ -43,7 +44,7 @@ class Partial(Bijection):
         return x.index_copy(-1, self.place, z), logabsdet
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        check_event(z, self.features)
+        check_event(z, self.features, name="z")
         x, logabsdet = self.bijection.inverse(z[..., self.place])
         return z.index_copy(-1, self.place, x), logabsdet
 

@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from p4torch.errors import ArgumentError
-from p4torch.flows.bijection import Bijection, Chain, Coupling
+from p4torch.errors import ArgumentError, P4Error
+from p4torch.flows.bijection import Bijection, Chain, Coupling, check_tensor
 from p4torch.flows.flow import Flow
+from p4torch.flows.latent import base_log_prob
 
 
 def path_loss(
@@ -44,10 +45,13 @@ def path_loss(
 
     Raises:
         ArgumentError: a score, or weights, of another shape.
+        P4Error: where its gradient is differentiated.
 
     Source: Roeder, Wu and Duvenaud (2017) for the reverse divergence; Vaitl, Nicoli, Nakajima and Kessel (2022) for
     this one, and Vaitl, Winkler, Richter and Kessel (2024) for the recursion.
     """
+    check_tensor(x)
+    check_tensor(score, "score")
     if score.shape != x.shape:
         raise ArgumentError.of("score", f"of the shape of x, {tuple(x.shape)}", tuple(score.shape))
     if weights is not None and weights.shape != x.shape[:-1]:
@@ -79,13 +83,27 @@ class _PathLoss(torch.autograd.Function):
     ) -> Tensor:
         with torch.enable_grad():
             log_prob, gradients = _sweep(flow, x, score, shares, bound)
-        ctx.gradients = [gradients.get(value) for value in parameters]
+        ctx.parameters, ctx.gradients = parameters, [gradients.get(value) for value in parameters]
         return -(shares * log_prob).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        found = (None if value is None else gradient * value for value in ctx.gradients)
+        found = [None if value is None else gradient * value for value in ctx.gradients]
+        if torch.is_grad_enabled():  # create_graph
+            found = [value if value is None else _Once.apply(value, *ctx.parameters) for value in found]  # type: ignore[no-untyped-call]
         return None, None, None, None, None, *found
+
+
+class _Once(torch.autograd.Function):
+    """The gradient; a node of its own, so that a second derivative is refused and not taken for zero."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *parameters: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> None:
+        raise P4Error("path_loss can be differentiated once, not twice: its gradient is that of no function")
 
 
 def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float) -> tuple[Tensor, dict[Tensor, Tensor]]:
@@ -99,7 +117,7 @@ def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float) -
         passed.append((layer, point, x, logabsdet, slopes))
         total = total + logabsdet.detach()
     latent = x.detach().requires_grad_()
-    log_base = flow.base.log_prob(latent)
+    log_base = base_log_prob(flow.base, latent)
     own = torch.autograd.grad(log_base.sum(), latent, allow_unused=True, materialize_grads=True)[0]
     for _, point, image, logabsdet, _ in reversed(passed):
         outputs, along = [image], [own]

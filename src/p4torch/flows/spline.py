@@ -23,11 +23,12 @@ def rational_quadratic(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool = Fa
         y = bottom + h (s ξ² + d₀ ξ(1-ξ)) / D,   D = s + (d₀ + d₁ - 2s) ξ(1-ξ),   s = h / w,   ξ = (u - left) / w
         dy/du = s² (d₁ ξ² + 2s ξ(1-ξ) + d₀ (1-ξ)²) / D²
 
-    u `(...)` and raw `(3k + 1, ...)` as in `p4torch.flows.knots`. Outside of [-b, b] it is the identity.
+    u `(...)` and raw `(3k + 1, ...)` as in `p4torch.flows.knots`. Outside of [-b, b] it is the identity; both ends
+    belong to the spline.
 
     Source: Gregory and Delbourgo (1982); Durkan, Bekasov, Murray and Papamakarios (2019), neural spline flows.
     """
-    inside = u.abs() < bound
+    inside = u.abs() <= bound
     safe = torch.where(inside, u, torch.zeros_like(u))
     left, width, bottom, height, first, last = knots(safe.detach(), raw, bound, inverse)
     slope = height / width
@@ -55,11 +56,12 @@ class SplineCoupling(Coupling):
         on the line:    z = spline(x · eᵃ + b), the identity beyond ±`BOUND`
         on the circle:  z = spline(wrap(x + b)) on [-π, π), with equal slopes at both ends
 
-    Angles enter the network as cosine and sine, so that the flow is continuous across the cut. The network's last layer
-    starts at zero: the coupling starts as the identity.
+    Both directions take angles beyond [-π, π), too, and wrap those that move. Angles enter the network as cosine and
+    sine, so that the flow is continuous across the cut. The network's last layer starts at zero: the
+    coupling starts as the identity.
 
     Args:
-        features: n.
+        features: n >= 2.
         moved: which of the features move, not all of them; the others are what the network sees.
         circular: which of all features are angles in [-π, π).
         hidden: widths of the network's hidden layers.
@@ -72,6 +74,7 @@ class SplineCoupling(Coupling):
     Source: Durkan et al. (2019); Rezende et al. (2020), normalizing flows on tori and spheres.
     """
 
+    structure = ("place", "angle", "kept")
     angle: Tensor
     kept: Tensor
     place: Tensor
@@ -86,7 +89,7 @@ class SplineCoupling(Coupling):
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
-        self.features = check_features(features)
+        self.features = check_features(features, least=2)
         for name, chosen in (("moved", moved), ("circular", circular)):
             known = [index for index in chosen if isinstance(index, int) and 0 <= index < features]
             if len(set(known)) < len(chosen):
@@ -101,9 +104,9 @@ class SplineCoupling(Coupling):
         self.bins = bins
         line, circle = ([index for index in kept if (index in angles) is seen] for seen in (False, True))
         self._seen = [len(line), len(circle)]
-        self.register_buffer("place", torch.tensor(list(moved)), persistent=False)
-        self.register_buffer("angle", torch.tensor([[index in angles] for index in moved]), persistent=False)
-        self.register_buffer("kept", torch.tensor(line + circle), persistent=False)
+        self.register_buffer("place", torch.tensor(list(moved)))
+        self.register_buffer("angle", torch.tensor([[index in angles] for index in moved]))
+        self.register_buffer("kept", torch.tensor(line + circle))
         widths = [len(line) + 2 * len(circle), *hidden]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
@@ -115,21 +118,23 @@ class SplineCoupling(Coupling):
 
     def moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         u, raw, scale, shift, bound = self._inputs(x)
-        u = torch.where(self.angle, _wrap(u + shift), u * scale.exp() + shift)
+        u = torch.where(self.angle, wrapped(u + shift), u * scale.exp() + shift)
         y, slope = rational_quadratic(u, raw, bound)
+        y = torch.where(self.angle, _below_pi(y), y)
         return self._outputs(x, y), (slope + scale).mT.reshape(*x.shape[:-1], len(self.place))
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        y, raw, scale, shift, bound = self._inputs(z)
+        y, raw, scale, shift, bound = self._inputs(z, "z")
+        y = torch.where(self.angle, wrapped(y), y)
         u, slope = rational_quadratic(y, raw, bound, inverse=True)
         u = u - shift
-        u = torch.where(self.angle, _wrap(u), u * (-scale).exp())
+        u = torch.where(self.angle, wrapped(u), u * (-scale).exp())
         return self._outputs(z, u), (slope - scale).sum(0).reshape(z.shape[:-1])
 
-    def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _inputs(self, x: Tensor, name: str = "x") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What moves, on columns `(m, P)`; the splines' raw parameters `(3k + 1, m, P)`, log-scale and shift `(m, P)`,
         and bounds `(m, 1)`. On columns all that follows is fast."""
-        check_event(x, self.features)
+        check_event(x, self.features, self.last.weight.dtype, name=name)
         points = x.reshape(-1, self.features)
         seen = points[:, self.kept]
         line, circle = seen.split(self._seen, dim=-1)
@@ -139,7 +144,7 @@ class SplineCoupling(Coupling):
         end = first * self.angle  # on the circle the slope at both ends, on the line those are 1
         raw = torch.cat([shape, torch.cat([end, slopes, end]) + UNIT_SLOPE])
         scale = (first * ~self.angle).tanh()
-        bound = torch.where(self.angle, math.pi, BOUND).to(x.dtype)
+        bound = torch.where(self.angle, x.new_full((), math.pi), x.new_full((), BOUND))
         return points[:, self.place].mT, raw, scale[0], shift[0], bound
 
     def _outputs(self, x: Tensor, moved: Tensor) -> Tensor:
@@ -149,6 +154,11 @@ class SplineCoupling(Coupling):
         return f"features={self.features}, moved={self.place.tolist()}, bins={self.bins}"
 
 
-def _wrap(angle: Tensor) -> Tensor:
+def wrapped(angle: Tensor) -> Tensor:
     """The same angle in [-π, π)."""
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+    return _below_pi(torch.remainder(angle + math.pi, 2 * math.pi) - math.pi)
+
+
+def _below_pi(angle: Tensor) -> Tensor:
+    """An angle in [-π, π] in [-π, π): rounding makes π of angles below it."""
+    return torch.where(angle < math.pi, angle, angle - 2 * math.pi)

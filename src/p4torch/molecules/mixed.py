@@ -25,7 +25,7 @@ class MixedCoordinates(ShapeCoordinates):
     A molecule with the density exp(-U(x)/kT) in x thus has log-density -U/kT - log|det| + constant in z, log|det| as
     `forward` returns it (or + log|det| as `inverse` does). Nothing is left out of either: per frame, the volume of
     rigid motions is that of t and 8π². `inverse` returns the block in the orientation of the reference, mean at 0; it
-    needs no superposition. The derivative of `forward` is exact, second derivatives are not.
+    needs no superposition. The first three derivatives of `forward` are exact, higher ones are not.
 
     Modes, bonds and angles are less their mean, by their standard deviation. Torsions are cut where their density is
     least and lie in [-π, π).

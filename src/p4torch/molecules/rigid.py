@@ -19,6 +19,9 @@ LEAST_MOMENT = 1e-7
 #: How often the mean structure of frames is superposed on and taken anew; it settles within three.
 ROUNDS = 10
 
+#: Of Newton's method after a superposition: with two, derivatives are exact up to the third.
+STEPS = 2
+
 
 def centred(x: Tensor) -> Tensor:
     """x less the mean over atoms."""
@@ -63,11 +66,24 @@ def superpose(x: Tensor, reference: Tensor) -> Tensor:
 def rotated_onto(y: Tensor, reference: Tensor) -> Tensor:
     """Centred points in the orientation where Σ_i r_i x s_i = 0 and Σ_i r_i·s_i is largest.
 
-    The rotation itself is found outside the graph. One step of Newton's method on the condition, s + δ x s with
-    M δ = -Σ_i r_i x s_i, polishes it and carries its exact first derivative; no eigenvector is differentiated.
+    The rotation itself is found outside the graph: no eigenvector is differentiated. Steps of Newton's method on the
+    condition follow, each a rotation, which squares the error of the one before: k of them carry the exact derivatives
+    up to order 2ᵏ - 1.
     """
-    s = torch.einsum("bkl,lib->kib", best_rotation(moments(y.detach(), reference)), y)
-    c = moments(s, reference)
+    c = moments(y, reference)
+    rotation = best_rotation(c.detach()).permute(1, 2, 0)
+    for _ in range(STEPS):
+        rotation = _times(_rotation(_newton_step(_times(rotation, c))), rotation)
+    return _times(rotation, y)
+
+
+def _times(rotation: Tensor, points: Tensor) -> Tensor:
+    """R s_i of `(3, 3, batch)` and `(3, atoms, batch)`."""
+    return torch.einsum("klb,lib->kib", rotation, points)
+
+
+def _newton_step(c: Tensor) -> Tensor:
+    """δ `(3, batch)` with M δ = -Σ_i r_i x s_i, from C = Σ_i s_i r_iᵀ; 0 where M is singular."""
     torque = torch.stack([c[2, 1] - c[1, 2], c[0, 2] - c[2, 0], c[1, 0] - c[0, 1]])
     m = eckart(c)
     volume = determinant(m)
@@ -78,8 +94,19 @@ def rotated_onto(y: Tensor, reference: Tensor) -> Tensor:
         + torque[1] * torch.linalg.cross(third, first, dim=0)
         + torque[2] * torch.linalg.cross(first, second, dim=0)
     ) / torch.where(solvable, volume, 1)
-    delta = torch.where(solvable, -delta, 0)
-    return s + torch.linalg.cross(delta.unsqueeze(1).expand_as(s), s, dim=0)
+    return torch.where(solvable, -delta, 0)
+
+
+def _rotation(delta: Tensor) -> Tensor:
+    """The rotation by 2 arctan(|δ|/2) about δ `(3, batch)`, `(3, 3, batch)`: s + δ x s, to first order.
+
+    With d = δ/2, ((1 - |d|²) 1 + 2 [d]ₓ + 2 d dᵀ) / (1 + |d|²).
+    """
+    x, y, z = d = delta / 2
+    square, zero = d.square().sum(0), torch.zeros_like(x)
+    across = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).unflatten(0, (3, 3))
+    unit = torch.eye(3, dtype=d.dtype, device=d.device).unsqueeze(-1)
+    return ((1 - square) * unit + 2 * across + 2 * d.unsqueeze(1) * d) / (1 + square)
 
 
 def eckart(c: Tensor) -> Tensor:

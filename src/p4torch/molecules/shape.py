@@ -113,7 +113,7 @@ class ShapeCoordinates(Bijection):
 
     def _unstandardised(self, z: Tensor) -> tuple[Tensor, Tensor]:
         self._check_ready()
-        check_event(z, self.layout.size)
+        check_event(z, self.layout.size, name="z")
         return self.standard.inverse(z.reshape(-1, self.layout.size).T.contiguous())
 
     def _split(self, y: Tensor) -> tuple[Tensor, ...]:

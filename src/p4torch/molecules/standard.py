@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
+from p4torch.flows.spline import wrapped
 
 #: "circle": in [-π, π) rad, cut at the density's minimum. "standard": divided by their spread after the cut, too.
 Torsions = Literal["circle", "standard"]
@@ -51,11 +52,6 @@ class Layout:
     def size(self) -> int:
         """n."""
         return self.torsions.stop
-
-
-def wrapped(phi: Tensor) -> Tensor:
-    """Angles in [-π, π)."""
-    return torch.remainder(phi + math.pi, 2 * math.pi) - math.pi
 
 
 class Standardiser(nn.Module):

@@ -63,6 +63,14 @@ def test_log_prob_in_double_precision() -> None:
     torch.testing.assert_close(single.double(), double, atol=SINGLE, rtol=0)
 
 
+def test_arrays_are_refused_by_name() -> None:
+    generator, array = small(), frames()[:2].numpy()
+    calls = (generator.log_prob, "frames"), (generator.log_density, "z"), (generator.coordinates, "x")
+    for call, argument in (*calls, (generator.coordinates.inverse, "z"), (system_of().energy, "x")):
+        with pytest.raises(ArgumentError, match=f"`{argument}` must be a tensor"):
+            call(array)  # type: ignore[arg-type]
+
+
 def test_samples_are_reproducible_in_parts() -> None:
     generator = small()
     first, second = (generator.sample(30, torch.Generator().manual_seed(3)) for _ in range(2))

@@ -24,7 +24,7 @@ class DenseLinear(Bijection):
         return F.linear(x, self.weight, self.bias), self.logabsdet()
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        check_event(z, self.features)
+        check_event(z, self.features, name="z")
         return torch.linalg.solve(self.weight, (z - self.bias).unsqueeze(-1)).squeeze(-1), -self.logabsdet()
 
     def logabsdet(self) -> Tensor:
@@ -115,7 +115,7 @@ class LULinear(Bijection):
         return F.linear(x, self.matrix(), self.bias), self.logabsdet()
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        check_event(z, self.features)
+        check_event(z, self.features, name="z")
         lower, upper = self.factors()
         y = (z - self.bias)[..., self.permutation.argsort()].unsqueeze(-1)
         y = torch.linalg.solve_triangular(lower, y, upper=False, unitriangular=True)

@@ -97,7 +97,7 @@ def affine(layout: Layout, rank: int | None, couplings: int = AFFINE) -> Flow:
 def spline(layout: Layout, mixing: bool, couplings: int = SPLINE, hidden: int = 128) -> Flow:
     """Spline couplings; every second one moves what the one before has left. With or without mixing between them.
 
-    The halves are random, but the same ones for every seed: a file of weights does not hold them.
+    The halves are random, but the same ones for every seed: older files of weights do not hold them.
     """
 
     def layers() -> Iterator[Bijection]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from p4torch.flows.flow import Distribution
+from p4torch.flows.latent import Distribution
 from p4torch.molecules.frames import drawn, shares
 from p4torch.molecules.generator.protocol import Stage
 from p4torch.molecules.mixed import MixedCoordinates

@@ -38,7 +38,7 @@ def estimate_seconds(system: MolecularSystem, model: str, protocol: Protocol) ->
 def _step_seconds(generator: BoltzmannGenerator, stage: Stage, protocol: Protocol) -> float:
     fit = StageFit(generator, stage, protocol)
     optimizer = fit.configure_optimizers()
-    points = generator.flow.sample(stage.samples + stage.frames).detach()
+    points = generator.flow.sample(stage.samples + stage.frames)
     fit.step(points, optimizer)
     started = time.perf_counter()
     for _ in range(TIMED):

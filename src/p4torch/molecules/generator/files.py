@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.flows.structure import with_structure
 from p4torch.molecules.generator.architectures import architecture
 from p4torch.molecules.generator.generator import BoltzmannGenerator, seeded
 from p4torch.molecules.mixed import MixedCoordinates
@@ -63,7 +64,7 @@ def load_generator(path: Path, system: MolecularSystem) -> BoltzmannGenerator:
     for part, module in (("flow", generator.flow), ("coordinates", generator.coordinates)):
         own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{part}.")}
         try:
-            module.load_state_dict(own)
+            module.load_state_dict(with_structure(module, own))
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"`{path}` must be a whole generator of model {said['model']!r}: {error}") from error
     return generator

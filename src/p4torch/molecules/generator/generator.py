@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.flows import Flow, path_loss
+from p4torch.flows.bijection import check_tensor
 from p4torch.molecules.analysis.free_energy import POSITIVE_PHI, FreeEnergyDifference, free_energy_difference
 from p4torch.molecules.analysis.torsions import Arc, torsion_angles
 from p4torch.molecules.generator.architectures import architecture
@@ -106,10 +107,12 @@ class BoltzmannGenerator(nn.Module):
 
     def log_prob(self, frames: Tensor) -> Tensor:
         """log q of the coordinates of frames `(..., atoms, 3)`, `(...)`: a density per unit of the coordinates."""
+        check_tensor(frames, "frames")
         return self.log_density(self.coordinates(frames.double())[0])
 
     def log_density(self, z: Tensor) -> Tensor:
         """log q of coordinates `(..., n)` of any dtype, `(...)`, in that of the flow."""
+        check_tensor(z, "z")
         return self.flow.log_prob(z.to(next(self.flow.parameters(), torch.empty(0)).dtype))
 
     def energy_loss(self, latent: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.flows.structure import with_structure
 from p4torch.molecules.analysis.weights import effective_sample_size
 from p4torch.molecules.generator.encoded import Batches, Encoded
 from p4torch.molecules.generator.protocol import Protocol, Stage
@@ -27,7 +28,7 @@ from p4torch.training import MergeCallback, folder, load_checkpoint, save_checkp
 from p4torch.training.chunks import interruptible, quiet_trainer
 
 if TYPE_CHECKING:
-    from p4torch.flows.flow import Distribution
+    from p4torch.flows.latent import Distribution
     from p4torch.molecules.generator.generator import BoltzmannGenerator
 
 #: Held-out frames and samples that a line of the log rests on.
@@ -258,7 +259,7 @@ class Training(pl.Callback):
         if wrong:
             raise CheckpointError(f"`{self._checkpoint}` must be of the training that is resumed: {wrong}")
         self._check_coordinates(state["generator"])
-        self.generator.load_state_dict(state["generator"])
+        self.generator.load_state_dict(with_structure(self.generator, state["generator"]))
         self.stage_index, self.done = state["stage_index"], state["done"]
         self._since_log = list(state.get("losses", []))
         for name in _COUNTS:

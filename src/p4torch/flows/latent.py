@@ -1,0 +1,95 @@
+"""The latent distribution of a flow: what is asked of it, ours, torch's or one's own."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from p4torch.errors import ArgumentError
+from p4torch.flows.bijection import Chain, Inverse, check_event
+
+
+class Distribution(Protocol):
+    """What a flow asks of its latent distribution."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """`(..., n)` -> `(...)`."""
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """`(count, n)`."""
+
+
+Base = Distribution | torch.distributions.Distribution
+
+
+def latent_features(bijection: nn.Module) -> int | None:
+    """n, where the bijection tells."""
+    if isinstance(bijection, Chain):
+        told = (latent_features(member) for member in reversed(bijection.bijections))
+        return next((features for features in told if features is not None), None)
+    if isinstance(bijection, Inverse):
+        return latent_features(bijection.bijection)
+    features = getattr(bijection, "features", None)
+    return features if isinstance(features, int) else None
+
+
+def check_base(base: Base, features: int | None) -> None:
+    """Refuse what is no distribution of vectors of so many features; None: of any."""
+    if not (callable(getattr(base, "log_prob", None)) and callable(getattr(base, "sample", None))):
+        raise ArgumentError.of("base", "a distribution with log_prob and sample", type(base).__name__)
+    if isinstance(base, torch.distributions.Distribution):
+        _check_shapes(base, features)
+        return
+    own = getattr(base, "features", None)
+    if features is not None and isinstance(own, int) and own != features:
+        raise ArgumentError.of("base", f"of {features} features, as the bijection", f"{type(base).__name__} of {own}")
+
+
+def _check_shapes(base: torch.distributions.Distribution, features: int | None) -> None:
+    event, batch = tuple(base.event_shape), tuple(base.batch_shape)
+    if batch == () and (event if features is None else event == (features,)):
+        return
+    expected = f"one distribution of vectors, event shape ({features or 'n'},) and batch shape ()"
+    got = f"{type(base).__name__} with event shape {event} and batch shape {batch}"
+    if len(batch) == 1 and event == () and features in (None, *batch):
+        got += ": torch.distributions.Independent(base, 1) makes one of it"
+    raise ArgumentError.of("base", expected, got)
+
+
+def base_log_prob(base: Base, z: Tensor) -> Tensor:
+    """log p_Z(z), `(..., n)` -> `(...)`.
+
+    Raises:
+        ArgumentError: the distribution returns another shape.
+    """
+    axes = 1
+    if isinstance(base, torch.distributions.Distribution):
+        axes = len(base.event_shape)
+        if axes == 1:
+            check_event(z, base.event_shape[0], complex=z.is_complex())
+    log_prob = base.log_prob(z)
+    if log_prob.shape != z.shape[:-axes]:
+        expected = f"a distribution whose log_prob(z) is of shape {tuple(z.shape[:-axes])} for z {tuple(z.shape)}"
+        raise ArgumentError.of("base", expected, tuple(log_prob.shape))
+    return log_prob
+
+
+def base_sample(base: Base, count: int, generator: torch.Generator | None) -> Tensor:
+    """`(count, n)`: z ~ p_Z, by `rsample` where a torch distribution has it.
+
+    Raises:
+        ArgumentError: a count below 1; a generator for a torch distribution; samples of another shape.
+    """
+    if not isinstance(count, int) or count < 1:
+        raise ArgumentError.of("count", "an integer >= 1", repr(count))
+    if isinstance(base, torch.distributions.Distribution):
+        if generator is not None:
+            expected = "None, since a torch distribution takes none"
+            raise ArgumentError.of("generator", expected, type(generator).__name__)
+        return (base.rsample if base.has_rsample else base.sample)(torch.Size((count,)))
+    z = base.sample(count, generator)
+    if z.dim() != 2 or len(z) != count:
+        raise ArgumentError.of("base", f"a distribution whose sample({count}) is of shape ({count}, n)", tuple(z.shape))
+    return z
