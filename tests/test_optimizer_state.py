@@ -99,7 +99,7 @@ WITHOUT_MOMENTUM = ("Adagrad", "Adadelta", "Rprop", "ASGD")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("option", ["reset_directions", "restart", "transport", "keep", "reset"])
 def test_a_merge_changes_the_intended_entries_only(name: str, option: Any) -> None:
-    model = model_of(rank=2, change_bounds=None, logabsdet_bounds=None)
+    model = model_of(rank=2)
     optimizer = OPTIMIZERS[name](p4.parameter_groups(model))
     scheduler = p4.MergeScheduler(model, optimizer, every=3, optimizer_state=option)
     train(model, optimizer)
@@ -196,3 +196,118 @@ def test_moments_of_adamw_amsgrad_are_all_reset() -> None:
     memory.reset(optimizer, parameter, "v")
     assert set(optimizer.state[parameter]) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
     assert not any(entry.any() for entry in optimizer.state[parameter].values())
+
+
+# --- coordinates that a merge redraws ---------------------------------------------------------------------------
+
+#: Optimizers that know the size of each entry's gradient, and under which names.
+SIZES = {
+    "Adam": {"exp_avg_sq"},
+    "Adam-foreach": {"exp_avg_sq"},
+    "Adam-fused": {"exp_avg_sq"},
+    "AdamW-amsgrad": {"exp_avg_sq", "max_exp_avg_sq"},
+    "SGD-momentum": set(),
+    "RMSprop-momentum": {"square_avg"},
+    "Adagrad": {"sum"},
+    "NAdam": {"exp_avg_sq"},
+    "RAdam": {"exp_avg_sq"},
+    "Adamax": {"exp_inf"},
+    "Adadelta": {"square_avg", "acc_delta"},
+    "Rprop": {"step_size"},
+    "ASGD": set(),
+}
+
+
+class Blocks(p4.Perturbation):
+    """A + P B Pᵀ with a permutation P of the first dimension that a merge redraws; B `(..., n, m)` starts at 0."""
+
+    permuted = ("b",)
+    order: Tensor
+
+    def __init__(self, base: Tensor) -> None:
+        super().__init__(base)
+        self.b = nn.Parameter(torch.zeros_like(base))
+        self.register_buffer("order", torch.arange(base.shape[-2]))
+
+    def forward(self, base: Tensor) -> Tensor:
+        return base + self.b[..., self.order, :]
+
+    def reset(self, generator: torch.Generator | None) -> None:
+        with torch.no_grad():
+            self.b.zero_()
+            if generator is not None:
+                self.order.copy_(torch.randperm(len(self.order), generator=generator))
+
+    def defect(self, tensor: Tensor) -> Tensor:
+        return torch.zeros_like(self.skips, dtype=tensor.dtype)
+
+
+def blocks_after_a_merge(name: str, option: Any, shape: tuple[int, ...] = (4, 4)) -> tuple[Any, dict, dict]:
+    """B, and the optimizer's state of it before and after."""
+    holder = nn.Module()
+    holder.register_parameter("weight", nn.Parameter(torch.randn(shape)))
+    p4.perturb(holder, "weight", Blocks)
+    optimizer = OPTIMIZERS[name](p4.parameter_groups(holder)[1:])
+    scheduler = p4.MergeScheduler(holder, optimizer, every=3, optimizer_state=option)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (holder.weight * torch.randn(shape)).square().sum().backward()
+        optimizer.step()
+        before = copy.deepcopy(next(iter(optimizer.state.values())))
+        scheduler.step()
+    (site,) = p4.sites(holder)
+    assert scheduler.merged > 0
+    return site.perturbation.get_parameter("b"), before, dict(next(iter(optimizer.state.values())))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("option", ["reset_directions", "restart", "transport"])
+def test_redrawn_coordinates_lose_momentum_and_share_the_mean_size(name: str, option: Any) -> None:
+    b, before, after = blocks_after_a_merge(name, option)
+    assert before.keys() == after.keys()
+    for key, entry in after.items():
+        if key in SIZES[name]:
+            mean = before[key].mean()
+            torch.testing.assert_close(entry, mean.expand_as(entry))
+            assert float(mean) > 0
+        elif key == "ax":
+            assert torch.equal(entry, b)
+        elif isinstance(entry, Tensor) and entry.shape == b.shape:
+            assert not entry.any(), key
+        else:
+            assert entry is None or torch.equal(torch.as_tensor(entry), torch.as_tensor(before[key])), key
+
+
+def test_redrawn_coordinates_of_a_stack_have_a_mean_each() -> None:
+    _, before, after = blocks_after_a_merge("Adam", "restart", (3, 4, 2))
+    torch.testing.assert_close(after["exp_avg_sq"], before["exp_avg_sq"].mean((-2, -1), keepdim=True).expand(3, 4, 2))
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD-momentum"])
+def test_redrawn_coordinates_are_kept_or_reset_where_asked_for(name: str) -> None:
+    _, before, after = blocks_after_a_merge(name, "keep")
+    assert same(before, after)
+    _, _, after = blocks_after_a_merge(name, "reset")
+    assert not any(torch.as_tensor(entry).any() for entry in after.values())
+
+
+def test_steps_after_a_redraw_are_no_larger_than_before() -> None:
+    """A reset would make the first one a step of full size."""
+    parameter, gradient = nn.Parameter(torch.zeros(64)), torch.randn(64)
+    optimizer = torch.optim.Adam([parameter], lr=1e-2)
+    for _ in range(100):
+        parameter.grad = gradient + 100 * torch.randn(64)
+        optimizer.step()
+    memory.redraw(optimizer, parameter, "b")
+    before, parameter.grad = parameter.detach().clone(), gradient
+    optimizer.step()
+    assert float((parameter.detach() - before).abs().max()) < 1e-3
+
+
+def test_a_redraw_of_a_state_without_a_mean_fails_loudly() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=1e-2)
+    assert not memory.redraw(optimizer, parameter, "b")
+    optimizer.state[parameter] = {"codes": torch.zeros(2, dtype=torch.uint8)}
+    with pytest.raises(p4.OptimizerError, match=r"got torch.uint8 under 'codes' \(SGD\): use optimizer_state='keep'"):
+        memory.redraw(optimizer, parameter, "b")

@@ -1,4 +1,4 @@
-"""Corners of the schedule: unusual optimizers, thawed models, misuse of options and state."""
+"""Corners of the schedule: unusual optimizers, misuse of options and state."""
 
 from __future__ import annotations
 
@@ -42,13 +42,6 @@ def test_lbfgs_has_one_history_for_all() -> None:
     schedule = p4.MergeScheduler(layer, optimizer, every=2, optimizer_state="keep")
     train(layer, optimizer, schedule, 4)
     assert schedule.merged + schedule.skipped == 2
-
-
-def test_a_thawed_model_is_refused_and_named() -> None:
-    layer = layer_of()
-    layer.requires_grad_(True)
-    with pytest.raises(p4.OptimizerError, match=r"`weight` must be frozen.*base, tracked\.inverse"):
-        p4.MergeScheduler(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
 
 
 @pytest.mark.parametrize(

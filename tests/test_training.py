@@ -74,6 +74,13 @@ def trained(path: Path, epochs: int, checkpoint: Path | None = None, save: Path 
     return model, callback
 
 
+def test_callback_without_an_interval_asks_the_perturbations(tmp_path: Path) -> None:
+    model, callback = Regression(), MergeCallback()
+    next(p4.sites(model)).perturbation.interval = 3
+    trainer(tmp_path, 2, callback).fit(model, data())
+    assert callback.merged == 4  # 14 steps
+
+
 def test_callback_merges_and_trains(tmp_path: Path) -> None:
     torch.manual_seed(0)
     before = Regression()

@@ -102,8 +102,8 @@ def plain(weight: Tensor) -> nn.Linear:
 
 
 SUBJECTS = (
-    Subject("Invertible", "additive", {"logabsdet_bounds": None}),
-    Subject("Invertible", "exponential", {"form": "exponential", "logabsdet_bounds": None}),
+    Subject("Invertible", "additive", {"change_bounds": "paper"}),
+    Subject("Invertible", "exponential", {"form": "exponential", "change_bounds": "paper"}),
     Subject("UnitDeterminant"),
     Subject("Orthogonal"),
     Subject("Unitary", start=complex_near_identity),

@@ -14,6 +14,7 @@ from p4torch.errors import (
     ProjectionWarning,
     PropertyWarning,
     RecoveryWarning,
+    StallWarning,
 )
 from p4torch.joint import Joint, merge
 from p4torch.merging import MergeReport, Proposal, Veto
@@ -68,6 +69,7 @@ __all__ = [
     "Site",
     "SpecialUnitary",
     "SpectralBound",
+    "StallWarning",
     "Stochastic",
     "Symplectic",
     "UnitDeterminant",

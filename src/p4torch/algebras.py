@@ -1,7 +1,7 @@
 """Matrix groups and their Lie algebras: which matrices a block of B may hold, and the map r from there to the group.
 
-A block is a matrix M `(..., b, b)` of free numbers. `project` takes it to the Lie algebra, X = project(M); `element` maps
-X to the group, r(X), with r(0) = I; `inverse` gives r(X)⁻¹ and `logabsdet` gives log|det r(X)|, exactly, for every X.
+A block is a matrix M `(..., b, b)` of free numbers. `project` takes it to the Lie algebra, X = project(M); `element`
+maps X to the group, r(X), with r(0) = I; `inverse` gives r(X)⁻¹ and `logabsdet` log|det r(X)|, exactly, for every X.
 
     Cayley:       r(X) = (I - X/2)⁻¹ (I + X/2) = 2 (I - X/2)⁻¹ - I     orthogonal, unitary, symplectic groups
     exponential:  r(X) = exp(X),   log|det r(X)| = tr X                determinant 1, and GL(n) without det < 0
@@ -32,8 +32,8 @@ DOUBLINGS = (2, 3, 4)
 
 @dataclass(frozen=True)
 class Algebra:
-    """A group, by its Lie algebra and a map r from there. `paired`: a block consists of pairs of coordinates (i, i + n).
-    `logabsdet` is None where it is 0 for all X, `limit` is the largest Frobenius norm of X that r is defined for."""
+    """A group, by its Lie algebra and a map r from there. `paired`: a block consists of pairs of coordinates i, i + n.
+    `logabsdet` is None where it is 0 for all X; `limit` is the largest Frobenius norm of X that r is used for."""
 
     name: str
     project: Callable[[Tensor], Tensor]

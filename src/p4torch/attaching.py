@@ -8,7 +8,9 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from p4torch.freezing import frozen_base
 from p4torch.linear import FactoredLinear
+from p4torch.perturbation import Perturbation
 from p4torch.places import Place, perturbations
 from p4torch.recurrent import Recurrent, recurrent_class
 
@@ -35,6 +37,7 @@ def attach(places: Sequence[Place], tensor: nn.Parameter, matrix: Tensor, parts:
         raise
     _remember(module, order)
     tensor.requires_grad_(False)
+    parts[0].register_forward_pre_hook(_freeze_base)
     for part in parts[1:]:
         parametrize.register_parametrization(module, name, part, unsafe=True)  # a view changes the shape
     chain = _table(module)[name]
@@ -61,6 +64,11 @@ def detach(module: nn.Module, tensor_name: str, evaluate: bool) -> None:
         exchange_class(module, plain_class)
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()
+
+
+def _freeze_base(perturbation: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Where the whole tensor is asked for, no gradient leads to the base."""
+    return (frozen_base(cast(Perturbation, perturbation), inputs[0]), *inputs[1:])
 
 
 def _table(module: nn.Module) -> nn.ModuleDict:

@@ -1,4 +1,4 @@
-"""Block perturbations: group elements that act on blocks of coordinates. A property says which group, and nothing else."""
+"""Block perturbations: elements of a matrix group that act on blocks of coordinates. A property says which group."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from p4torch import linalg
 from p4torch.algebras import Algebra
 from p4torch.block_diagonal import BlockDiagonal
 from p4torch.errors import ArgumentError
-from p4torch.merging import Proposal
 from p4torch.perturbation import Perturbation
 from p4torch.step_size import block_gain, check_scale
 
@@ -30,10 +29,10 @@ class Blocks(Perturbation):
 
         R(B) = P blockdiag(r(g B_1), ..., r(g B_m)) Pᵀ,   B `(..., m, b, b)`,   m = n // b,   B₀: B = 0
 
-    L acts on the outputs `(..., n, .)` of A, R on its inputs; `side` says which of them there are. Each block is taken to
-    the Lie algebra of the property and mapped to its group by r, see `p4torch.algebras`: R_B(A) stays in S, exactly, for
-    every B, and log|det| and the inverse follow block by block. P is a permutation, the identity at first and redrawn
-    at each merge; n - m b coordinates wait for another draw. With one block of all coordinates there is no P.
+    L acts on the outputs `(..., n, .)` of A, R on its inputs; `side` says which of them there are. Each block is taken
+    to the Lie algebra of the property and mapped to its group by r, see `p4torch.algebras`: R_B(A) stays in S, exactly,
+    for every B, and log|det| and the inverse follow block by block. P is a permutation, the identity at first and
+    redrawn at each merge; n - m b coordinates wait for another draw. With one block of all coordinates there is no P.
 
     Args:
         base: `(..., n, n')`.
@@ -47,8 +46,6 @@ class Blocks(Perturbation):
     """
 
     algebra: Algebra
-    permuted: tuple[str, ...] = ()
-    interval: int = 50
     left: nn.Parameter | None
     right: nn.Parameter | None
 
@@ -93,7 +90,7 @@ class Blocks(Perturbation):
         return order.expand(*value.shape[:-3], 2, size).contiguous().to(value.device)
 
     def _listed(self, drawn: Tensor, size: int) -> Tensor:
-        """The order `(2, n)` of coordinates drawn; of pairs (i, i + n/2) drawn, first and second ones block by block."""
+        """The order `(2, n)` of drawn coordinates; of drawn pairs i, i + n/2, first and second ones block by block."""
         if self.algebra.paired:
             half, count = size // 2, len(drawn)
             inside = drawn[: count // half * half].view(-1, half)
@@ -157,9 +154,6 @@ class Blocks(Perturbation):
         """R_B(A) in double precision."""
         exact = linalg.in_double(base)
         return self._moved(exact, self.element("left", exact.dtype), self.element("right", exact.dtype))
-
-    def propose(self, base: Tensor) -> Proposal:
-        return Proposal(self.candidate(base))
 
     def matmul(self, base: Tensor, x: Tensor) -> Tensor:
         return self.affine(base, x, None)

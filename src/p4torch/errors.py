@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class P4Error(Exception):
     """Base class of all errors that p4torch raises on purpose."""
@@ -33,5 +36,21 @@ class PropertyWarning(UserWarning):
     matrix too large for its dtype."""
 
 
+class StallWarning(UserWarning):
+    """A perturbed weight does not train as it should: merges are refused, there is no gradient, or steps explode."""
+
+
 class RecoveryWarning(UserWarning):
     """Non-finite parameters were found and replaced."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """A warning at the line that called into torch or this package, however deep it comes from."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_inside(module: str) -> bool:
+    return module.partition(".")[0] in ("p4torch", "torch")

@@ -56,6 +56,16 @@ class Group:
     sites: tuple[Site, ...]
     network: Joint | None = None
 
+    @property
+    def rests(self) -> bool:
+        """Whether all of its sites are frozen."""
+        return all(site.rests for site in self.sites)
+
+    @property
+    def interval(self) -> int:
+        """The merge interval that its sites ask for: the shortest."""
+        return min(site.perturbation.interval for site in self.sites)
+
     def merge(self, *, seed: int = 0, force: bool = False, agree: Agreement | None = None) -> list[MergeReport]:
         """Merge all of it; a report for each site."""
         if self.network is None:
@@ -90,6 +100,9 @@ def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[Merge
     """
     found = groups(model)
     guard_checkpoints(model)
+    for group in found:
+        for site in group.sites:
+            site.keep_frozen()
     return [report for group in found for report in group.merge(seed=seed, force=force)]
 
 

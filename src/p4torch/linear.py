@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from p4torch.freezing import frozen_base
 from p4torch.perturbation import Perturbation
 
 
@@ -27,4 +28,5 @@ def sole_perturbation(module: nn.Module, tensor_name: str) -> tuple[Perturbation
     chain = chains._modules.get(tensor_name) if isinstance(chains, nn.ModuleDict) else None
     if chain is None or len(chain._modules) != 1:
         return None
-    return cast(Perturbation, chain._modules["0"]), cast(Tensor, chain._parameters["original"])
+    perturbation = cast(Perturbation, chain._modules["0"])
+    return perturbation, frozen_base(perturbation, cast(Tensor, chain._parameters["original"]))

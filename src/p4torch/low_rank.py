@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from p4torch import linalg, rows
 from p4torch.directions import Apply, GradientSketch, Maps, of_matrix, of_rows
 from p4torch.errors import ArgumentError
-from p4torch.merging import Decision, MergeReport, Proposal
+from p4torch.merging import Decision, MergeReport
 from p4torch.perturbation import Perturbation
 from p4torch.step_size import check_scale, low_rank_gain, size_of
 
@@ -193,9 +193,6 @@ class LowRank(Perturbation):
         report = super().commit(base, decision, accepted, generator, *reason)
         self.sketch = None
         return report
-
-    def propose(self, base: Tensor) -> Proposal:
-        return Proposal(self.candidate(base))
 
     def candidate(self, base: Tensor) -> Tensor:
         """R_B(A) for a merge, in the base's own dtype: the factors are small numbers beside A."""

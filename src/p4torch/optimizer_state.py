@@ -5,7 +5,7 @@ Everything happens in place, on the entries of the parameters given and of no ot
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,11 @@ from torch.optim import Optimizer
 
 from p4torch import linalg
 from p4torch.errors import OptimizerError
+from p4torch.merging import MergeReport
+from p4torch.sites import Site
+
+#: What a merge does to the memory, see `p4torch.MergeScheduler`.
+OptimizerState = Literal["reset_directions", "restart", "transport", "keep", "reset"]
 
 #: Entries whose initial value is not zero: by the group's option of that name, or a number.
 _INITIAL: dict[str, str | float] = {
@@ -26,17 +31,24 @@ _INITIAL: dict[str, str | float] = {
 #: Entries that are running means of the gradient itself: they point somewhere, and a linear map of the gradient acts
 #: on them. All others (squares, counters, step sizes) say how large gradients are.
 _FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg")
+#: The same, and the last gradient itself (Rprop).
+_DIRECTED = (*_FIRST_MOMENTS, "prev")
 
 
 def check_holds(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> None:
     """Raise OptimizerError if the optimizer lacks some of the named parameters (it was built before `perturb`)."""
-    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
-    missing = [name for name, value in named.items() if id(value) not in held]
+    missing = lacking(optimizer, named)
     if missing:
         raise OptimizerError(
             f"`optimizer` must hold the parameters of every perturbation, but lacks {', '.join(missing)}: "
             "build it after `perturb`, from `model.parameters()` or `parameter_groups(model)`"
         )
+
+
+def lacking(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> list[str]:
+    """Which of the named parameters are in none of the optimizer's groups."""
+    held = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    return [name for name, value in named.items() if id(value) not in held]
 
 
 def check_optimizer(optimizer: Optimizer, option: str) -> None:
@@ -77,10 +89,42 @@ def reset(optimizer: Optimizer, parameter: nn.Parameter, name: str) -> bool:
         elif isinstance(entry, (int, float)) and not isinstance(entry, bool):
             state[key] = type(entry)(value)
         elif entry is not None:
-            raise OptimizerError(
-                f"`optimizer` must keep tensors or numbers for {name}, got {type(entry).__name__} under {key!r} "
-                f"({type(optimizer).__name__}): use optimizer_state='keep'"
-            )
+            raise _unknown(optimizer, name, key, type(entry).__name__)
+    return True
+
+
+def _unknown(optimizer: Optimizer, name: str, key: str, got: object) -> OptimizerError:
+    return OptimizerError(
+        f"`optimizer` must keep tensors or numbers for {name}, got {got} under {key!r} "
+        f"({type(optimizer).__name__}): use optimizer_state='keep'"
+    )
+
+
+@torch.no_grad()
+def redraw(optimizer: Optimizer, parameter: nn.Parameter, name: str, batch: int = 0) -> bool:
+    """For a parameter whose coordinates were redrawn at random: clear its momentum, and give all entries the mean of
+    what the optimizer knows of the gradient's size, over all dimensions but the first `batch` ones. Step counters stay.
+    False if there is no state yet.
+
+    After a random permutation of the coordinates an entry's own history says nothing, but the mean still does: without
+    it an adaptive optimizer would make steps of full size again.
+
+    Raises OptimizerError for entries of which there is no mean.
+    """
+    state = optimizer.state.get(parameter)
+    if not state:
+        return False
+    for key, entry in state.items():
+        if not isinstance(entry, Tensor) or entry.dim() != parameter.dim():
+            continue
+        if not (entry.is_floating_point() or entry.is_complex()):
+            raise _unknown(optimizer, name, key, entry.dtype)
+        if key in _DIRECTED:
+            entry.zero_()
+        elif key == "ax":
+            entry.copy_(parameter)
+        elif entry.dim() > batch:
+            entry.copy_(entry.mean(tuple(range(batch, entry.dim())), keepdim=True))
     return True
 
 
@@ -106,3 +150,49 @@ def transport(optimizer: Optimizer, parameter: nn.Parameter, matrix: Tensor | No
         else:
             moment.copy_(linalg.in_double(moment) @ matrix)
     return bool(moments)
+
+
+def remember(
+    optimizer: Optimizer,
+    option: OptimizerState,
+    site: Site,
+    report: MergeReport,
+    previous: dict[str, Tensor],
+    steps: int,
+) -> None:
+    """Apply the option to the parameters of one merged site, after so many steps; `previous` are its directions before
+    the merge.
+
+    Raises OptimizerError if there are gradients but nothing was found to reset: another optimizer steps.
+    """
+    perturbation, b = site.perturbation, dict(site.perturbation.own_parameters())
+    redrawn = {*perturbation.directions, *perturbation.permuted}
+    if report.nonfinite or (report.merged and option == "reset"):
+        stale = list(b)
+    elif not report.merged or option == "keep":
+        stale = []
+    else:
+        stale = [name for name in perturbation.directions if name not in perturbation.permuted]
+    stale = [name for name in stale if b[name].requires_grad]
+    done = [reset(optimizer, b[name], f"{site.name}.{name}") for name in stale]
+    if report.merged and not report.nonfinite and option not in ("keep", "reset"):
+        for name in perturbation.permuted:
+            redraw(optimizer, b[name], f"{site.name}.{name}", _batch(site, b[name]))
+        if option == "restart":
+            for name in b.keys() - redrawn:
+                transport(optimizer, b[name], None)
+        elif option == "transport":
+            for name, matrix in perturbation.transport(previous).items():
+                transport(optimizer, b[name], matrix)
+    forgotten = stale and not any(done) and any(b[name].grad is not None for name in stale)
+    if forgotten and not lacking(optimizer, {"": b[stale[0]]}) and has_state(optimizer, b[stale[0]]):
+        raise OptimizerError(
+            f"`optimizer` must keep state for {', '.join(f'{site.name}.{name}' for name in stale)}, but has none "
+            f"after {steps} steps, though they have gradients: is it the optimizer that steps?"
+        )
+
+
+def _batch(site: Site, parameter: Tensor) -> int:
+    """How many leading dimensions of a parameter are those of the stack of matrices."""
+    stack = site.perturbation.skips.shape
+    return len(stack) if parameter.shape[: len(stack)] == stack else 0

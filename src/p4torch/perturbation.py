@@ -30,18 +30,24 @@ class Perturbation(nn.Module):
     compared with this one by `p4torch.testing.check_perturbation`.
 
     Class attributes: `directions` names the parameters that `reset` redraws at random (the others go to a fixed
-    value); `event_dim` is how many trailing dimensions make one element of S: 2 for matrices, so that a stack
-    `(..., n, n)` is merged or skipped matrix by matrix.
+    value); `permuted` those whose coordinates it redraws, as a random permutation does, so that the same entry means
+    something else afterwards; `event_dim` is how many trailing dimensions make one element of S: 2 for matrices, so
+    that a stack `(..., n, n)` is merged or skipped matrix by matrix; `interval` after how many optimizer steps a
+    `MergeScheduler` without `every` merges, which an instance may set for itself.
     """
 
     directions: ClassVar[tuple[str, ...]] = ()
+    permuted: tuple[str, ...] = ()
     event_dim: int = 2
+    interval: int = 50
 
     attempts: Tensor
     skips: Tensor
     trainable: bool = True
     #: What warnings call the tensor: its path, once `p4torch.perturb` has put the perturbation there.
     tensor_name: str = "tensor"
+    #: Parameters of B that do not train by design, whatever `requires_grad_(True)` says. `perturb` notes them.
+    untrained: tuple[str, ...] = ()
 
     def __init__(self, base: Tensor) -> None:
         super().__init__()
@@ -177,14 +183,18 @@ class Perturbation(nn.Module):
     # --- the merge ------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
-        """The candidate of a merge: R_B(A) in float64, projected back onto S where it left it."""
+        """The candidate of a merge with its vetoes, and what becomes of what is tracked."""
+        return Proposal(self.candidate(base))
+
+    def candidate(self, base: Tensor) -> Tensor:
+        """R_B(A) for a merge: in float64, projected back onto S where it left it, and rounded."""
         exact = torch.func.functional_call(
             self, {name: linalg.in_double(value) for name, value in self.own_parameters()}, (linalg.in_double(base),)
         )
         candidate = exact.to(base.dtype)
         if not bool((self.defect(candidate) <= torch.finfo(base.dtype).eps ** 0.5).all()):
             candidate = self.project(exact).to(base.dtype)
-        return Proposal(candidate)
+        return candidate
 
     @torch.no_grad()
     def merge(

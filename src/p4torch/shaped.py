@@ -45,7 +45,7 @@ class Shaped(Perturbation):
         wanted = Blocks if rank is None else LowRank
         for shape in cls.shapes:
             if issubclass(shape, wanted):
-                return super().__new__(shape)
+                return super().__new__(shape)  # type: ignore[return-value]
         raise ArgumentError.of("rank", f"None: {cls.__name__} has block shapes only", repr(rank))
 
     def __init__(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from p4torch.attaching import attach, detach
 from p4torch.checkpoints import guard_checkpoints as guard_checkpoints
 from p4torch.checkpoints import unguard_checkpoints
-from p4torch.errors import ArgumentError, OptimizerError, PropertyWarning
+from p4torch.errors import ArgumentError, PropertyWarning
+from p4torch.freezing import keep_frozen
 from p4torch.linear import sole_perturbation
 from p4torch.merging import Agreement, MergeReport
 from p4torch.perturbation import Perturbation, Unperturbed
@@ -51,24 +52,21 @@ class Site:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """B by full name, as far as it trains."""
-        named = self.perturbation.own_parameters()
-        return {f"{self.name}.{name}": value for name, value in named if value.requires_grad}
+        named, untrained = self.perturbation.own_parameters(), self.perturbation.untrained
+        return {f"{self.name}.{name}": value for name, value in named if value.requires_grad and name not in untrained}
 
     def companions(self) -> dict[str, nn.Parameter]:
-        """The ordinary trainable parameters of the module: its bias."""
-        return {name: value for name, value in self.module.named_parameters(recurse=False) if value.requires_grad}
+        """The ordinary parameters of the module, trainable or not: its bias."""
+        return dict(self.module.named_parameters(recurse=False))
 
-    def check_frozen(self) -> None:
-        """What is tracked and the base must not train: `model.requires_grad_(True)` unfreezes them. Raises
-        OptimizerError."""
-        own = {name for name, _ in self.perturbation.own_parameters()}
-        frozen = {"base": self.base, **dict(self.perturbation.named_parameters())}
-        thawed = [name for name, value in frozen.items() if value.requires_grad and name not in own]
-        if thawed:
-            raise OptimizerError(
-                f"`{self.name}` must be frozen, but requires a gradient in {', '.join(thawed)}: "
-                "undo `requires_grad_(True)` for it"
-            )
+    @property
+    def rests(self) -> bool:
+        """Whether nothing of B trains now: `requires_grad_(False)` on the module."""
+        return not self.trainable()
+
+    def keep_frozen(self) -> None:
+        """What is tracked and the base do not train, also after `model.requires_grad_(True)`."""
+        keep_frozen(self.perturbation, self.base)
 
     def correct(self) -> None:
         """Undo rounding drift."""
@@ -146,6 +144,7 @@ def perturb(
         check_embedding(holder, name, perturbation, viewed is not None)
     perturbation.trainable = tensor.requires_grad  # what `finalize` gives back
     perturbation.tensor_name = tensor_name
+    perturbation.untrained = tuple(name for name, value in perturbation.own_parameters() if not value.requires_grad)
     attach(found, tensor, matrix, [perturbation] if viewed is None else [perturbation, viewed])
     for loaded in (module, *(holder for holder, _ in found)):
         guard_checkpoints(loaded)
@@ -218,6 +217,8 @@ def parameter_groups(model: nn.Module, **perturbation_options: Any) -> list[dict
     treat those alike.
     """
     guard_checkpoints(model)
+    for site in sites(model):
+        site.keep_frozen()
     factors = zip_longest(*(site.trainable().values() for site in sites(model)))
     b = [value for same in factors for value in same if value is not None]
     known = {id(value) for value in b}
@@ -232,9 +233,10 @@ def finalize(model: nn.Module) -> nn.Module:
     """
     done: set[int] = set()
     for site in list(_places(_modules(model))):
+        trains = site.perturbation.trainable and not site.rests
         detach(site.module, site.tensor_name, evaluate=id(site.base) not in done)
         done.add(id(site.base))
-        site.base.requires_grad_(site.perturbation.trainable)
+        site.base.requires_grad_(trains)
     for module in model.modules():
         unguard_checkpoints(module)
     return _unwrap(model)

@@ -13,8 +13,8 @@ B is multiplied by a gain g:
 and additive perturbations also by the size of A, ‖A‖_F / √min(n, m). A plain matrix `(n, n)` moves by 2 √n η: STEP is
 that of n = 16. Steps whose signs agree (a gradient of rank one) move it further, by up to √b/2 or √k.
 
-Source: Vershynin (2018), High-Dimensional Probability, theorem 4.4.5, for the norm of a random matrix; Yang et al. (2022),
-Tensor Programs V, for rates that transfer between widths.
+Source: Vershynin (2018), High-Dimensional Probability, theorem 4.4.5, for the norm of a random matrix; Yang et al.
+(2022), Tensor Programs V, for rates that transfer between widths.
 """
 
 from __future__ import annotations

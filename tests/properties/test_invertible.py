@@ -152,7 +152,7 @@ def test_scale_is_the_length_of_the_directions() -> None:
 def test_the_exponential_form_keeps_the_sign_and_is_never_singular() -> None:
     base = regular(6)
     base[0] *= -1
-    perturbation = moved(base, size=5.0, form="exponential", change_bounds=None, logabsdet_bounds=None)
+    perturbation = moved(base, size=5.0, form="exponential")
     sign = perturbation.sign(base)
     assert torch.equal(sign, torch.linalg.slogdet(base)[0])
     assert bool(perturbation.logabsdet(base).isfinite())
@@ -245,8 +245,8 @@ def test_a_change_of_dtype_keeps_scalars_exact(move: Callable[[nn.Module], nn.Mo
         (torch.eye(2), {"scale": 0.0}, "`scale` must be a positive number, got 0.0"),
         (torch.eye(2), {"scale": math.nan}, "`scale` must be a positive number, got nan"),
         (torch.eye(2), {"order": 4}, "`order` must be 2, 3 or 7, got 4"),
-        (torch.eye(2), {"change_bounds": (1.0, 2.0)}, "`change_bounds` must be None or"),
-        (torch.eye(2), {"logabsdet_bounds": (-2.0, -1.0)}, "`logabsdet_bounds` must be None or"),
+        (torch.eye(2), {"change_bounds": (1.0, 2.0)}, "`change_bounds` must be None, 'paper' or"),
+        (torch.eye(2), {"logabsdet_bounds": (-2.0, -1.0)}, "`logabsdet_bounds` must be None, 'paper' or"),
     ],
 )
 def test_bad_input(base: Tensor, options: dict[str, Any], message: str) -> None:
@@ -283,6 +283,11 @@ def test_repr_tells_the_options() -> None:
 
 
 @pytest.mark.parametrize(("n", "expected"), [(2, (-2.5, 15.5)), (64, (-2.5, 15.5)), (256, (-10.0, 62.0))])
-def test_default_bounds_grow_with_the_number_of_singular_values(n: int, expected: tuple[float, float]) -> None:
-    assert p4.Invertible(torch.eye(n)).logabsdet_bounds == expected
-    assert p4.Invertible(torch.eye(n), logabsdet_bounds=None).logabsdet_bounds is None
+def test_the_papers_bounds_grow_with_the_number_of_singular_values(n: int, expected: tuple[float, float]) -> None:
+    perturbation = p4.Invertible(torch.eye(n), change_bounds="paper", logabsdet_bounds="paper")
+    assert (perturbation.change_bounds, perturbation.logabsdet_bounds) == ((-6.0, 15.5), expected)
+
+
+def test_there_are_no_bounds_unless_asked_for() -> None:
+    perturbation = p4.Invertible(torch.eye(3))
+    assert perturbation.change_bounds is None and perturbation.logabsdet_bounds is None

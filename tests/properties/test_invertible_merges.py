@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.properties.test_invertible import EXACT, assert_tracked, linear_of, moved, regular
-from torch import Tensor
+from torch import Tensor, nn
 
 import p4torch as p4
 from p4torch.properties.checks import RESIDUAL_BOUND
@@ -42,9 +42,13 @@ def test_a_merge_updates_everything(factor: float) -> None:
 @pytest.mark.parametrize(
     ("options", "factor", "reason"),
     [
-        ({}, math.exp(-6.1), "log|det R_B(A) / det A| is outside (-6.0, 15.5)"),
-        ({}, math.exp(15.6), "log|det R_B(A) / det A| is outside (-6.0, 15.5)"),
-        ({}, math.exp(-2.6), "log|det R_B(A)| relative to the admitted matrix is outside (-2.5, 15.5)"),
+        ({"change_bounds": "paper"}, math.exp(-6.1), "log|det R_B(A) / det A| is outside (-6.0, 15.5)"),
+        ({"change_bounds": "paper"}, math.exp(15.6), "log|det R_B(A) / det A| is outside (-6.0, 15.5)"),
+        (
+            {"logabsdet_bounds": "paper"},
+            math.exp(-2.6),
+            "log|det R_B(A)| relative to the admitted matrix is outside (-2.5, 15.5)",
+        ),
         ({"change_bounds": (-1.0, 1.0)}, math.exp(1.1), "log|det R_B(A) / det A| is outside (-1.0, 1.0)"),
         ({"logabsdet_bounds": (-1.0, 1.0)}, -math.exp(1.1), "relative to the admitted matrix is outside (-1.0, 1.0)"),
     ],
@@ -65,14 +69,14 @@ def test_bounds_skip_softly(options: dict[str, Any], factor: float, reason: str)
 
 def test_bounds_are_relative_to_the_admitted_matrix() -> None:
     base = 1e-3 * torch.eye(6, dtype=torch.float64)
-    perturbation = p4.Invertible(base)
+    perturbation = p4.Invertible(base, change_bounds="paper", logabsdet_bounds="paper")
     stretch(perturbation, base, 0.9)
     assert perturbation.merge(base).ok
 
 
 def test_every_tenth_attempt_is_forced() -> None:
     base = regular(6)
-    perturbation = p4.Invertible(base, force_every=10)
+    perturbation = p4.Invertible(base, force_every=10, logabsdet_bounds="paper")
     stretch(perturbation, base, math.exp(-4))
     outcome = [perturbation.merge(base).ok for _ in range(10)]
     assert outcome == [False] * 9 + [True]
@@ -82,14 +86,15 @@ def test_every_tenth_attempt_is_forced() -> None:
 
 def test_force_every_zero_never_forces() -> None:
     base = regular(6)
-    perturbation = p4.Invertible(base, force_every=0)
+    perturbation = p4.Invertible(base, force_every=0, logabsdet_bounds="paper")
     stretch(perturbation, base, math.exp(-4))
     assert not any(perturbation.merge(base).ok for _ in range(25))
 
 
 def test_no_bounds_no_skips() -> None:
+    """The default: a determinant that is small, or far from where it was, is no reason."""
     base = regular(6)
-    perturbation = p4.Invertible(base, change_bounds=None, logabsdet_bounds=None)
+    perturbation = p4.Invertible(base)
     stretch(perturbation, base, math.exp(-12))
     assert perturbation.merge(base).ok
     assert perturbation.penalty(base) == 0
@@ -98,7 +103,7 @@ def test_no_bounds_no_skips() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_singular_update_is_never_merged(dtype: torch.dtype) -> None:
     base = regular(6, dtype=dtype)
-    perturbation = p4.Invertible(base, change_bounds=None, logabsdet_bounds=None)
+    perturbation = p4.Invertible(base)
     with torch.no_grad():  # a column of zeros, without any rounding
         perturbation.v.zero_()[0] = 1.0
         perturbation.u.copy_(-base[:, :1])
@@ -113,7 +118,7 @@ def test_a_singular_update_is_never_merged(dtype: torch.dtype) -> None:
 def test_what_is_merged_at_the_edge_has_an_inverse() -> None:
     """Singular but for the rounding of U: most are refused; where the rounding is kind, the inverse is one."""
     base = regular(6, 400, dtype=torch.float32)
-    perturbation = p4.Invertible(base, change_bounds=None, logabsdet_bounds=None)
+    perturbation = p4.Invertible(base)
     with torch.no_grad():
         v = perturbation.v
         perturbation.u.copy_(-(base @ v) / v.square().sum(-2, keepdim=True))
@@ -145,7 +150,8 @@ def test_penalty_is_the_squared_hinge() -> None:
 def test_penalty_keeps_a_layer_from_crossing() -> None:
     """The companion paper: with a penalty the singular set is not crossed."""
     torch.manual_seed(0)
-    layer = p4.perturb(linear_of(torch.eye(3)), "weight", p4.Invertible, change_bounds=(-1.0, 1.0))
+    bounds = {"change_bounds": (-1.0, 1.0), "logabsdet_bounds": "paper"}
+    layer = p4.perturb(linear_of(torch.eye(3)), "weight", p4.Invertible, **bounds)
     optimizer = torch.optim.SGD(p4.parameter_groups(layer)[1:], lr=1e-2)
     scheduler = p4.MergeScheduler(layer, optimizer, every=5)
     for _ in range(500):
@@ -159,16 +165,35 @@ def test_penalty_keeps_a_layer_from_crossing() -> None:
     assert site.perturbation.sign(site.base) == 1
 
 
+def test_the_readmes_example_merges_everything() -> None:
+    """Its first 2,000 steps, from torch's own initial weights to a permutation: no merge is badly conditioned. With
+    the paper's bounds most are refused, and the loss stays ten times as large."""
+    steps, arrived = 2000, 0.1
+    layer = nn.Linear(64, 64)
+    p4.perturb(layer, "weight", p4.Invertible, rank=2)
+    optimizer = torch.optim.Adam(p4.parameter_groups(layer), lr=1e-2)
+    scheduler = p4.MergeScheduler(layer, optimizer, every=20)
+    for _ in range(steps):
+        x = torch.randn(256, 64)
+        loss = (layer(x) - x.flip(-1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+    assert (scheduler.merged, scheduler.skipped) == (100, 0)
+    assert loss.item() < arrived
+
+
 # --- long walks -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "force"), [(0.1, False), (1.0, False), (0.1, True)])
 def test_ten_thousand_merges_in_float32(size: float, force: bool) -> None:
-    """With the defaults most merges of a random walk hit the bounds and are skipped; so another walk ignores them."""
+    """With the paper's bounds most merges of a random walk are skipped; so another walk ignores them."""
     n, merges, generator = 64, 10_000, torch.Generator().manual_seed(1)
     base = torch.linalg.qr(torch.randn(n, n, generator=generator))[0].contiguous()
-    perturbation = p4.Invertible(base)
+    perturbation = p4.Invertible(base, change_bounds="paper", logabsdet_bounds="paper")
     merged = 0
     for step in range(1, merges + 1):
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +15,23 @@ from p4torch.merging import Veto
 
 Bounds = tuple[float, float] | None
 
+#: The paper's bounds of log|det R_B(A) / det A|, and of log|det R_B(A)| for n <= 64. The latter is a sum over n
+#: singular values: beyond, its bounds grow with n.
+CHANGE_BOUNDS, LOGABSDET_BOUNDS, LOGABSDET_SIZE = (-6.0, 15.5), (-2.5, 15.5), 64
+
 FORMS = ("additive", "exponential")
 
 #: An inverse X with max|A X - I| above it is of no use.
 RESIDUAL_BOUND = 0.1
+
+
+def chosen_bounds(
+    change: Bounds | Literal["paper"], logabsdet: Bounds | Literal["paper"], n: int
+) -> tuple[Bounds, Bounds]:
+    """Both bounds as numbers, for matrices `(..., n, n)`."""
+    factor = max(1.0, n / LOGABSDET_SIZE)
+    grown = (LOGABSDET_BOUNDS[0] * factor, LOGABSDET_BOUNDS[1] * factor)
+    return CHANGE_BOUNDS if change == "paper" else change, grown if logabsdet == "paper" else logabsdet
 
 
 def check_options(form: str, order: int, change_bounds: Bounds, logabsdet_bounds: Bounds) -> None:
@@ -28,7 +42,7 @@ def check_options(form: str, order: int, change_bounds: Bounds, logabsdet_bounds
         raise ArgumentError.of("order", "2, 3 or 7", order)
     for name, bounds in (("change_bounds", change_bounds), ("logabsdet_bounds", logabsdet_bounds)):
         if bounds is not None and not (isinstance(bounds, tuple) and len(bounds) == 2 and bounds[0] < 0 < bounds[1]):
-            raise ArgumentError.of(name, "None or (below 0, above 0)", repr(bounds))
+            raise ArgumentError.of(name, "None, 'paper' or (below 0, above 0)", repr(bounds))
 
 
 def check_number(name: str, value: float, least: float) -> None:

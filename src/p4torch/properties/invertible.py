@@ -20,6 +20,7 @@ from p4torch.properties.checks import (
     check_nonsingular,
     check_number,
     check_options,
+    chosen_bounds,
     hinge,
     singular,
     veto_outside,
@@ -49,20 +50,21 @@ class Invertible(Shaped):
             moves W.
         growth: with `rank`, c, or None. After each optimizer step U <- U · min(1, c / |g VᵀU|_F), by a
             `MergeScheduler`: no interval multiplies the determinant by more than e^(c√k).
-        change_bounds: a merge is skipped (softly) if log|det R_B(A) / det A| leaves them, or None.
-        logabsdet_bounds: the same for log|det R_B(A)|, relative to the matrix that was admitted, or None. The paper's
-            are (-6, 15.5) and (-2.5, 15.5): they refuse merges that are well conditioned.
+        change_bounds: a merge is skipped (softly) if log|det R_B(A) / det A| leaves them. None: no such bounds, by
+            default, as they refuse merges of well-conditioned matrices; "paper": (-6, 15.5).
+        logabsdet_bounds: the same for log|det R_B(A)|, relative to the matrix that was admitted. "paper":
+            (-2.5, 15.5), times n/64 for n > 64.
         force_every: after this many attempts in a row the two bounds above are ignored once; 0 for never.
         residual_bound: a merge is skipped if the new inverse X has max|A X p - p| above it, p = ±1: the matrix is then
             singular to working precision. Never overridden.
         order: of the iterative inversion that corrects the inverse: 2, 3 or 7.
-        penalty_weight: of `penalty`, the squared hinge on both bounds.
+        penalty_weight: of `penalty`, the squared hinge on both bounds; without bounds it is 0.
 
     Raises:
         ArgumentError: for a base that is not square, not real, not finite or singular; for options out of range.
 
-    Source: Krämer, Köhler and Noé (2020), sections 3.2 and 3.3, and arXiv 2010.07033; Gresele et al. (2020) for
-    relative gradients.
+    Source: Krämer, Köhler and Noé (2020), sections 3.2 and 3.3; the bounds of "paper" from the longer paper by the
+    same authors (arXiv 2010.07033), whose layers start at |det A| = 1; Gresele et al. (2020) for relative gradients.
     """
 
     def __init__(
@@ -73,14 +75,15 @@ class Invertible(Shaped):
         *,
         through: Literal["forward", "inverse"] = "forward",
         growth: float | None = None,
-        change_bounds: Bounds = None,
-        logabsdet_bounds: Bounds = None,
+        change_bounds: Bounds | Literal["paper"] = None,
+        logabsdet_bounds: Bounds | Literal["paper"] = None,
         force_every: int = 10,
         residual_bound: float = RESIDUAL_BOUND,
         order: int = 7,
         penalty_weight: float = 0.1,
         **options: Any,
     ) -> None:
+        change_bounds, logabsdet_bounds = chosen_bounds(change_bounds, logabsdet_bounds, base.shape[-1])
         check_options(form, order, change_bounds, logabsdet_bounds)
         check_number("residual_bound", residual_bound, 1e-30)
         if through not in ("forward", "inverse"):

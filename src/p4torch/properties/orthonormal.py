@@ -23,7 +23,8 @@ class Orthonormal(Shaped):
         """R_B(A)ᴴ."""
         check_square(base, "an inverse")
         with linalg.full_precision(base.device):
-            return self(base).mH.resolve_conj()
+            matrix = self.forward(base)
+            return matrix.mH.resolve_conj()
 
     def logabsdet(self, base: Tensor) -> Tensor:
         """0, whatever B is; real."""

@@ -21,8 +21,8 @@ class FixedSingularValues(Shaped):
 
         R_B(A) = L(B') A R(B),   L, R = P blockdiag((I - X_i/2)⁻¹ (I + X_i/2)) Pᵀ,   X_i = g (B_i - B_iᵀ) / 2
 
-    Singular vectors train; the norm, the condition number and |det A| stay. Near B₀ = 0, dA = dX' A + A dX. Block shapes
-    only. This is POET's reparametrization W <- R W₀ P for language models, as a property.
+    Singular vectors train; the norm, the condition number and |det A| stay. Near B₀ = 0, dA = dX' A + A dX. Block
+    shapes only. This is POET's reparametrization W <- R W₀ P for language models, as a property.
 
     Tracked: A in double precision, in which merges are made, so that rounding does not add up; log|det A| and its sign
     are constants. A step costs O(n m b), a merge as much in float64. Assigning another tensor admits another class.

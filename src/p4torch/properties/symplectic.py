@@ -12,12 +12,12 @@ from p4torch.algebras import SYMPLECTIC
 from p4torch.blocks import Blocks
 from p4torch.directions import Maps, of_rows
 from p4torch.errors import ArgumentError
+from p4torch.linalg import form
 from p4torch.low_rank import LowRank, Side
 from p4torch.merging import Proposal
 from p4torch.properties.phase_space import (
     column_error,
     drifted,
-    form,
     resymplectified,
     rotation_of,
     veto_far,
@@ -81,7 +81,8 @@ class Symplectic(Shaped):
     def inverse(self, base: Tensor) -> Tensor:
         """-JRᵀJ."""
         with linalg.full_precision(base.device):
-            return self.base_inverse(self(base))
+            matrix = self.forward(base)
+            return self.base_inverse(matrix)
 
     def logabsdet(self, base: Tensor) -> Tensor:
         """0, whatever B is."""

@@ -19,7 +19,7 @@ class MergeCallback(pl.Callback):
     hold plain numbers, strings and tensors and load with `trainer.fit(..., weights_only=True)`.
 
     Args:
-        every: N, in optimizer steps.
+        every: N, in optimizer steps; None for the interval of each perturbation.
         optimizer: which of the module's optimizers holds the perturbations.
         options: of `p4torch.MergeScheduler`.
 
@@ -28,8 +28,8 @@ class MergeCallback(pl.Callback):
         >>> trainer = pl.Trainer(callbacks=[MergeCallback(every=50)])  # doctest: +SKIP
     """
 
-    def __init__(self, every: int = 50, *, optimizer: int = 0, **options: Any) -> None:
-        if not isinstance(every, int) or every < 1:
+    def __init__(self, every: int | None = None, *, optimizer: int = 0, **options: Any) -> None:
+        if every is not None and (not isinstance(every, int) or every < 1):
             raise ArgumentError.of("every", "an integer >= 1", repr(every))
         self.every, self.optimizer, self.options = every, optimizer, options
         self.scheduler: MergeScheduler | None = None

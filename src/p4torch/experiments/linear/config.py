@@ -13,7 +13,7 @@ from p4torch.errors import ArgumentError
 from p4torch.experiments.density.config import check_names, check_rate
 from p4torch.experiments.linear.problems import PROBLEMS
 from p4torch.low_rank import Directions
-from p4torch.schedule import OptimizerState
+from p4torch.optimizer_state import OptimizerState
 
 Way = Literal["plain", "p4inv", "inverse"]
 Form = Literal["additive", "exponential"]
@@ -44,7 +44,7 @@ class Job:
         clip: largest norm of the gradient of all that trains, or None.
         rank, form, directions, train_directions, through, growth: of `p4.Invertible`.
         scaled: directions of length k^(-1/2) · N(0, 1) instead of N(0, 1).
-        bounds: whether merges are refused beyond the default bounds of log|det|.
+        bounds: whether merges are refused beyond the paper's bounds of log|det|.
         force_every: of `p4.Invertible`: after so many refusals in a row the bounds are ignored once; 0 for never.
         penalty: weight of the penalty on these bounds, 0 for none.
         every, optimizer_state: of `p4.MergeScheduler`.

@@ -7,7 +7,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -173,7 +173,7 @@ def layer(job: Job, size: int) -> nn.Linear:
     nn.init.eye_(made.weight)
     if job.way == "plain":
         return made
-    free: dict[str, Any] = {} if job.bounds else {"change_bounds": None, "logabsdet_bounds": None}
+    bounds: Literal["paper"] | None = "paper" if job.bounds else None
     p4.perturb(
         made,
         "weight",
@@ -187,7 +187,8 @@ def layer(job: Job, size: int) -> nn.Linear:
         growth=job.growth,
         force_every=job.force_every,
         penalty_weight=job.penalty,
-        **free,
+        change_bounds=bounds,
+        logabsdet_bounds=bounds,
     )
     return made
 

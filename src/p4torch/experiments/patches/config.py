@@ -8,7 +8,7 @@ from typing import Any, get_args
 from p4torch.errors import ArgumentError
 from p4torch.experiments.density.config import check_names, check_rate
 from p4torch.experiments.patches.models import DIRECTIONS, MODELS, Variant
-from p4torch.schedule import OptimizerState
+from p4torch.optimizer_state import OptimizerState
 
 #: The seed of tuning jobs; full ones use others.
 TUNE_SEED = 1000

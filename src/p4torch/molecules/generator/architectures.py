@@ -89,7 +89,7 @@ def affine(layout: Layout, rank: int | None, couplings: int = AFFINE) -> Flow:
         matrix = swap(torch.eye(layout.size))[0].T
         for _ in range(couplings):
             yield AffineCoupling(layout.size)
-            yield swap if rank is None else InvertibleLinear(layout.size, rank=rank, init=matrix)
+            yield swap if rank is None else InvertibleLinear(layout.size, rank=rank, scale=1.0, init=matrix)
 
     return Flow(Chain(layers()), StandardNormal(layout.size))
 
@@ -108,6 +108,7 @@ def spline(layout: Layout, mixing: bool, couplings: int = SPLINE, hidden: int = 
             half = order[::2] if index % 2 == 0 else order[1::2]
             yield SplineCoupling(layout.size, sorted(half), layout.torsions, hidden=(hidden, hidden))
             if mixing and index < couplings - 1:
-                yield Partial(layout.size, line, InvertibleLinear(len(line), rank=min(MIXING_RANK, len(line))))
+                mixed = InvertibleLinear(len(line), rank=min(MIXING_RANK, len(line)), scale=1.0)
+                yield Partial(layout.size, line, mixed)
 
     return Flow(Chain(layers()), NormalAndUniform(layout.size, layout.torsions))
