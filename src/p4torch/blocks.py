@@ -138,7 +138,15 @@ class Blocks(Perturbation):
         return self.algebra.project(value) * (self.scale or block_gain(value.shape[-1]))
 
     def forward(self, base: Tensor) -> Tensor:
+        if self.algebra.turned is not None and self._single(base):
+            x = self.algebra_blocks("right")
+            assert x is not None
+            return self.algebra.turned(base, x.squeeze(-3))
         return self._moved(base, self.element("left"), self.element("right"))
+
+    def _single(self, base: Tensor) -> bool:
+        """Whether all that moves A is one block of all its inputs."""
+        return self.side == "right" and self.right_order is None and base.dim() == 2
 
     @staticmethod
     def _moved(base: Tensor, left: BlockDiagonal | None, right: BlockDiagonal | None) -> Tensor:
@@ -147,8 +155,11 @@ class Blocks(Perturbation):
         return base if left is None else left.left(base)
 
     def candidate(self, base: Tensor) -> Tensor:
-        """R_B(A) for a merge, computed in double precision and rounded."""
-        return self.exact_candidate(base).to(base.dtype)
+        """R_B(A) for a merge, in the base's own dtype, or single precision: of group elements in double precision."""
+        exact = linalg.at_least_single(base)
+        left, right = (self.element(name, linalg.double_of(base.dtype)) for name in ("left", "right"))
+        left, right = (part if part is None else part.to(exact.dtype) for part in (left, right))
+        return self._moved(exact, left, right).to(base.dtype)
 
     def exact_candidate(self, base: Tensor) -> Tensor:
         """R_B(A) in double precision."""
@@ -159,9 +170,9 @@ class Blocks(Perturbation):
         return self.affine(base, x, None)
 
     def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        left, right = self.element("left"), self.element("right")
         if self._dense_is_cheaper(base, x):
-            return linalg.rows_times(x, self._moved(base, left, right), bias)
+            return linalg.rows_times(x, self.forward(base), bias)
+        left, right = self.element("left"), self.element("right")
         if right is not None:
             x = right.rows(x)
         if left is None:

@@ -41,7 +41,12 @@ def eye_like(matrix: Tensor) -> Tensor:
 
 def in_double(tensor: Tensor) -> Tensor:
     """The tensor in float64, or in complex128."""
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+    return tensor.to(double_of(tensor.dtype))
+
+
+def double_of(dtype: torch.dtype) -> torch.dtype:
+    """float64, or complex128 for complex numbers."""
+    return torch.complex128 if dtype.is_complex else torch.float64
 
 
 def by_largest(tensor: Tensor, dims: tuple[int, ...] = (-2, -1)) -> Tensor:
