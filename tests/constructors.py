@@ -49,7 +49,7 @@ def positive(generator: torch.Generator, shape: tuple[int, ...] = (6, 6), sweeps
     return tensor
 
 
-def unitary(generator: torch.Generator, shape: tuple[int, int] = (6, 6)) -> Tensor:
+def unitary(generator: torch.Generator, shape: tuple[int, ...] = (6, 6)) -> Tensor:
     """Orthonormal columns, or rows, complex."""
     tensor = torch.randn(shape, generator=generator, dtype=torch.complex128)
     return linalg.orthonormalized(tensor)
@@ -81,23 +81,107 @@ def circulant(generator: torch.Generator) -> Tensor:
     return diagonals.circulant(torch.randn(64, generator=generator, dtype=torch.float64) / 8)
 
 
+def quick(**options: Any) -> dict[str, Any]:
+    """Options of a row that repeats what another one of its kind shows at length."""
+    return {"compile": False, "steps": 300, **options}
+
+
+def special_unitary(generator: torch.Generator, shape: tuple[int, ...] = (3, 3)) -> Tensor:
+    """Unitary, of determinant 1."""
+    tensor = unitary(generator, shape)
+    return tensor * torch.linalg.det(tensor)[..., None, None] ** (-1 / shape[-1])
+
+
+#: The block shapes of properties that a group acts on: of all coordinates, and blocks of 4, which leave 2 of 6. Their
+#: `tangent` is the dimension of the Lie algebra of the blocks, less what of it leaves A in place.
+BLOCKS: dict[str, Row] = {
+    "orthogonal-all": Row(p4.Orthogonal, quick(tangent=15)),
+    "orthogonal-blocks": Row(
+        partial(p4.Orthogonal, block=4), {"steps": 300}, Large(factory=partial(p4.Orthogonal, block=24))
+    ),
+    "orthogonal-blocks-both": Row(
+        partial(p4.Orthogonal, block=4, side="both"), quick(tangent=11)
+    ),  # both have one rotation in common
+    "orthogonal-blocks-batched": Row(partial(p4.Orthogonal, block=2), quick(shape=(3, 5, 5), tangent=6, batch=False)),
+    "stiefel-tall-blocks": Row(partial(p4.Orthogonal, block=4), quick(shape=(7, 3), tangent=6)),
+    "stiefel-wide-blocks": Row(partial(p4.Orthogonal, block=3), quick(shape=(3, 7), tangent=6)),
+    "invertible-all": Row(p4.Invertible, quick(tangent=36), Large()),
+    "invertible-blocks": Row(
+        partial(p4.Invertible, block=4), {"tangent": 16}, Large(factory=partial(p4.Invertible, block=24))
+    ),
+    "invertible-blocks-both": Row(partial(p4.Invertible, block=4, side="both"), quick(tangent=28)),
+    "invertible-blocks-batched": Row(partial(p4.Invertible, block=2), quick(shape=(3, 5, 5), tangent=24, batch=False)),
+    "invertible-exponential-all": Row(partial(p4.Invertible, form="exponential"), quick(tangent=36), Large()),
+    "unit-determinant-all": Row(p4.UnitDeterminant, quick(tangent=35)),
+    "unit-determinant-blocks": Row(
+        partial(p4.UnitDeterminant, block=4),
+        {"tangent": 15, "steps": 300},
+        Large(factory=partial(p4.UnitDeterminant, block=24)),
+    ),
+    "unitary-all": Row(p4.Unitary, quick(sample=unitary, tangent=36)),
+    "unitary-blocks": Row(
+        partial(p4.Unitary, block=4),
+        {"sample": unitary, "tangent": 16, "steps": 300},
+        Large(factory=partial(p4.Unitary, block=24), sample=partial(unitary, shape=(64, 64))),
+    ),
+    "special-unitary": Row(p4.SpecialUnitary, quick(sample=special_unitary, tangent=8)),
+    "special-unitary-stack": Row(
+        p4.SpecialUnitary, quick(sample=partial(special_unitary, shape=(3, 3, 3)), tangent=24, batch=False)
+    ),
+    "special-unitary-blocks": Row(
+        partial(p4.SpecialUnitary, block=2),
+        {"sample": partial(special_unitary, shape=(5, 5)), "tangent": 6, "steps": 300},
+        Large(factory=partial(p4.SpecialUnitary, block=24), sample=partial(special_unitary, shape=(64, 64))),
+    ),
+    "symplectic-all": Row(p4.Symplectic, quick(tangent=21)),
+    "symplectic-blocks": Row(
+        partial(p4.Symplectic, block=4),
+        {"tangent": 10, "steps": 300},
+        Large(factory=partial(p4.Symplectic, block=24)),
+    ),
+    "positive-definite-all": Row(p4.PositiveDefinite, quick(tangent=21)),
+    "positive-definite-blocks": Row(
+        partial(p4.PositiveDefinite, block=4),
+        {"tangent": 10, "steps": 300},
+        Large(factory=partial(p4.PositiveDefinite, block=24)),
+    ),
+    "fixed-spectrum-all": Row(p4.FixedSpectrum, quick(tangent=30)),
+    "fixed-spectrum-blocks": Row(
+        partial(p4.FixedSpectrum, block=4),
+        {"tangent": 16, "steps": 300},
+        Large(factory=partial(p4.FixedSpectrum, block=24)),
+    ),
+    "fixed-singular-values": Row(p4.FixedSingularValues, quick(tangent=30)),
+    "fixed-singular-values-rectangular": Row(p4.FixedSingularValues, quick(shape=(4, 7), tangent=24)),
+    "fixed-singular-values-blocks": Row(
+        partial(p4.FixedSingularValues, block=4),
+        {"tangent": 12, "steps": 300},
+        Large(factory=partial(p4.FixedSingularValues, block=24)),
+    ),
+    "fixed-singular-values-rectangular-blocks": Row(
+        partial(p4.FixedSingularValues, block=3), quick(shape=(4, 7), tangent=9)
+    ),
+}
+
 PERTURBATIONS: dict[str, Row] = {
-    "invertible": Row(p4.Invertible),
-    "invertible-2x2": Row(p4.Invertible, {"shape": (2, 2), "compile": False}),
+    "invertible": Row(partial(p4.Invertible, rank=1)),
+    "invertible-2x2": Row(partial(p4.Invertible, rank=1), {"shape": (2, 2), "compile": False}),
     "invertible-rank3": Row(partial(p4.Invertible, rank=3), large=Large()),
-    "invertible-batched": Row(p4.Invertible, {"shape": (3, 4, 4), "batch": False, "compile": False}),
-    "invertible-exponential": Row(partial(p4.Invertible, form="exponential"), large=Large()),
+    "invertible-batched": Row(partial(p4.Invertible, rank=1), {"shape": (3, 4, 4), "batch": False, "compile": False}),
+    "invertible-exponential": Row(partial(p4.Invertible, rank=1, form="exponential"), large=Large()),
     "invertible-exponential-rank2": Row(partial(p4.Invertible, form="exponential", rank=2), {"compile": False}),
-    "orthogonal": Row(p4.Orthogonal, {"tangent": 5}),  # k = 1: V dUᵀ - dU Vᵀ vanishes for dU along V
+    "orthogonal": Row(partial(p4.Orthogonal, rank=1), {"tangent": 5}),  # k = 1: V dUᵀ - dU Vᵀ vanishes for dU along V
     "orthogonal-rank2": Row(partial(p4.Orthogonal, rank=2), large=Large()),
     "orthogonal-batched": Row(
         partial(p4.Orthogonal, rank=2), {"shape": (3, 4, 4), "batch": False, "compile": False, "steps": 300}
     ),
     "stiefel-tall": Row(partial(p4.Orthogonal, rank=2), {"shape": (7, 3), "compile": False}),
-    "stiefel-wide": Row(p4.Orthogonal, {"shape": (3, 7), "tangent": 6, "compile": False}),
-    "unit-determinant": Row(p4.UnitDeterminant, {"tangent": 5}, large=Large()),  # k(n - k)
+    "stiefel-wide": Row(partial(p4.Orthogonal, rank=1), {"shape": (3, 7), "tangent": 6, "compile": False}),
+    "unit-determinant": Row(partial(p4.UnitDeterminant, rank=1), {"tangent": 5}, large=Large()),  # k(n - k)
     "unit-determinant-rank2": Row(partial(p4.UnitDeterminant, rank=2), {"compile": False}),
-    "unit-determinant-2x2": Row(p4.UnitDeterminant, {"shape": (2, 2), "tangent": 1, "compile": False, "steps": 300}),
+    "unit-determinant-2x2": Row(
+        partial(p4.UnitDeterminant, rank=1), {"shape": (2, 2), "tangent": 1, "compile": False, "steps": 300}
+    ),
     "low-rank-update": Row(p4.LowRankUpdate, {"shape": (4, 7), "tangent": 4, "steps": 300}, large=Large()),
     "low-rank-update-rank2": Row(partial(p4.LowRankUpdate, rank=2), {"compile": False, "steps": 300}),
     "spectral-bound": Row(p4.SpectralBound, large=Large()),  # bound: the base's own norm, so that merges clip
@@ -128,15 +212,15 @@ PERTURBATIONS: dict[str, Row] = {
         {"sample": doubly, "tangent": 10, "steps": 300},  # k(n - 1), k = 2
         Large(sample=partial(doubly, shape=(64, 64))),
     ),
-    "positive-definite": Row(p4.PositiveDefinite, large=Large()),
+    "positive-definite": Row(partial(p4.PositiveDefinite, rank=1), large=Large()),
     "positive-definite-rank2": Row(partial(p4.PositiveDefinite, rank=2), {"compile": False}),
     "positive-definite-batched": Row(
-        p4.PositiveDefinite, {"shape": (3, 4, 4), "batch": False, "compile": False, "steps": 300}
+        partial(p4.PositiveDefinite, rank=1), {"shape": (3, 4, 4), "batch": False, "compile": False, "steps": 300}
     ),
-    "symplectic": Row(p4.Symplectic),
+    "symplectic": Row(partial(p4.Symplectic, rank=1)),
     "symplectic-rank2": Row(partial(p4.Symplectic, rank=2), {"compile": False, "steps": 300}, large=Large()),
-    "symplectic-2x2": Row(p4.Symplectic, {"shape": (2, 2), "compile": False, "steps": 300}),
-    "unitary": Row(p4.Unitary, {"sample": unitary, "tangent": 11}),  # of 2n - 1
+    "symplectic-2x2": Row(partial(p4.Symplectic, rank=1), {"shape": (2, 2), "compile": False, "steps": 300}),
+    "unitary": Row(partial(p4.Unitary, rank=1), {"sample": unitary, "tangent": 11}),  # of 2n - 1
     "unitary-rank2": Row(
         partial(p4.Unitary, rank=2),
         {"sample": unitary, "tangent": 20, "compile": False, "steps": 300},
@@ -145,7 +229,9 @@ PERTURBATIONS: dict[str, Row] = {
     "unitary-tall": Row(
         partial(p4.Unitary, rank=2), {"sample": partial(unitary, shape=(7, 3)), "compile": False, "steps": 300}
     ),
-    "unitary-wide": Row(p4.Unitary, {"sample": partial(unitary, shape=(3, 7)), "compile": False, "steps": 300}),
+    "unitary-wide": Row(
+        partial(p4.Unitary, rank=1), {"sample": partial(unitary, shape=(3, 7)), "compile": False, "steps": 300}
+    ),
     "symmetric": Row(partial(p4.LinearSubspace, kind="symmetric"), large=Large()),
     "symmetric-rank2": Row(partial(p4.LinearSubspace, kind="symmetric", rank=2), {"compile": False, "steps": 300}),
     "skew": Row(partial(p4.LinearSubspace, kind="skew"), {"tangent": 5}, Large()),  # v vᵀ is not skew
@@ -171,6 +257,6 @@ PERTURBATIONS: dict[str, Row] = {
         partial(p4.LinearSubspace, group=(turns(3), shifts(6, 3))),
         {"shape": (4, 6), "tangent": 4, "compile": False, "steps": 300},
     ),
-    "fixed-spectrum": Row(p4.FixedSpectrum),
+    "fixed-spectrum": Row(partial(p4.FixedSpectrum, rank=1)),
     "fixed-spectrum-rank2": Row(partial(p4.FixedSpectrum, rank=2), {"compile": False, "steps": 300}, large=Large()),
-}
+} | BLOCKS

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import warnings
+from typing import Any
 
 import pytest
 import torch
+from tests.modules import MODULES
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -159,3 +162,82 @@ def test_packed_sequences_and_states() -> None:
     state = torch.randn(2, 2, 4), torch.randn(2, 2, 4)
     for inputs in ((packed,), (packed, state)):
         torch.testing.assert_close(layer(*inputs)[0].data, plain(*inputs)[0].data, rtol=0, atol=ROUNDING)
+
+
+# --- taken off by torch's own function ----------------------------------------------------------------------------
+
+
+def moved(module: nn.Module) -> nn.Module:
+    """With B away from B₀."""
+    with torch.no_grad():
+        for site in p4.sites(module):
+            for _, value in site.perturbation.own_parameters():
+                value.add_(0.1 * torch.randn_like(value))
+    return module
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+@pytest.mark.parametrize("name", MODULES)
+def test_torch_removes_it_as_well(name: str, evaluate: bool) -> None:
+    row = MODULES[name]
+    plain, module, inputs = row.make(), moved(row.perturbed()), row.inputs()
+    (site,) = p4.sites(module)
+    effective = getattr(site.module, site.tensor_name).detach().clone()
+    parametrize.remove_parametrizations(site.module, site.tensor_name, leave_parametrized=evaluate)
+    tensor = getattr(site.module, site.tensor_name)
+    assert isinstance(tensor, nn.Parameter) and tensor.requires_grad and tensor.is_contiguous()
+    assert tensor.shape == effective.shape and torch.equal(tensor, effective) is evaluate
+    assert [type(part) for part in module.modules()] == [type(part) for part in plain.modules()]
+    assert [key for key, _ in module.named_parameters()] == [key for key, _ in plain.named_parameters()]
+    plain.load_state_dict(module.state_dict())
+    loaded = pickle.loads(pickle.dumps(module)) if "own-view" not in name else module  # that has lambdas
+    expected, got = _first(plain(*inputs)), _first(loaded(*inputs))
+    torch.testing.assert_close(got, expected, rtol=0, atol=ROUNDING)
+    _first(module(*inputs)).sum().backward()
+    assert tensor.grad is not None
+    assert not list(p4.sites(p4.finalize(module)))
+
+
+def _first(result: Any) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result
+
+
+def test_a_frozen_tensor_stays_frozen() -> None:
+    layer = nn.Linear(3, 3)
+    layer.weight.requires_grad_(False)
+    parametrize.remove_parametrizations(p4.perturb(layer, "weight", p4.LowRankUpdate), "weight")
+    assert not layer.weight.requires_grad and type(layer) is nn.Linear
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_tied_weights_are_removed_together(copied: bool) -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "head": nn.Linear(4, 5)})
+    model["head"].weight = model["embedding"].weight
+    moved(p4.perturb(model, "head.weight", p4.LowRankUpdate))
+    original, model = model, copy.deepcopy(model) if copied else model
+    effective = model["head"].weight.detach().clone()
+    parametrize.remove_parametrizations(model["embedding"], "weight")
+    assert model["head"].weight is model["embedding"].weight
+    assert torch.equal(model["head"].weight, effective) and model["head"].weight.requires_grad
+    assert type(model["head"]) is nn.Linear and type(model["embedding"]) is nn.Embedding
+    assert copied == (len(list(p4.sites(original))) == 1)
+    if copied:
+        assert torch.equal(original["head"].weight, effective)
+        assert torch.equal(original["embedding"].weight, effective)
+
+
+def test_one_of_two_tensors_and_the_copy_keep_their_perturbation() -> None:
+    layer, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        p4.perturb(layer, name, p4.LowRankUpdate)
+    twin, expected = copy.deepcopy(moved(layer)), layer(x)[0]
+    parametrize.remove_parametrizations(layer, "weight_hh_l0")
+    assert [site.tensor_name for site in p4.sites(layer)] == ["weight_ih_l0"]
+    assert len(list(p4.sites(twin))) == 2
+    for module in (layer, twin):
+        torch.testing.assert_close(module(x)[0], expected, rtol=0, atol=ROUNDING)
+    parametrize.remove_parametrizations(layer, "weight_ih_l0")
+    assert type(layer) is nn.LSTM and layer.weight_hh_l0.requires_grad and layer.weight_ih_l0.requires_grad
+    torch.testing.assert_close(layer(x)[0], expected, rtol=0, atol=ROUNDING)
+    p4.perturb(layer, "weight_hh_l0", p4.LowRankUpdate)
+    torch.testing.assert_close(layer(x)[0], expected, rtol=0, atol=ROUNDING)

@@ -218,7 +218,7 @@ def test_missing_methods_say_what_to_define() -> None:
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        ([[1.0]], "`base` must be a tensor, got list"),
+        ([[1.0]], r"`base` must be a tensor .*, got builtins.list"),
         (torch.eye(2, dtype=torch.int64), "`base` must be of a floating-point dtype, got torch.int64"),
         (torch.tensor([[1.0, torch.nan], [0.0, torch.inf]]), "`base` must be finite, got 2 non-finite entries of 4"),
         (torch.zeros(3), r"`base` must be of at least 2 dimensions, got \(3,\)"),

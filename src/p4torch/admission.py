@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from torch import Size, Tensor
 
 from p4torch.errors import ArgumentError
+from p4torch.options import check_tensor
 
 
 def check_base(tensor: Tensor, argument: str = "base") -> None:
     """Refuse what no property can start from: not a floating tensor, empty, or not finite."""
-    if not isinstance(tensor, Tensor):
-        raise ArgumentError.of(argument, "a tensor", type(tensor).__name__)
+    check_tensor(argument, tensor)
     if not (tensor.is_floating_point() or tensor.is_complex()):
         raise ArgumentError.of(argument, "of a floating-point dtype", tensor.dtype)
     if tensor.numel() == 0:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.twins import transformed, twin_gradients
+from p4torch.twins import transformed, twin_gradients, twin_wanted
 
 #: Largest block of a Cayley transform that is summed as a series on a CPU: LAPACK costs more per small matrix.
 SERIES_SIZE = 64
@@ -101,7 +101,7 @@ class _Cayley(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, inverted = ctx.saved_tensors
-        if torch.is_grad_enabled() or transformed():
+        if twin_wanted(g):
             return twin_gradients(cayley_reference, ctx.needs_input_grad, (x,), (g,))
         return (inverted.mT @ g @ inverted.mT,)
 
@@ -132,7 +132,7 @@ class _Turned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         base, x, inverted, moved = ctx.saved_tensors
-        if torch.is_grad_enabled() or transformed():
+        if twin_wanted(g):
             return twin_gradients(turned_reference, ctx.needs_input_grad, (base, x), (g,))
         needs_base, needs_x = ctx.needs_input_grad
         back = g @ inverted.mT

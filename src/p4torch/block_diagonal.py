@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.twins import transformed, twin_gradients
+from p4torch.twins import transformed, twin_gradients, twin_wanted
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, blocks, order, listed = ctx.saved_tensors
-        if torch.is_grad_enabled() or transformed():
+        if twin_wanted(g):
             return twin_gradients(rows_reference, ctx.needs_input_grad, (x, blocks, order), (g,))
         g = g.index_select(-1, order[0])
         needs_x, needs_blocks, _ = ctx.needs_input_grad

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from p4torch import linalg
 from p4torch.algebras import Algebra
 from p4torch.block_diagonal import BlockDiagonal
 from p4torch.errors import ArgumentError
+from p4torch.options import check_choice, is_integer
 from p4torch.perturbation import Perturbation
 from p4torch.step_size import block_gain, check_scale
 
@@ -58,11 +59,10 @@ class Blocks(Perturbation):
         scale: float | None = None,
     ) -> None:
         super().__init__(base)
-        check_scale(scale)
-        if side not in (None, "left", "right", "both"):
-            raise ArgumentError.of("side", "left, right or both", repr(side))
-        self.scale, self.side = scale, side or self.natural_side(base)
-        self.block: Block | None = block
+        self.scale = check_scale(scale)
+        if side is not None:
+            check_choice("side", side, get_args(BlockSide), "left, right or both")
+        self.side = side or self.natural_side(base)
         sizes = {"left": base.shape[-2], "right": base.shape[-1]}
         for name, size in sizes.items():
             used = self.side in (name, "both")
@@ -74,11 +74,11 @@ class Blocks(Perturbation):
         if block is None:
             block = "all" if size <= ALL_SIZE else DEFAULT_BLOCK
         step = 2 if self.algebra.paired else 1
-        whole = isinstance(block, int) and not isinstance(block, bool)
-        if block != "all" and not (whole and step <= block <= size and block % step == 0):
+        whole = isinstance(block, str) and block == "all"
+        if not whole and not (is_integer(block) and step <= int(block) <= size and int(block) % step == 0):
             kind = "an even number" if step == 2 else "an integer"
             raise ArgumentError.of("block", f"{kind} from {step} to n = {size}, or 'all'", repr(block))
-        b = size if block == "all" else int(block)
+        b = size if whole else int(block)
         return nn.Parameter(base.new_zeros(*base.shape[:-2], size // b, b, b))
 
     def _first_order(self, name: str, size: int) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from p4torch import linalg
-from p4torch.errors import StallWarning, warn_caller
+from p4torch.errors import StallWarning, warn
 from p4torch.merging import MergeReport
 from p4torch.optimizer_state import lacking
 from p4torch.sites import Site
@@ -146,7 +146,7 @@ class Diagnostics:
     def _warn(self, site: Site, kind: str, message: str) -> None:
         if kind not in self.warned[site.name]:
             self.warned[site.name].append(kind)
-            warn_caller(f"`{site.name}`: {message}", StallWarning)
+            warn(f"`{site.name}`: {message}", StallWarning)
 
 
 def _norm(tensor: Tensor) -> Tensor:

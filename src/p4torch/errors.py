@@ -44,13 +44,13 @@ class RecoveryWarning(UserWarning):
     """Non-finite parameters were found and replaced."""
 
 
-def warn_caller(message: str, category: type[Warning]) -> None:
-    """A warning at the line that called into torch or this package, however deep it comes from."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
-        frame, level = frame.f_back, level + 1
+#: Packages whose code stands between a user's call and a warning.
+_INNER = ("p4torch", "torch")
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """A warning at the line of the user's call: in the first function that is not of this package or of torch."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INNER:
+        level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
-
-
-def _is_inside(module: str) -> bool:
-    return module.partition(".")[0] in ("p4torch", "torch")

@@ -7,6 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from p4torch.freezing import frozen_base
+from p4torch.options import check_tensor
 from p4torch.perturbation import Perturbation
 
 
@@ -17,6 +18,7 @@ class FactoredLinear(nn.Linear):
         found = sole_perturbation(self, "weight")
         if found is None:
             return super().forward(input)
+        check_tensor("input", input)
         perturbation, base = found
         return perturbation.affine(base, input, self.bias)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from p4torch import linalg, rows
 from p4torch.directions import Apply, GradientSketch, Maps, of_matrix, of_rows
-from p4torch.errors import ArgumentError
 from p4torch.merging import Decision, MergeReport
+from p4torch.options import check_choice, check_integer
 from p4torch.perturbation import Perturbation
 from p4torch.step_size import check_scale, low_rank_gain, size_of
 
@@ -58,18 +58,15 @@ class LowRank(Perturbation):
         side: Side = "add",
     ) -> None:
         super().__init__(base)
-        if directions not in ("random", "informed"):
-            raise ArgumentError.of("directions", "random or informed", repr(directions))
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise ArgumentError.of("rank", "an integer >= 1", repr(rank))
-        check_scale(scale)
+        check_choice("directions", directions, ("random", "informed"), "random or informed")
+        rank, scale = check_integer("rank", rank, 1), check_scale(scale)
         self.rank, self.scale, self.side = rank, scale, side
         self.informed = directions == "informed"
         self.sketch: GradientSketch | None = None
         batch, (outputs, inputs) = base.shape[:-2], base.shape[-2:]
         self.u = nn.Parameter(base.new_zeros(*batch, inputs if side == "right" else outputs, rank))
         self.v = nn.Parameter(base.new_zeros(*batch, outputs if side == "left" else inputs, rank))
-        self.v.requires_grad_(train_directions)
+        self.v.requires_grad_(bool(train_directions))
         self.register_buffer("gain", base.real.new_ones(*batch, 1, 1))
         self.set_gain(base)
         self.reset(torch.default_generator)

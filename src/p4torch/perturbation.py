@@ -9,7 +9,6 @@ Source: Krämer, Köhler and Noé (2020), section 3.1, equations 1 and 2.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from p4torch import linalg
 from p4torch.admission import check_base, check_fits
-from p4torch.errors import ArgumentError, ProjectionWarning
+from p4torch.errors import ArgumentError, ProjectionWarning, warn
 from p4torch.merging import Agreement, Cleared, Decision, MergeReport, Proposal, Veto, assign, finite
 
 
@@ -159,9 +158,7 @@ class Perturbation(nn.Module):
         defect = float(self.defect(tensor).nan_to_num(nan=torch.inf, posinf=torch.inf).max())
         if not defect <= torch.finfo(tensor.dtype).eps ** 0.5:
             tensor, what = self._projected(tensor), f"the set of {self.property_name()} (defect {defect:.3g})"
-            warnings.warn(
-                f"`{self.tensor_name}` does not lie in {what}: projected onto it", ProjectionWarning, stacklevel=2
-            )
+            warn(f"`{self.tensor_name}` does not lie in {what}: projected onto it", ProjectionWarning)
         tensor = tensor.clone(memory_format=torch.contiguous_format)  # merges write into it
         self.refresh(tensor)
         self.set_gain(tensor)
@@ -270,6 +267,12 @@ class Perturbation(nn.Module):
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """B: the parameters of this module itself. What is tracked lives in child modules."""
         return self.named_parameters(recurse=False)
+
+    def training_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """B, as far as it trains."""
+        for name, value in self.own_parameters():
+            if value.requires_grad and name not in self.untrained:
+                yield name, value
 
     def _finite(self) -> Tensor:
         """Where all of B is finite, `(...)`. Parameters that do not carry the stack's shape count for all of it."""

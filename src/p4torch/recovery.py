@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from p4torch import optimizer_state as memory
-from p4torch.errors import CheckpointError, RecoveryWarning, warn_caller
+from p4torch.errors import CheckpointError, RecoveryWarning, warn
 from p4torch.sites import Site
 
 #: By site and by name.
@@ -46,7 +46,7 @@ class Recovery:
                 poisoned.append(f"state of {name}")
         if poisoned:
             what = f"step {step}: non-finite {', '.join(poisoned)} at {site.name}: reset, training goes on"
-            warn_caller(what, RecoveryWarning)
+            warn(what, RecoveryWarning)
         return bool(poisoned)
 
     def check(self, good: Values) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p4torch import linalg
-from p4torch.twins import transformed, twin_gradients
+from p4torch.twins import transformed, twin_gradients, twin_wanted
 
 #: Multiply-adds that cost as much as the calls which the factored path makes beyond the dense one (about 40 µs at
 #: 30 to 60 billion a second): below, a whole product is cheaper than saving it.
@@ -80,15 +80,15 @@ def affine(x: Tensor, base: Tensor, p: Tensor, q: Tensor, bias: Tensor | None = 
 
 
 def change(inverse: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """`readable_change`, fast."""
-    if u.numel() <= linalg.SMALL or not _fused(inverse, u, v):
+    """`readable_change`, fast; plain where X has a gradient."""
+    if u.numel() <= linalg.SMALL or inverse.requires_grad or not _fused(inverse, u, v):
         return readable_change(inverse, u, v)
     return _Change.apply(inverse, u, v)  # type: ignore[no-untyped-call]
 
 
 def solve(y: Tensor, inverse: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """`readable_solve`, fast: y Xᵀ and X U in one product."""
-    if not _fused(y, inverse, u, v):
+    """`readable_solve`, fast: y Xᵀ and X U in one product; plain where X has a gradient."""
+    if inverse.requires_grad or not _fused(y, inverse, u, v):
         return readable_solve(y, inverse, u, v)
     if y.dim() != 2:
         rows, logabsdet = solve(_flat(y), inverse, u, v)
@@ -117,7 +117,7 @@ class _Shift(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, p, q, t = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if twin_wanted(g):
             return twin_gradients(readable_shift, ctx.needs_input_grad, (z, p, q), (g,))
         h = g @ linalg.columns(p)
         return (
@@ -137,7 +137,7 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, base, p, q, bias, t = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if twin_wanted(g):
             return twin_gradients(readable_affine, ctx.needs_input_grad, (x, base, p, q, bias), (g,))
         h = g @ linalg.columns(p)
         return (
@@ -162,7 +162,7 @@ class _Change(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         inverse, u, v, x_u, inverted = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if twin_wanted(g):
             return twin_gradients(readable_change, ctx.needs_input_grad, (inverse, u, v), (g,))
         scaled = g * inverted
         return (
@@ -188,7 +188,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_logabsdet: Tensor | None) -> tuple[Tensor | None, ...]:
         y, inverse, u, v, x, x_u, inverted = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if twin_wanted(g, g_logabsdet):
             return twin_gradients(readable_solve, ctx.needs_input_grad, (y, inverse, u, v), (g, g_logabsdet))
         if g is None:
             g = torch.zeros_like(x)

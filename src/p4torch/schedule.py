@@ -19,6 +19,7 @@ from p4torch.joint import Group, groups
 from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import MergeReport
 from p4torch.optimizer_state import OptimizerState
+from p4torch.options import check_choice, check_integer, is_integer
 from p4torch.ranks import agreement, average
 from p4torch.recovery import Recovery, copied, placed
 from p4torch.rewarming import Rewarming
@@ -73,16 +74,11 @@ class MergeScheduler:
         stagger: bool = False,
         seed: int = 0,
     ) -> None:
-        for name, value, least in (
-            ("every", 1 if every is None else every, 1),
-            ("correct_every", correct_every, 0),
-            ("refresh_every", refresh_every, 0),
-            ("rewarm", rewarm, 0),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ArgumentError.of(name, f"an integer >= {least}", repr(value))
-        if optimizer_state not in get_args(OptimizerState):
-            raise ArgumentError.of("optimizer_state", f"one of {', '.join(get_args(OptimizerState))}", optimizer_state)
+        every = None if every is None else check_integer("every", every, 1)
+        correct_every = check_integer("correct_every", correct_every, 0)
+        refresh_every, rewarm = check_integer("refresh_every", refresh_every, 0), check_integer("rewarm", rewarm, 0)
+        states = get_args(OptimizerState)
+        check_choice("optimizer_state", optimizer_state, states, f"one of {', '.join(states)}")
         if not isinstance(optimizer, Optimizer):
             raise ArgumentError.of("optimizer", "a torch optimizer", type(optimizer).__name__)
         self.groups = groups(model)
@@ -95,8 +91,8 @@ class MergeScheduler:
             raise ArgumentError.of("rewarm", f"below `every` = {shortest}", rewarm)
         for site in self.sites:
             site.keep_frozen()
-        if directions not in (None, *get_args(Directions)):
-            raise ArgumentError.of("directions", "random, informed or None", repr(directions))
+        if directions is not None:
+            check_choice("directions", directions, get_args(Directions), "random, informed or None")
         memory.check_optimizer(optimizer, optimizer_state)
         memory.check_holds(optimizer, {name: value for site in self.sites for name, value in site.trainable().items()})
         guard_checkpoints(model)
@@ -105,7 +101,8 @@ class MergeScheduler:
                 site.perturbation.informed = directions == "informed"
         self.optimizer = optimizer
         self.correct_every, self.refresh_every = correct_every, refresh_every
-        self.optimizer_state, self.stagger, self.seed = optimizer_state, stagger, seed
+        self.optimizer_state, self.stagger = optimizer_state, stagger
+        self.seed = int(seed) if is_integer(seed) else seed
         self.steps = 0
         self.merged = 0
         self.skipped = 0

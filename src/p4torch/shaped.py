@@ -9,6 +9,7 @@ from torch import Tensor
 from p4torch.blocks import Block, Blocks, BlockSide
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import Directions, LowRank, Side
+from p4torch.options import check_choice
 from p4torch.perturbation import Perturbation
 
 
@@ -60,12 +61,9 @@ class Shaped(Perturbation):
         train_directions: bool = True,
     ) -> None:
         if isinstance(self, Blocks):
-            for name, value, default in (
-                ("directions", directions, "random"),
-                ("train_directions", train_directions, True),
-            ):
-                if value != default:
-                    raise ArgumentError.of(name, f"{default!r}, unless `rank` is given", repr(value))
+            check_choice("directions", directions, ("random",), "'random', unless `rank` is given")
+            if not train_directions:
+                raise ArgumentError.of("train_directions", "True, unless `rank` is given", repr(train_directions))
             super().__init__(base, block=block, side=side, scale=scale)  # type: ignore[call-arg]
         else:
             if side is not None:
@@ -86,6 +84,20 @@ class Shaped(Perturbation):
     @classmethod
     def property_name(cls) -> str:
         return next(kind.__name__ for kind in cls.__mro__ if "shapes" in kind.__dict__)
+
+
+def check_block(property: Any, options: dict[str, Any]) -> None:
+    """Refuse a `block` for a class without block shapes. Functions that make a perturbation see to it themselves."""
+    if options.get("block") is not None and isinstance(property, type) and not issubclass(property, (Shaped, Blocks)):
+        names = ", ".join(sorted(kind.__name__ for kind in _subclasses(Shaped) if kind.__dict__.get("shapes")))
+        got = f"{options['block']!r} with {property.__name__}"
+        raise ArgumentError.of("block", f"given with a property that a group acts on: {names}", got)
+
+
+def _subclasses(kind: type[Shaped]) -> set[type[Shaped]]:
+    """All of them, whatever is between."""
+    own = set(kind.__subclasses__())
+    return own.union(*(_subclasses(child) for child in own))
 
 
 def check_one_side(options: dict[str, Any], what: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from p4torch.attaching import attach, detach
 from p4torch.checkpoints import guard_checkpoints as guard_checkpoints
 from p4torch.checkpoints import unguard_checkpoints
-from p4torch.errors import ArgumentError, PropertyWarning
+from p4torch.errors import ArgumentError, PropertyWarning, warn
 from p4torch.freezing import keep_frozen
 from p4torch.linear import sole_perturbation
 from p4torch.merging import Agreement, MergeReport
@@ -32,6 +31,7 @@ from p4torch.places import (
     perturbations,
     plain_parameter,
 )
+from p4torch.shaped import check_block
 from p4torch.views import ViewLike, view_of
 
 
@@ -52,8 +52,7 @@ class Site:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """B by full name, as far as it trains."""
-        named, untrained = self.perturbation.own_parameters(), self.perturbation.untrained
-        return {f"{self.name}.{name}": value for name, value in named if value.requires_grad and name not in untrained}
+        return {f"{self.name}.{name}": value for name, value in self.perturbation.training_parameters()}
 
     def companions(self) -> dict[str, nn.Parameter]:
         """The ordinary parameters of the module, trainable or not: its bias."""
@@ -133,6 +132,7 @@ def perturb(
     """
     if not callable(property) or isinstance(property, nn.Module):
         raise ArgumentError.of("property", "a class such as p4.Invertible", type(property).__name__)
+    check_block(property.func if isinstance(property, partial) else property, options)
     found = holders(module, tensor_name)
     tensor = plain_parameter(*found[0])
     viewed = view_of(*found[0], tensor, view, _event_dim(property))
@@ -151,7 +151,7 @@ def perturb(
     concerns = (perturbation.concern(holder, name) for holder, name in found)
     concern = next((text for text in concerns if text is not None), None)
     if concern is not None:
-        warnings.warn(f"`{tensor_name}`: {concern}", PropertyWarning, stacklevel=2)
+        warn(f"`{tensor_name}`: {concern}", PropertyWarning)
     return module
 
 
@@ -231,12 +231,8 @@ def finalize(model: nn.Module) -> nn.Module:
 
     The effective weights stay as they are, also where a merge would have been refused.
     """
-    done: set[int] = set()
     for site in list(_places(_modules(model))):
-        trains = site.perturbation.trainable and not site.rests
-        detach(site.module, site.tensor_name, evaluate=id(site.base) not in done)
-        done.add(id(site.base))
-        site.base.requires_grad_(trains)
+        detach(site.module, site.tensor_name)
     for module in model.modules():
         unguard_checkpoints(module)
     return _unwrap(model)

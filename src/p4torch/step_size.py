@@ -19,11 +19,13 @@ Source: Vershynin (2018), High-Dimensional Probability, theorem 4.4.5, for the n
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.errors import ArgumentError
+from p4torch.options import check_number
 
 #: ‖ΔA‖₂ / ‖A‖ of one step at the rate 1.
 STEP = 8.0
@@ -46,7 +48,6 @@ def size_of(base: Tensor) -> Tensor:
     return torch.where(size > 0, size, 1.0)
 
 
-def check_scale(scale: float | None) -> None:
-    """Raise ArgumentError for anything but None or a positive number."""
-    if scale is not None and (not isinstance(scale, (int, float)) or not 0 < scale < float("inf")):
-        raise ArgumentError.of("scale", "None or a positive number", repr(scale))
+def check_scale(scale: Any) -> float | None:
+    """None, or a positive number as a float. Raises ArgumentError for anything else."""
+    return None if scale is None else check_number("scale", scale, 1e-300, "None or a positive number")

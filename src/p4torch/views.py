@@ -99,9 +99,9 @@ def view_of(module: nn.Module, tensor_name: str, tensor: Tensor, view: ViewLike,
     kernel = isinstance(module, _CONVOLUTIONS) and tensor_name == "weight"
     if view is None and kernel and event_dim >= 2:
         view = "matrix"
-    if view is None or view == "tensor":
+    if view is None or (isinstance(view, str) and view == "tensor"):
         return None
-    if view not in get_args(Name):
+    if not isinstance(view, str) or view not in get_args(Name):
         raise ArgumentError.of("view", f"one of {', '.join(get_args(Name))}, or a pair of functions", repr(view))
     if view == "column" and tensor.dim() == 1:
         shape = tuple(tensor.shape)

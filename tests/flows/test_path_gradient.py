@@ -175,3 +175,14 @@ def test_arrays_are_refused_by_name() -> None:
         path_loss(flow, x.numpy(), x)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="`score` must be a tensor"):
         path_loss(flow, x, x.numpy())  # type: ignore[arg-type]
+
+
+def test_first_derivatives_with_create_graph_and_no_second_ones() -> None:
+    flow = shaken(Flow(InvertibleLinear(3), StandardNormal(3)))
+    loss = path_loss(flow, *torch.randn(2, 5, 3, dtype=torch.float64).unbind(0))
+    parameters = [value for value in flow.parameters() if value.requires_grad]
+    first = torch.autograd.grad(loss, parameters, create_graph=True)
+    for got, expected in zip(first, torch.autograd.grad(loss, parameters), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    with pytest.raises(P4Error, match="differentiated once, not twice"):
+        torch.autograd.grad(first[0].square().sum() + parameters[0].square().sum(), parameters)

@@ -157,6 +157,19 @@ def test_a_second_derivative_is_refused_and_not_zero() -> None:
         torch.autograd.grad(gradient.square().sum(), x)
 
 
+def test_many_gradients_at_once() -> None:
+    potential = OpenMMEnergy(system_of().openmm_system, workers=0)
+    x = shaken(system_of(), 2).requires_grad_()
+    energy, directions = potential.energy(x), torch.randn(3, 2, dtype=x.dtype)
+
+    def gradient(direction: torch.Tensor, batched: bool = False) -> torch.Tensor:
+        return torch.autograd.grad(energy, x, direction, retain_graph=True, is_grads_batched=batched)[0]
+
+    expected = torch.stack([gradient(direction) for direction in directions])
+    assert torch.equal(gradient(directions, batched=True), expected)
+    assert torch.equal(torch.func.vmap(gradient)(directions), expected)
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from p4torch.errors import ArgumentError
 from p4torch.flows.fused_run import Step, fusable, fused_run
 from p4torch.flows.structure import Structured
+from p4torch.options import check_integer, check_tensor, is_integer
 from p4torch.twins import transformed
 
 
@@ -66,11 +67,11 @@ class Chain(Bijection):
         self.bijections = nn.ModuleList(bijections)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        check_tensor(x)
+        check_tensor("x", x)
         return self._through(x, inverse=False)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        check_tensor(z, "z")
+        check_tensor("z", z)
         return self._through(z, inverse=True)
 
     def _through(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -156,28 +157,20 @@ def _hooked(module: nn.Module) -> bool:
 
 def check_features(features: int, least: int = 1) -> int:
     """The number of features, or an ArgumentError."""
-    if not isinstance(features, int) or isinstance(features, bool) or features < least:
-        raise ArgumentError.of("features", f"an integer >= {least}", repr(features))
-    return features
+    return check_integer("features", features, least)
 
 
-def check_hidden(hidden: Sequence[int]) -> None:
-    """Refuse widths of hidden layers that are none."""
-    if any(not isinstance(width, int) or width < 1 for width in hidden):
+def check_hidden(hidden: Sequence[int]) -> list[int]:
+    """The widths of hidden layers, or an ArgumentError."""
+    if not isinstance(hidden, Iterable) or any(not is_integer(width) or width < 1 for width in hidden):
         raise ArgumentError.of("hidden", "a sequence of integers >= 1", hidden)
-
-
-def check_tensor(x: Tensor, name: str = "x") -> None:
-    """Refuse arrays, lists and numbers."""
-    if not isinstance(x, Tensor):
-        kind = type(x)
-        raise ArgumentError.of(name, "a tensor (torch.as_tensor makes one)", f"{kind.__module__}.{kind.__qualname__}")
+    return [int(width) for width in hidden]
 
 
 def check_dtype(x: Tensor, dtype: torch.dtype | None = None, complex: bool = False, name: str = "x") -> None:
     """Refuse points of integers; complex ones where real ones are mapped, and the reverse; and those of another dtype
     than the parameters', if that is given. Under autocast, what operations return is of several."""
-    check_tensor(x, name)
+    check_tensor(name, x)
     if not (x.is_complex() if complex else x.is_floating_point()):
         raise ArgumentError.of(name, f"of a {'complex' if complex else 'floating-point'} dtype", x.dtype)
     if dtype is not None and x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):

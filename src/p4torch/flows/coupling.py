@@ -30,7 +30,7 @@ class AffineCoupling(Coupling):
     ) -> None:
         super().__init__()
         self.features = check_features(features, least=2)
-        check_hidden(hidden)
+        hidden = check_hidden(hidden)
         changed = features // 2
         self.kept = features - changed
         self.register_buffer("place", torch.arange(self.kept, features), persistent=False)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
-from p4torch.flows.bijection import Bijection, check_event, check_features, check_tensor
+from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.latent import Distribution, base_log_prob, base_sample, check_base, latent_features
 from p4torch.flows.structure import Structured
+from p4torch.options import check_indices, check_tensor
 
 
 class StandardNormal(nn.Module):
@@ -63,10 +64,9 @@ class NormalAndUniform(Structured):
     def __init__(self, features: int, circular: Sequence[int]) -> None:
         super().__init__()
         self.features = check_features(features)
-        if len({*circular} & {*range(features)}) < len(circular):
-            raise ArgumentError.of("circular", f"different integers from 0 to {features - 1}", list(circular))
+        circular = check_indices("circular", circular, self.features)
         angle = torch.zeros(features)
-        angle[list(circular)] = 1
+        angle[circular] = 1
         self.register_buffer("angle", angle)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Flow(Structured):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, `(..., n)` -> `(...)`."""
-        check_tensor(x)
+        check_tensor("x", x)
         z, logabsdet = self.bijection(x)
         return base_log_prob(self.base, z) + logabsdet
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from p4torch.flows.activations import BentIdentity
 from p4torch.flows.workspace import Lease, Pool, bytes_of
-from p4torch.twins import twin_gradients
+from p4torch.twins import transformed, twin_gradients, twin_wanted
 
 _BENT = BentIdentity()
 
@@ -47,6 +47,8 @@ def readable_inverse(z: Tensor, inverse: Tensor, bias: Tensor) -> tuple[Tensor, 
 
 def fused_chain(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The same, fast. Differentiable any number of times (higher derivatives go through the readable chain)."""
+    if transformed():
+        return readable_chain(x, weight, bias)
     z, total = _FusedChain.apply(x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
     return z.reshape(x.shape), total.reshape(x.shape[:-1])
 
@@ -78,7 +80,7 @@ class _FusedChain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: the gradient itself must be differentiable
+        if twin_wanted(grad_z, grad_total):
             return twin_gradients(readable_chain, ctx.needs_input_grad, (x, weight, bias), (grad_z, grad_total))
         depth, n = bias.shape
         space = ctx.lease.workspace

@@ -18,7 +18,7 @@ from torch import Tensor
 from p4torch.flows.fused_coupling import Coupling, Scratch, layer_widths, readable_coupling, readable_uncoupling
 from p4torch.flows.fused_linear import Linears, inverted, readable_linear, readable_unlinear
 from p4torch.flows.workspace import Lease, Pool, bytes_of
-from p4torch.twins import twin_gradients
+from p4torch.twins import twin_gradients, twin_wanted
 
 Kind = Literal["coupling", "uncoupling", "linear", "unlinear", "swap"]
 
@@ -127,7 +127,7 @@ class _FusedRun(torch.autograd.Function):
     def backward(ctx: Any, grad_z: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         plan: Plan = ctx.plan
-        if torch.is_grad_enabled():  # create_graph: the gradient itself must be differentiable
+        if twin_wanted(grad_z, grad_total):
             inputs = (x, *tensors)
             return None, *twin_gradients(
                 lambda *values: readable_run(plan, *values), ctx.needs_input_grad[1:], inputs, (grad_z, grad_total)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from p4torch.twins import transformed, twin_gradients
+from p4torch.twins import transformed, twin_gradients, twin_wanted
 
 #: Least share of a bin of its uniform size, and least slope at a knot: float32 still inverts such splines.
 LEAST_BIN, LEAST_SLOPE = 1e-2, 1e-3
@@ -82,7 +82,7 @@ class _Knots(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         u, raw, bound, shares, share, start, pair, logits = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if twin_wanted(*grads):
 
             def twin(raw: Tensor) -> tuple[Tensor, ...]:
                 return readable_knots(u, raw, bound, ctx.inverse)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Chain, Inverse, check_event
+from p4torch.options import check_integer
 
 
 class Distribution(Protocol):
@@ -82,8 +83,7 @@ def base_sample(base: Base, count: int, generator: torch.Generator | None) -> Te
     Raises:
         ArgumentError: a count below 1; a generator for a torch distribution; samples of another shape.
     """
-    if not isinstance(count, int) or count < 1:
-        raise ArgumentError.of("count", "an integer >= 1", repr(count))
+    count = check_integer("count", count, 1)
     if isinstance(base, torch.distributions.Distribution):
         if generator is not None:
             expected = "None, since a torch distribution takes none"

@@ -28,6 +28,9 @@ def initial_matrix(features: int, init: Init, dtype: torch.dtype | None = None) 
         if not (init.is_floating_point() or init.is_complex()):
             raise ArgumentError.of("init", "of a floating-point dtype", init.dtype)
         return init.detach().clone().to(dtype or init.dtype)
+    expected = "identity, reverse, orthogonal or a tensor (n, n)"
+    if not isinstance(init, str):
+        raise ArgumentError.of("init", expected, type(init).__name__)
     if init == "identity":
         return torch.eye(features, dtype=dtype)
     if init == "reverse":
@@ -35,7 +38,7 @@ def initial_matrix(features: int, init: Init, dtype: torch.dtype | None = None) 
     if init == "orthogonal":
         empty = torch.empty(features, features, dtype=dtype)
         return torch.linalg.qr(torch.randn_like(empty))[0] if empty.is_complex() else nn.init.orthogonal_(empty)
-    raise ArgumentError.of("init", "identity, reverse, orthogonal or a tensor (n, n)", repr(init))
+    raise ArgumentError.of("init", expected, repr(init))
 
 
 class InvertibleLinear(Bijection):

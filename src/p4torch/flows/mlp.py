@@ -12,9 +12,9 @@ from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.fused import fused_chain, readable_chain, readable_inverse
 from p4torch.flows.linear import Init, initial_matrix
+from p4torch.options import check_integer
 from p4torch.properties import Invertible
 from p4torch.sites import lookup, perturb
-from p4torch.twins import transformed
 
 #: Largest stretch and shift of the coordinates in which a pair of layers acts.
 _PAIRED = {"orthogonal": (1.0, 0.0), "scattered": (2.0, 3.0)}
@@ -70,9 +70,7 @@ class InvertibleMLP(Bijection):
     ) -> None:
         super().__init__()
         self.features = check_features(features)
-        if not isinstance(depth, int) or depth < 1:
-            raise ArgumentError.of("depth", "an integer >= 1", repr(depth))
-        self.depth = depth
+        self.depth = depth = check_integer("depth", depth, 1)
         if isinstance(init, str) and init in _PAIRED:
             weight, bias = paired_layers(features, depth, *_PAIRED[init])
         else:
@@ -91,8 +89,7 @@ class InvertibleMLP(Bijection):
         with linalg.full_precision(x.device):
             weight, constant = perturbation(base), perturbation.logabsdet(base).sum()
             if torch.is_grad_enabled():
-                chain = readable_chain if transformed() else fused_chain
-                z, total = chain(x, weight, self.bias)
+                z, total = fused_chain(x, weight, self.bias)
             else:
                 z, total = readable_chain(x.double(), weight.double(), self.bias.double())
             return z.to(x.dtype), (total + constant).to(x.dtype)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
+from p4torch.options import check_indices
 
 
 class Partial(Bijection):
@@ -33,10 +33,9 @@ class Partial(Bijection):
     def __init__(self, features: int, chosen: Sequence[int], bijection: Bijection) -> None:
         super().__init__()
         self.features = check_features(features)
-        if not chosen or len({*chosen} & {*range(features)}) < len(chosen):
-            raise ArgumentError.of("chosen", f"different integers from 0 to {features - 1}", list(chosen))
+        chosen = check_indices("chosen", chosen, self.features, least=1)
         self.bijection = bijection
-        self.register_buffer("place", torch.tensor(list(chosen)))
+        self.register_buffer("place", torch.tensor(chosen))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_event(x, self.features)

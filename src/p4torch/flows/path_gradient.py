@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from p4torch.errors import ArgumentError, P4Error
-from p4torch.flows.bijection import Bijection, Chain, Coupling, check_tensor
+from p4torch.flows.bijection import Bijection, Chain, Coupling
 from p4torch.flows.flow import Flow
 from p4torch.flows.latent import base_log_prob
+from p4torch.options import check_tensor
+from p4torch.twins import once
 
 
 def path_loss(
@@ -50,8 +52,8 @@ def path_loss(
     Source: Roeder, Wu and Duvenaud (2017) for the reverse divergence; Vaitl, Nicoli, Nakajima and Kessel (2022) for
     this one, and Vaitl, Winkler, Richter and Kessel (2024) for the recursion.
     """
-    check_tensor(x)
-    check_tensor(score, "score")
+    for name, value in (("x", x), ("score", score), *((("weights", weights),) if weights is not None else ())):
+        check_tensor(name, value)
     if score.shape != x.shape:
         raise ArgumentError.of("score", f"of the shape of x, {tuple(x.shape)}", tuple(score.shape))
     if weights is not None and weights.shape != x.shape[:-1]:
@@ -83,27 +85,16 @@ class _PathLoss(torch.autograd.Function):
     ) -> Tensor:
         with torch.enable_grad():
             log_prob, gradients = _sweep(flow, x, score, shares, bound)
-        ctx.parameters, ctx.gradients = parameters, [gradients.get(value) for value in parameters]
+        ctx.gradients = [gradients.get(value) for value in parameters]
+        ctx.save_for_backward(*parameters)
         return -(shares * log_prob).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        found = [None if value is None else gradient * value for value in ctx.gradients]
-        if torch.is_grad_enabled():  # create_graph
-            found = [value if value is None else _Once.apply(value, *ctx.parameters) for value in found]  # type: ignore[no-untyped-call]
+        sources = gradient, *(ctx.saved_tensors if torch.is_grad_enabled() else ())
+        error = P4Error("path_loss can be differentiated once, not twice: its gradient is that of no function")
+        found = (None if value is None else once(gradient * value, error, *sources) for value in ctx.gradients)
         return None, None, None, None, None, *found
-
-
-class _Once(torch.autograd.Function):
-    """The gradient; a node of its own, so that a second derivative is refused and not taken for zero."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *parameters: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> None:
-        raise P4Error("path_loss can be differentiated once, not twice: its gradient is that of no function")
 
 
 def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float) -> tuple[Tensor, dict[Tensor, Tensor]]:

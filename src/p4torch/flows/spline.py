@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Coupling, check_event, check_features, check_hidden
 from p4torch.flows.knots import UNIT_SLOPE, knots
+from p4torch.options import check_indices, check_integer
 
 #: Beyond it a spline on the line is the identity: of standardised features, few lie there.
 BOUND = 5.0
@@ -90,18 +91,13 @@ class SplineCoupling(Coupling):
     ) -> None:
         super().__init__()
         self.features = check_features(features, least=2)
-        for name, chosen in (("moved", moved), ("circular", circular)):
-            known = [index for index in chosen if isinstance(index, int) and 0 <= index < features]
-            if len(set(known)) < len(chosen):
-                raise ArgumentError.of(name, f"different integers from 0 to {features - 1}", list(chosen))
+        moved, circular = check_indices("moved", moved, features), check_indices("circular", circular, features)
         if not 0 < len(moved) < features:
             raise ArgumentError.of("moved", f"1 to {features - 1} of {features} features", list(moved))
-        if not isinstance(bins, int) or bins < 2:
-            raise ArgumentError.of("bins", "an integer >= 2", repr(bins))
-        check_hidden(hidden)
+        hidden = check_hidden(hidden)
         angles = set(circular)
         kept = [index for index in range(features) if index not in set(moved)]
-        self.bins = bins
+        self.bins = bins = check_integer("bins", bins, 2)
         line, circle = ([index for index in kept if (index in angles) is seen] for seen in (False, True))
         self._seen = [len(line), len(circle)]
         self.register_buffer("place", torch.tensor(list(moved)))

@@ -16,6 +16,7 @@ from p4torch.flows.linear import InvertibleLinear
 from p4torch.flows.mlp import InvertibleMLP
 from p4torch.joint import Joint
 from p4torch.merging import Proposal
+from p4torch.options import check_tensor
 from p4torch.properties import Invertible
 from p4torch.sites import Site, lookup
 
@@ -62,6 +63,7 @@ class VolumePreserving(Joint, Bijection):
         return z * (-total / self.features).exp(), logabsdet - total
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        check_tensor("z", z)
         total = self.total()
         x, logabsdet = self.model.inverse(z * (total / self.features).exp())  # type: ignore[operator]
         return x, logabsdet + total

@@ -11,6 +11,7 @@ from openmm import app, unit
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
+from p4torch.options import check_number
 
 #: Two atoms that are closer than this (nm) lie on top of each other: the shortest bond, H-H, has 0.074.
 CLASH = 0.04
@@ -28,10 +29,7 @@ _UNFIT_FORCES = {
 
 def check_temperature(temperature: float) -> float:
     """The temperature in kelvin, a finite number > 0, or an ArgumentError."""
-    number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
-    if not number or not math.isfinite(temperature) or temperature <= 0:
-        raise ArgumentError.of("temperature", "a finite number of kelvin > 0", repr(temperature))
-    return float(temperature)
+    return float(check_number("temperature", temperature, 1e-300, "a finite number of kelvin > 0"))
 
 
 def check_openmm_system(system: openmm.System) -> None:

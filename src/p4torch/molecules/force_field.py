@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
-from p4torch.flows.bijection import check_tensor
 from p4torch.molecules.forces.reading import read_terms
 from p4torch.molecules.threads import map_on_threads
+from p4torch.options import check_tensor
 from p4torch.twins import transformed, twin_gradients
 
 #: Numbers that one array over all pairs holds, on a CPU and elsewhere: small enough for caches, large enough that
@@ -79,7 +79,7 @@ class ForceField(nn.Module):
         return torch.cat(energies).view(x.shape[:-2]), torch.cat(gradients).view(x.shape)
 
     def _check(self, x: Tensor) -> None:
-        check_tensor(x)
+        check_tensor("x", x)
         if x.dtype not in (torch.float32, torch.float64):
             raise ArgumentError.of("x", "of dtype float32 or float64", x.dtype)
         if x.dim() < 2 or x.shape[-2:] != (self.atoms, 3):

@@ -12,11 +12,14 @@ import numpy as np
 import openmm
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.checks import check_finite, check_shape
 from p4torch.molecules.openmm_workers import EnergyError, Evaluator, Workers, frame_error
+from p4torch.options import check_integer
+from p4torch.twins import once
+
+_ONCE = "OpenMMEnergy can be differentiated once, not twice: OpenMM has no second derivatives"
 
 
 class OpenMMEnergy:
@@ -115,24 +118,12 @@ class _Energy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        return _Gradient.apply(upstream, *ctx.saved_tensors), None  # type: ignore[no-untyped-call]
-
-
-class _Gradient(torch.autograd.Function):
-    """The vector-Jacobian product; a node of its own, so that a second derivative is refused and not taken for zero."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, upstream: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-        return upstream[..., None, None] * gradient
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, *upstream: Tensor) -> None:
-        raise EnergyError("OpenMMEnergy can be differentiated once, not twice: OpenMM has no second derivatives")
+        x, gradient = ctx.saved_tensors
+        return once(upstream[..., None, None] * gradient, EnergyError(_ONCE), upstream, x), None
 
 
 def _count(argument: str, value: int, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ArgumentError.of(argument, f"an integer >= {least}", repr(value))
+    value = check_integer(argument, value, least)
     if argument == "workers" and value > 0 and multiprocessing.current_process().daemon:
         raise ArgumentError.of(argument, "0 in a daemonic process, which may not start others", value)
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 import openmm
@@ -11,7 +10,7 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from p4torch.errors import ArgumentError
+from p4torch.errors import ArgumentError, warn
 from p4torch.molecules.checks import describe_residue
 
 PathLike = str | os.PathLike[str]
@@ -32,7 +31,7 @@ def read_pdb(path: PathLike, argument: str = "path") -> tuple[app.Topology, Tens
     if pdb.topology.getNumAtoms() == 0:
         raise ArgumentError.of(argument, "a PDB file with at least one atom", f"{file}, which has none")
     if pdb.getNumFrames() > 1:
-        warnings.warn(f"{file} has {pdb.getNumFrames()} models; the first is taken", UserWarning, stacklevel=3)
+        warn(f"{file} has {pdb.getNumFrames()} models; the first is taken", UserWarning)
     positions = pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
     return pdb.topology, torch.tensor(positions, dtype=torch.float64)
 

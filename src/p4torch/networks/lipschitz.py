@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, cast
@@ -11,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from p4torch.errors import ArgumentError, ProjectionWarning
+from p4torch.errors import ArgumentError, ProjectionWarning, warn
 from p4torch.joint import Joint
 from p4torch.merging import Proposal
 from p4torch.networks.constants import lipschitz_constant
@@ -74,7 +73,7 @@ class LipschitzNetwork(Joint):
         **options: Any,
     ) -> None:
         super().__init__(model)
-        check_number("bound", bound, 1e-30)
+        bound = check_number("bound", bound, 1e-30)
         layers, self.constant = _layers(model)
         self.register_buffer("bound", torch.tensor(float(bound), dtype=torch.float64))
         members = [_member(path, layer, rank=rank, method=method, **options) for path, layer in layers.items()]
@@ -91,11 +90,10 @@ class LipschitzNetwork(Joint):
         """Bring the start inside, by one factor for all layers. Their norms then."""
         room = max(ROOM, *(rounding_share(_matrix(layer)) for layer in layers))
         factor = math.exp(budget - float(norms.log().mean())) / (1 + room)
-        warnings.warn(
+        warn(
             f"`model` has a certified Lipschitz constant of {self.constant * float(norms.prod()):.3g}, above "
             f"`bound` = {float(self.bound):g}: each of its {len(layers)} layers is multiplied by {factor:.3g}",
             ProjectionWarning,
-            stacklevel=3,
         )
         for layer in layers:
             layer.weight.mul_(factor)
@@ -139,11 +137,10 @@ class LipschitzNetwork(Joint):
         norms = [norm_bound(_matrix(layer)) for layer in self.model.modules() if isinstance(layer, _Weighted)]
         now = self.constant * torch.stack(norms).prod()
         if bool(now > self.bound * (1 + ROOM)):
-            warnings.warn(
+            warn(
                 f"the finalized model has a certified Lipschitz constant of {float(now):.3g}, above `bound` = "
                 f"{float(self.bound):g}: `p4.merge` before `p4.finalize` brings it inside",
                 ProjectionWarning,
-                stacklevel=5,
             )
         return self.model
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p4torch import linalg
-from p4torch.twins import transformed, twin_gradients
+from p4torch.twins import transformed, twin_gradients, twin_wanted
 
 
 def readable_cayley(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ class _Cayley(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_p: Tensor, g_w: Tensor) -> tuple[Tensor | None, ...]:
         u, v, w, c, p = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if twin_wanted(g_p, g_w):
             return twin_gradients(readable_cayley, ctx.needs_input_grad, (u, v), (g_p, g_w))
         t = g_p @ c.mT
         x = p.mT @ t
@@ -113,7 +113,7 @@ class _Turn(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, base, u, v, bias, rows, c, z, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if torch.is_grad_enabled():
+        if twin_wanted(g):
             return twin_gradients(readable_turn, needs, (x, base, u, v, bias), (g,))
         h = g.mT @ x
         d = c.mT @ (rows @ h)

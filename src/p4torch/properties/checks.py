@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from p4torch import linalg
 from p4torch.errors import ArgumentError
 from p4torch.merging import Veto
+from p4torch.options import check_choice, is_integer
+from p4torch.options import check_number as check_number
 
 Bounds = tuple[float, float] | None
 
@@ -28,27 +30,32 @@ RESIDUAL_BOUND = 0.1
 def chosen_bounds(
     change: Bounds | Literal["paper"], logabsdet: Bounds | Literal["paper"], n: int
 ) -> tuple[Bounds, Bounds]:
-    """Both bounds as numbers, for matrices `(..., n, n)`."""
+    """Both bounds as numbers, for matrices `(..., n, n)`. Raises ArgumentError for what are no bounds."""
     factor = max(1.0, n / LOGABSDET_SIZE)
     grown = (LOGABSDET_BOUNDS[0] * factor, LOGABSDET_BOUNDS[1] * factor)
-    return CHANGE_BOUNDS if change == "paper" else change, grown if logabsdet == "paper" else logabsdet
+    return (
+        _checked_bounds("change_bounds", change, CHANGE_BOUNDS),
+        _checked_bounds("logabsdet_bounds", logabsdet, grown),
+    )
 
 
-def check_options(form: str, order: int, change_bounds: Bounds, logabsdet_bounds: Bounds) -> None:
+def check_options(form: str, order: int) -> None:
     """Raise ArgumentError for options of `Invertible` that mean nothing."""
-    if form not in FORMS:
-        raise ArgumentError.of("form", f"one of {', '.join(FORMS)}", repr(form))
-    if order not in (2, 3, 7):
+    check_choice("form", form, FORMS, f"one of {', '.join(FORMS)}")
+    if not is_integer(order) or order not in (2, 3, 7):
         raise ArgumentError.of("order", "2, 3 or 7", order)
-    for name, bounds in (("change_bounds", change_bounds), ("logabsdet_bounds", logabsdet_bounds)):
-        if bounds is not None and not (isinstance(bounds, tuple) and len(bounds) == 2 and bounds[0] < 0 < bounds[1]):
-            raise ArgumentError.of(name, "None, 'paper' or (below 0, above 0)", repr(bounds))
 
 
-def check_number(name: str, value: float, least: float) -> None:
-    """Raise ArgumentError for anything but a finite number from `least` on."""
-    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= least):
-        raise ArgumentError.of(name, "a positive number" if least else "a number >= 0", repr(value))
+def _checked_bounds(name: str, bounds: Any, paper: tuple[float, float]) -> Bounds:
+    """None, the paper's, or two numbers around 0."""
+    if bounds is None:
+        return None
+    if isinstance(bounds, str) and bounds == "paper":
+        return paper
+    usable = isinstance(bounds, tuple) and len(bounds) == 2 and all(isinstance(value, Real) for value in bounds)
+    if not usable or not bounds[0] < 0 < bounds[1]:
+        raise ArgumentError.of(name, "None, 'paper' or (below 0, above 0)", repr(bounds))
+    return float(bounds[0]), float(bounds[1])
 
 
 def check_nonsingular(base: Tensor, argument: str = "base") -> None:

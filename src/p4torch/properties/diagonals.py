@@ -44,6 +44,8 @@ def label_means(matrix: Tensor, labels: Tensor) -> Tensor:
 def toeplitz_rows(x: Tensor, diagonals: Tensor, rows: int) -> Tensor:
     """x Aᵀ `(..., n)` for rows x `(..., m)` and the diagonals of A, `(n + m - 1,)` or `(..., 1, n + m - 1)`: a
     convolution, of a length that is fast. O((n + m) log(n + m)) a row."""
+    if x.numel() == 0:  # an FFT of nothing is an error
+        return x[..., :1] * diagonals[..., :rows]
     size = smooth(diagonals.shape[-1])
     product = torch.fft.rfft(x, size) * torch.fft.rfft(diagonals.flip(-1), size)
     return torch.fft.irfft(product, size)[..., x.shape[-1] - 1 :][..., :rows]
@@ -51,6 +53,8 @@ def toeplitz_rows(x: Tensor, diagonals: Tensor, rows: int) -> Tensor:
 
 def circulant_rows(x: Tensor, eigenvalues: Tensor) -> Tensor:
     """x Aᵀ for rows x `(..., n)`, with the eigenvalues rfft(a) `(..., n//2 + 1)` of A. O(n log n) a row."""
+    if x.numel() == 0:  # an FFT of nothing is an error
+        return x * eigenvalues.real[..., :1]
     return torch.fft.irfft(torch.fft.rfft(x) * eigenvalues, x.shape[-1])
 
 

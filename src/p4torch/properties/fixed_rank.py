@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
-from p4torch.errors import ArgumentError
 from p4torch.merging import Proposal
+from p4torch.options import check_integer
 from p4torch.perturbation import Perturbation
 from p4torch.properties.factors import Factors, balanced
 from p4torch.properties.shapes import check_real_matrix
@@ -42,9 +42,7 @@ class FixedRank(Perturbation):
     def __init__(self, base: Tensor, rank: int) -> None:
         super().__init__(base)
         check_real_matrix(base)
-        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= min(base.shape[-2:]):
-            raise ArgumentError.of("rank", f"an integer from 1 to {min(base.shape[-2:])}", repr(rank))
-        self.rank = rank
+        self.rank = rank = check_integer("rank", rank, 1, min(base.shape[-2:]))
         self.factors = Factors(base, rank)
         self.u = nn.Parameter(torch.zeros_like(self.factors.left))
         self.v = nn.Parameter(torch.zeros_like(self.factors.right))

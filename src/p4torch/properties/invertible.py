@@ -14,6 +14,7 @@ from p4torch.directions import Maps, of_matrix, of_rows
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import LowRank, Side
 from p4torch.merging import Decision, MergeReport, Proposal, Veto
+from p4torch.options import check_choice, check_integer
 from p4torch.properties.checks import (
     RESIDUAL_BOUND,
     Bounds,
@@ -84,21 +85,19 @@ class Invertible(Shaped):
         **options: Any,
     ) -> None:
         change_bounds, logabsdet_bounds = chosen_bounds(change_bounds, logabsdet_bounds, base.shape[-1])
-        check_options(form, order, change_bounds, logabsdet_bounds)
-        check_number("residual_bound", residual_bound, 1e-30)
-        if through not in ("forward", "inverse"):
-            raise ArgumentError.of("through", "forward or inverse", repr(through))
+        check_options(form, order)
+        residual_bound = check_number("residual_bound", residual_bound, 1e-30)
+        check_choice("through", through, ("forward", "inverse"), "forward or inverse")
         if growth is not None:
-            check_number("growth", growth, 1e-30)
-        check_number("penalty_weight", penalty_weight, 0.0)
-        if not isinstance(force_every, int) or force_every < 0:
-            raise ArgumentError.of("force_every", "an integer >= 0", repr(force_every))
+            growth = check_number("growth", growth, 1e-30)
+        penalty_weight = check_number("penalty_weight", penalty_weight, 0.0)
+        force_every = check_integer("force_every", force_every, 0)
         self.form, self.through, self.growth = form, through, growth
         super().__init__(base, rank, **options)
         check_nonsingular(base)
         self.change_bounds, self.logabsdet_bounds = change_bounds, logabsdet_bounds
         self.force_every, self.residual_bound = force_every, residual_bound
-        self.order, self.penalty_weight = order, penalty_weight
+        self.order, self.penalty_weight = int(order), penalty_weight
         self.tracked = TrackedInverse(base)
         self.adapt(base)
 
@@ -196,10 +195,10 @@ class BlockInvertible(Invertible, Blocks):
     """Blocks in gl(b): relative moves, or exponentials."""
 
     def __init__(self, base: Tensor, rank: None = None, form: Any = "additive", **options: Any) -> None:
-        self.algebra = GENERAL if form == "additive" else GENERAL_EXPONENTIAL
-        for name, default in (("through", "forward"), ("growth", None)):
-            if options.get(name, default) != default:
-                raise ArgumentError.of(name, f"{default!r}, unless `rank` is given", repr(options[name]))
+        self.algebra = GENERAL if isinstance(form, str) and form == "additive" else GENERAL_EXPONENTIAL
+        check_choice("through", options.get("through", "forward"), ("forward",), "'forward', unless `rank` is given")
+        if options.get("growth") is not None:
+            raise ArgumentError.of("growth", "None, unless `rank` is given", repr(options["growth"]))
         super().__init__(base, rank, form, **options)
 
     def determinant_change(self, base: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

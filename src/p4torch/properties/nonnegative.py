@@ -43,8 +43,8 @@ class Nonnegative(Perturbation):
         super().__init__(base)
         if base.is_complex():
             raise ArgumentError.of("base", "real", base.dtype)
-        self.patterned, floor = floor is not None, 0.0 if floor is None else floor
-        check_number("floor", floor, 0.0)
+        self.patterned = floor is not None
+        floor = check_number("floor", 0.0 if floor is None else floor, 0.0)
         self.floor = floor
         self.b = nn.Parameter(torch.zeros_like(base, memory_format=torch.contiguous_format))
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.errors import ArgumentError, PropertyWarning
+from p4torch.errors import ArgumentError, PropertyWarning, warn
 from p4torch.linalg import form
 from p4torch.merging import Veto
 from p4torch.properties.checks import RESIDUAL_BOUND
@@ -66,12 +64,11 @@ def warn_of_size(matrix: Tensor, name: str) -> None:
     """Say where rounding leaves M so far from S that MᵀJM - J is no small number."""
     error = float(form_error(linalg.in_double(matrix)).abs().max())
     if not error <= RESIDUAL_BOUND:
-        warnings.warn(
+        warn(
             f"`{name}` is symplectic up to rounding only: its entries, up to {float(matrix.abs().max()):.3g}, leave "
             f"MᵀJM - J as large as {error:.3g}, and inverse and determinant are not -JMᵀJ and 1. Use a longer dtype "
             f"than {matrix.dtype}, or start from a smaller matrix",
             PropertyWarning,
-            stacklevel=4,
         )
 
 

@@ -68,7 +68,7 @@ class PositiveDefinite(Shaped):
         check_real_matrix(base)
         check_square(base, "definite matrices")
         super().__init__(base, rank, **options)
-        check_number("floor", floor, 1e-30)
+        floor = check_number("floor", floor, 1e-30)
         self.floor = floor
         self.root = Root(base)
         self.tracked = TrackedInverse(self.root.factor.detach())
@@ -147,7 +147,7 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
         self._follow(base)
         with linalg.full_precision(base.device):
             factor = self.factor()
-            return factor @ factor.mT
+            return mirrored(factor @ factor.mT)
 
     def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         return linalg.rows_times(x, self(base), bias)
@@ -162,7 +162,7 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
         element = self.element("right", dtype, inverse=True)
         assert element is not None
         y = element.mT.right(inverse @ factor)
-        return y @ y.mT
+        return mirrored(y @ y.mT)
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         return linalg.rows_times(y.to(base.dtype), self.inverse(base))

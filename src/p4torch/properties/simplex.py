@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.errors import ArgumentError
-from p4torch.twins import transformed, twin_gradients
+from p4torch.twins import transformed, twin_wanted
 
 #: Sinkhorn's sweeps where they go on until rows and columns sum to 1: at most, and between two looks.
 LIMIT, LOOK = 100, 10
@@ -84,8 +83,8 @@ class _Sinkhorn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         weights, rows, columns, scaled = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return *twin_gradients(partial(readable_sinkhorn, sweeps=ctx.sweeps), (True,), (weights,), (g,)), None
+        if twin_wanted(g):
+            return _readable_gradient(weights, g, ctx.sweeps), None
         product = scaled * g
         of_rows, of_columns = product.sum(-1, keepdim=True), product.sum(-2).unsqueeze(-1)
 
@@ -95,6 +94,19 @@ class _Sinkhorn(torch.autograd.Function):
 
         a, b = _swept(step, of_rows, ctx.sweeps)
         return (g - a - b.mT).mul_(rows).mul_(columns.mT), None
+
+
+def _readable_gradient(weights: Tensor, g: Tensor, sweeps: int) -> Tensor:
+    """The same ∂L/∂K as a differentiable function, with D D' = W / K; 0 where K is."""
+    scaled = sinkhorn(weights, sweeps)
+    product = scaled * g
+    of_rows, of_columns = product.sum(-1, keepdim=True), product.sum(-2).unsqueeze(-1)
+    a = of_rows
+    for _ in range(sweeps):
+        b = of_columns - scaled.mT @ a
+        a = of_rows - scaled @ b
+    positive = weights > 0
+    return (g - a - b.mT) * torch.where(positive, scaled / torch.where(positive, weights, 1), 0)
 
 
 def rows_normalised(weights: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from p4torch import linalg
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import Proposal
+from p4torch.options import check_choice
 from p4torch.properties.certificate import Certificate
 from p4torch.properties.checks import check_number
 from p4torch.properties.norms import norm_bound, norm_of_low_rank, rounding_share
@@ -59,10 +60,9 @@ class SpectralBound(LowRank):
     ) -> None:
         check_real_matrix(base)
         super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="add")
-        if method not in ("clip", "scale"):
-            raise ArgumentError.of("method", "one of clip, scale", repr(method))
+        check_choice("method", method, ("clip", "scale"), "one of clip, scale")
         if bound is not None:
-            check_number("bound", bound, 1e-30)
+            bound = check_number("bound", bound, 1e-30)
         elif not bool(base.any(-1).any(-1).all()):
             raise ArgumentError.of("bound", "a number for a base with a matrix of zeros", "None")
         self.method = method

@@ -106,7 +106,7 @@ class FixedSpectrum(Shaped):
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        if tensor.shape == self.base_shape:  # others are refused
+        if isinstance(tensor, Tensor) and tensor.shape == self.base_shape:  # others are refused
             self.invariants.value.copy_(_finite_traces(tensor, "tensor"))
         return super().right_inverse(tensor)
 

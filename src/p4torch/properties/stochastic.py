@@ -10,6 +10,7 @@ from p4torch.directions import of_matrix
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import Directions, LowRank
 from p4torch.merging import Proposal
+from p4torch.options import check_integer
 from p4torch.properties.checks import check_number
 from p4torch.properties.shapes import check_real_matrix, check_square
 from p4torch.properties.simplex import admitted, distance, doubly_normalised, tilted
@@ -70,13 +71,11 @@ class Stochastic(LowRank):
         super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="add")
         if doubly:
             check_square(base, "doubly stochastic rows and columns")
-        patterned, floor = floor is not None, 0.0 if floor is None else floor
-        check_number("floor", floor, 0.0)
+        patterned, floor = floor is not None, check_number("floor", 0.0 if floor is None else floor, 0.0)
         if floor >= 1:
             raise ArgumentError.of("floor", "less than 1", floor)
-        if not isinstance(sweeps, int) or isinstance(sweeps, bool) or sweeps < 1:
-            raise ArgumentError.of("sweeps", "an integer >= 1", repr(sweeps))
-        self.doubly, self.floor, self.patterned, self.sweeps = doubly, floor, patterned, sweeps
+        self.doubly, self.floor, self.patterned = doubly, floor, patterned
+        self.sweeps = check_integer("sweeps", sweeps, 1)
 
     # --- R_B ----------------------------------------------------------------------------------------------------------
 

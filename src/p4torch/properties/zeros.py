@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from p4torch.errors import ProjectionWarning, PropertyWarning
+from p4torch.errors import ProjectionWarning, PropertyWarning, warn
 
 
 def warn_of_zeros(negative: Tensor, name: str) -> None:
     """Say how many negative entries become zeros that never train. `negative` is a mask."""
     count = f"{int(negative.sum())} of {negative.numel()} entries"
-    warnings.warn(
-        f"`{name}`: {count} are negative: they become 0 and stay 0 without a `floor`", ProjectionWarning, stacklevel=4
-    )
+    warn(f"`{name}`: {count} are negative: they become 0 and stay 0 without a `floor`", ProjectionWarning)
 
 
 def warn_of_still(tensor: Tensor, name: str, rows: bool) -> None:
@@ -28,10 +24,9 @@ def warn_of_still(tensor: Tensor, name: str, rows: bool) -> None:
     single = int(((~zeros).sum(-1) == 1).sum()) if rows else 0
     if single:
         text += f"; {single} of {zeros[..., 0].numel()} rows have a single positive entry, and do not train at all"
-    warnings.warn(
+    warn(
         f"`{name}`: {text}. Give a `floor`, such as 1e-2, that lifts them, or floor=0 if they are meant",
         PropertyWarning,
-        stacklevel=4,
     )
 
 

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from torch.utils.hooks import RemovableHandle
 
 from p4torch.errors import ArgumentError
+from p4torch.options import check_integer
 from p4torch.schedule import MergeScheduler
 
 
@@ -29,9 +30,8 @@ class MergeCallback(pl.Callback):
     """
 
     def __init__(self, every: int | None = None, *, optimizer: int = 0, **options: Any) -> None:
-        if every is not None and (not isinstance(every, int) or every < 1):
-            raise ArgumentError.of("every", "an integer >= 1", repr(every))
-        self.every, self.optimizer, self.options = every, optimizer, options
+        self.every = None if every is None else check_integer("every", every, 1)
+        self.optimizer, self.options = optimizer, options
         self.scheduler: MergeScheduler | None = None
         self._pending: dict[str, Any] | None = None
         self._hook: RemovableHandle | None = None

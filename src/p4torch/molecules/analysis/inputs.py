@@ -9,6 +9,7 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.units import GAS_CONSTANT
+from p4torch.options import check_integer, check_tensor
 
 
 def thermal_energy(temperature_K: float, name: str = "temperature_K") -> float:
@@ -24,9 +25,7 @@ def thermal_energy(temperature_K: float, name: str = "temperature_K") -> float:
 
 def count_of(value: int, name: str, least: int = 1) -> int:
     """An integer that is large enough, or an ArgumentError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ArgumentError.of(name, f"an integer >= {least}", repr(value))
-    return value
+    return check_integer(name, value, least)
 
 
 def share_of(value: float, name: str, whole: bool = False) -> float:
@@ -100,6 +99,7 @@ def refuse(bad: Tensor, name: str, expected: str, came: str) -> None:
 
 
 def _row(values: Tensor, name: str, least: int) -> Tensor:
+    check_tensor(name, values)
     if values.dim() != 1 or len(values) < least or values.is_complex():
         raise ArgumentError.of(name, f"real, of shape (n,) with n >= {least}", tuple(values.shape))
     return values.detach().to(torch.float64)

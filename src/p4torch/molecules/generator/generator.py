@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.flows import Flow, path_loss
-from p4torch.flows.bijection import check_tensor
 from p4torch.molecules.analysis.free_energy import POSITIVE_PHI, FreeEnergyDifference, free_energy_difference
 from p4torch.molecules.analysis.torsions import Arc, torsion_angles
 from p4torch.molecules.generator.architectures import architecture
@@ -24,6 +23,7 @@ from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.torsion_names import default_torsions
 from p4torch.molecules.trajectory import check_frames
 from p4torch.molecules.zmatrix import ZMatrix
+from p4torch.options import check_integer, check_tensor
 
 if TYPE_CHECKING:
     from p4torch.molecules.generator.chains import Chains
@@ -107,12 +107,12 @@ class BoltzmannGenerator(nn.Module):
 
     def log_prob(self, frames: Tensor) -> Tensor:
         """log q of the coordinates of frames `(..., atoms, 3)`, `(...)`: a density per unit of the coordinates."""
-        check_tensor(frames, "frames")
+        check_tensor("frames", frames)
         return self.log_density(self.coordinates(frames.double())[0])
 
     def log_density(self, z: Tensor) -> Tensor:
         """log q of coordinates `(..., n)` of any dtype, `(...)`, in that of the flow."""
-        check_tensor(z, "z")
+        check_tensor("z", z)
         return self.flow.log_prob(z.to(next(self.flow.parameters(), torch.empty(0)).dtype))
 
     def energy_loss(self, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,8 +163,7 @@ class BoltzmannGenerator(nn.Module):
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator | None = None) -> Samples:
         """Draw `count` samples; the flow computes in its own dtype, energies and volumes are in float64."""
-        if not isinstance(count, int) or count < 1:
-            raise ArgumentError.of("count", "an integer >= 1", repr(count))
+        count = check_integer("count", count, 1)
         sizes = [min(BATCH, count - start) for start in range(0, count, BATCH)]
         return Samples.cat([self._draw(size, generator) for size in sizes])
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p4torch.errors import ArgumentError
 from p4torch.molecules.generator.architectures import architecture
 from p4torch.molecules.generator.encoded import Encoded
 from p4torch.molecules.generator.evaluation import evaluate, held_out_nll
@@ -22,6 +21,7 @@ from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.training import Report, Training
 from p4torch.molecules.simulation.data import ReferenceData, save_array
 from p4torch.molecules.system import MolecularSystem
+from p4torch.options import check_integer
 from p4torch.training.checkpoint import write_whole
 from p4torch.training.folder import write_json
 from p4torch.training.provenance import provenance
@@ -40,8 +40,7 @@ class Job:
     samples: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.samples, int) or self.samples < 1:
-            raise ArgumentError.of("samples", "an integer >= 1", repr(self.samples))
+        object.__setattr__(self, "samples", check_integer("samples", self.samples, 1))
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from p4torch.errors import ArgumentError
+from p4torch.options import check_integer
 
 #: Steps between merges. Fewer bring more directions; each costs some 2 ms a layer.
 MERGE_EVERY = 20
@@ -42,9 +43,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         for name in ("steps", "frames", "samples"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ArgumentError.of(name, "an integer >= 0", repr(value))
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), 0))
         if self.frames + self.samples == 0:
             raise ArgumentError.of("frames", ">= 1 where samples = 0", 0)
         if self.forces and self.samples == 0:
@@ -87,8 +86,7 @@ class Protocol:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.merge_every, int) or self.merge_every < 1:
-            raise ArgumentError.of("merge_every", "an integer >= 1", repr(self.merge_every))
+        object.__setattr__(self, "merge_every", check_integer("merge_every", self.merge_every, 1))
         for name in ("perturbation_rate", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ArgumentError.of(name, "positive and finite", getattr(self, name))

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from p4torch.errors import ArgumentError
 from p4torch.molecules.analysis.weights import normalized_weights
 from p4torch.molecules.frames import drawn
+from p4torch.options import check_integer
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Samples:
 
         There are no more independent ones among them than the effective sample size.
         """
-        if not isinstance(count, int) or count < 1:
-            raise ArgumentError.of("count", "an integer >= 1", repr(count))
+        count = check_integer("count", count, 1)
         return self.frames[drawn(self.weights.cumsum(0), count, generator)]
 
     @classmethod

@@ -15,6 +15,7 @@ from p4torch.jobs import Row
 from p4torch.molecules.simulation.dynamics import Thermostat
 from p4torch.molecules.simulation.parts import Part, Start
 from p4torch.molecules.system import MolecularSystem
+from p4torch.options import check_integer
 
 #: Runs that differ in their seed share none of these numbers.
 _PARTS_OF_A_RUN = 1000
@@ -57,8 +58,7 @@ def seed_of(seed: int, part: int) -> int:
 
 def check_seed(seed: int) -> None:
     """Raises ArgumentError."""
-    if not isinstance(seed, int) or not 0 <= seed < _SEEDS:
-        raise ArgumentError.of("seed", f"an integer from 0 to {_SEEDS - 1}", repr(seed))
+    check_integer("seed", seed, 0, _SEEDS - 1)
 
 
 def check_positive(settings: object, *names: str) -> None:
