@@ -52,6 +52,8 @@ def perturbed(property: str, features: int, rank: int) -> nn.Linear:
     if kind is None:
         raise Missing(f"p4torch has no {property}: row left out")
     options: dict[str, Any] = {"rank": rank}
+    if property == "SpectralBound":
+        options["at"] = "merge"  # the factored path: a step that certifies its norm is another thing
     bound = inspect.signature(kind).parameters.get("bound")
     if bound is not None and bound.default is inspect.Parameter.empty:
         options["bound"] = 2.0

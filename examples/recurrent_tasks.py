@@ -89,7 +89,7 @@ class Digits:
         return Network(hidden, 10)
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
-        x, y = _digits()[0]
+        x, y = digits()[0]
         chosen = torch.randint(len(y), (size,), generator=direction_generator(seed, "digits", step))
         return x[:, chosen], y[chosen]
 
@@ -98,13 +98,14 @@ class Digits:
 
     @torch.no_grad()
     def held_out(self, network: Network) -> tuple[float, float]:
-        x, y = _digits()[1]
+        x, y = digits()[1]
         logits = network.last(x)
         return float(F.cross_entropy(logits, y)), float((logits.argmax(-1) == y).double().mean())
 
 
 @cache
-def _digits() -> tuple[Batch, Batch]:
+def digits() -> tuple[Batch, Batch]:
+    """scikit-learn's digits, to train on and held out: pixels in [0, 1] `(64, m)`, and what they show `(m,)`."""
     from sklearn.datasets import load_digits
 
     found = load_digits()

@@ -184,12 +184,15 @@ PERTURBATIONS: dict[str, Row] = {
     ),
     "low-rank-update": Row(p4.LowRankUpdate, {"shape": (4, 7), "tangent": 4, "steps": 300}, large=Large()),
     "low-rank-update-rank2": Row(partial(p4.LowRankUpdate, rank=2), {"compile": False, "steps": 300}),
-    "spectral-bound": Row(p4.SpectralBound, large=Large()),  # bound: the base's own norm, so that merges clip
-    "spectral-bound-scale": Row(
-        partial(p4.SpectralBound, bound=1.0, rank=2, method="scale"), {"shape": (7, 4), "compile": False}
-    ),
+    "spectral-bound": Row(p4.SpectralBound, large=Large()),  # bound: the base's own norm, so that steps are scaled
+    "spectral-bound-rank2": Row(partial(p4.SpectralBound, bound=1.0, rank=2), {"shape": (7, 4), "steps": 300}),
     "spectral-bound-slack": Row(
         partial(p4.SpectralBound, bound=100.0, rank=2), {"shape": (4, 7), "compile": False, "steps": 300}
+    ),
+    "spectral-bound-merge": Row(partial(p4.SpectralBound, rank=1, at="merge"), large=Large()),  # merges clip
+    "spectral-bound-merge-scale": Row(
+        partial(p4.SpectralBound, bound=1.0, rank=2, at="merge", method="scale"),
+        {"shape": (7, 4), "compile": False, "steps": 300},
     ),
     "fixed-rank": Row(partial(p4.FixedRank, rank=2), {"shape": (7, 5), "tangent": 20}, Large()),  # r(n + m - r)
     "fixed-rank-dense": Row(partial(p4.FixedRank, rank=3), {"tangent": 27, "compile": False, "steps": 300}),

@@ -109,7 +109,7 @@ SUBJECTS = (
     Subject("Unitary", start=complex_near_identity),
     Subject("Symplectic"),
     Subject("PositiveDefinite"),
-    Subject("SpectralBound"),
+    Subject("SpectralBound", options={"at": "merge"}),
     Subject("LowRankUpdate"),
     Subject("FixedRank", start=of_rank_8, ranks=(2, 8)),
     Subject("Stochastic", start=positive),

@@ -18,7 +18,7 @@ from p4torch.errors import (
 )
 from p4torch.joint import Joint, merge
 from p4torch.merging import MergeReport, Proposal, Veto
-from p4torch.networks import LipschitzNetwork
+from p4torch.networks import LipschitzNetwork, Residual
 from p4torch.perturbation import Perturbation
 from p4torch.properties import (
     FixedRank,
@@ -66,6 +66,7 @@ __all__ = [
     "PropertyWarning",
     "Proposal",
     "RecoveryWarning",
+    "Residual",
     "Site",
     "SpecialUnitary",
     "SpectralBound",

@@ -27,9 +27,14 @@ BLOCK = 2**17
 SMALL = 512
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast shortens what is computed on a device. The meta device, which computes nothing, has none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which autocast is off: small algebra decides about merges and densities, and stays exact."""
-    if torch.is_autocast_enabled(device.type):
+    if autocasts(device):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
@@ -173,7 +178,7 @@ def low_rank(u: Tensor, v: Tensor) -> Tensor:
 
 def add_low_rank(matrix: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """M + P Qᵀ; never in the short dtype of autocast."""
-    if matrix.dim() == 2 and not torch.is_autocast_enabled(matrix.device.type):
+    if matrix.dim() == 2 and not autocasts(matrix.device):
         return torch.addmm(matrix, p, q.mT)
     return matrix + low_rank(p, q)
 

@@ -99,7 +99,7 @@ def solve(y: Tensor, inverse: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Ten
 def dense_is_cheaper(x: Tensor, base: Tensor, rank: int) -> bool:
     """Whether forming A + P Qᵀ, and its gradient, takes less than the factored path: for small matrices, and where the
     rank is not small against them. In multiply-adds, m n n' + 3 n n' k against 3 m (n + n') k and the calls."""
-    if base.dim() != 2 or torch.is_autocast_enabled(base.device.type):
+    if base.dim() != 2 or linalg.autocasts(base.device):
         return False
     outputs, inputs = base.shape
     count = x.numel() // max(inputs, 1)
@@ -210,7 +210,7 @@ def _fused(*tensors: Tensor) -> bool:
     for tensor in tensors[1:]:
         if tensor.dtype != dtype or tensor.dim() != 2:
             return False
-    return not (dtype.is_complex or transformed() or torch.is_autocast_enabled(tensors[0].device.type))
+    return not (dtype.is_complex or transformed() or linalg.autocasts(tensors[0].device))
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -26,6 +26,14 @@ def network(bound: float = 1.0, widths: tuple[int, ...] = (3, 16, 16, 1), **opti
         return p4.LipschitzNetwork(nn.Sequential(*layers[:-1]), bound, **options)
 
 
+def move(model: nn.Module, size: float) -> None:
+    """Put B at random."""
+    with torch.no_grad():
+        for site in p4.sites(model):
+            for _, value in site.perturbation.own_parameters():
+                value.copy_(size * torch.randn_like(value))
+
+
 def norms(model: p4.LipschitzNetwork) -> Tensor:
     return torch.stack([torch.linalg.matrix_norm(site.base.detach().double(), ord=2) for site in model.sites()])
 
@@ -43,12 +51,20 @@ def train(model: p4.LipschitzNetwork, steps: int, every: int = 10) -> p4.MergeSc
     return scheduler
 
 
-@pytest.mark.parametrize("method", ["clip", "scale"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rank": 2, "scale": 1.0},
+        {"at": "merge", "rank": 2, "scale": 1.0},
+        {"at": "merge", "rank": 2, "scale": 1.0, "method": "scale"},
+    ],
+)
 @pytest.mark.parametrize("bound", [0.5, 4.0])
-def test_the_bound_holds_and_layers_trade_shares(bound: float, method: str) -> None:
-    model = network(bound, rank=2, method=method)
+def test_the_bound_holds_and_is_used(bound: float, options: dict[str, Any]) -> None:
+    model = network(bound, **options)
     start = norms(model)
-    scheduler = train(model, 500)
+    scheduler = train(model, 300)
     assert scheduler.skipped == 0
     found = norms(model)
     assert found.prod() <= bound * (1 + ROUNDING)
@@ -56,16 +72,14 @@ def test_the_bound_holds_and_layers_trade_shares(bound: float, method: str) -> N
     assert model.lipschitz_bound() <= bound * (1 + 1e-6)  # rounding of float32 weights is counted in
     assert model.defect() == 0
     shares, before = found.log() - found.log().mean(), start.log() - start.log().mean()
-    assert (shares - before).abs().max() > 0.05
+    assert options.get("at") != "merge" or (shares - before).abs().max() > 0.05  # layers trade
     x, y = torch.randn(2, 1000, 3)
     assert ((model(x) - model(y)).norm(dim=-1) <= bound * (x - y).norm(dim=-1) * (1 + 1e-5)).all()
 
 
 def test_a_slack_budget_leaves_merges_alone() -> None:
     model, x = network(1e6), torch.randn(9, 3)
-    with torch.no_grad():
-        for site in model.sites():
-            site.perturbation.u.copy_(0.1 * torch.randn_like(site.perturbation.u))
+    move(model, 0.1)
     before = model(x)
     assert all(report.ok for report in p4.merge(model))
     torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)  # float32 sums of 16 products
@@ -73,10 +87,8 @@ def test_a_slack_budget_leaves_merges_alone() -> None:
 
 
 def test_between_merges_it_says_what_it_is() -> None:
-    model = network(1.0)
-    with torch.no_grad():
-        for site in model.sites():
-            site.perturbation.u.copy_(0.3 * torch.randn_like(site.perturbation.u))
+    model = network(1.0, at="merge", rank=1)
+    move(model, 0.3)
     effective = [torch.linalg.matrix_norm(site.module.weight.detach().double(), ord=2) for site in model.sites()]
     assert model.lipschitz_bound() >= torch.stack(effective).prod()
     assert model.lipschitz_bound() > 1.0
@@ -152,9 +164,7 @@ def test_convolutions_count_their_positions() -> None:
         warnings.simplefilter("ignore", p4.ProjectionWarning)
         model = p4.LipschitzNetwork(nn.Sequential(*layers, nn.Linear(64, 3)), 1.0)
     assert model.constant == pytest.approx(3)  # patches of the second one do not overlap
-    with torch.no_grad():
-        for site in model.sites():
-            site.perturbation.u.copy_(torch.randn_like(site.perturbation.u))
+    move(model, 1.0)
     assert all(report.ok for report in p4.merge(model))
     jacobian = torch.func.jacrev(lambda image: model(image.unsqueeze(0)).squeeze(0))
     jacobians = torch.stack([jacobian(image).flatten(1) for image in torch.randn(20, 1, 8, 8)])

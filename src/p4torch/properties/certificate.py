@@ -17,7 +17,7 @@ ROOM = 1e-3
 class Certificate(nn.Module):
     """The bound c and an upper bound s of ‖A‖₂, `(...)` each, in float64 whatever `.to()` or `.half()` do to the model.
 
-    A change of dtype rounds the base: s is infinite then, and is found afresh at the next merge.
+    A change to a shorter dtype rounds the base: s is infinite then, and is found afresh at the next merge.
     """
 
     bound: Tensor
@@ -68,13 +68,13 @@ class Certificate(nn.Module):
             moved = getattr(self, name)
             if moved.dtype != torch.float64:
                 setattr(self, name, moved.double() if value.is_meta else value.to(moved.device))
-        if self.like.dtype != dtype:
+        if torch.promote_types(self.like.dtype, dtype) != self.like.dtype:
             self.norm = torch.full_like(self.norm, torch.inf)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint of another dtype is rounded, too."""
-        came = state_dict.get(prefix + "like")
+        """A checkpoint of a longer dtype is rounded, too."""
+        given = state_dict.get(prefix + "like")
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if came is None or came.dtype != self.like.dtype:
+        if given is None or torch.promote_types(self.like.dtype, given.dtype) != self.like.dtype:
             self.norm.fill_(torch.inf)
