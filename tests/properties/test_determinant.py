@@ -101,7 +101,8 @@ def test_what_is_nearly_in_the_set_gets_full_precision() -> None:
         (torch.ones(3, 4), {}, "`base` must be square"),
         (torch.eye(3, dtype=torch.complex64), {}, "`base` must be real"),
         (torch.eye(3), {"rank": 3}, "`rank` must be less than n = 3, got 3"),
-        (torch.eye(1), {}, "`rank` must be less than n = 1, got 1"),
+        (torch.eye(1), {"rank": 1}, "`rank` must be less than n = 1, got 1"),
+        (torch.eye(1), {}, r"`base` must be of size 2 at least, got \(1, 1\)"),
         (torch.eye(3), {"rank": 0}, "`rank` must be an integer >= 1, got 0"),
     ],
 )
@@ -162,7 +163,7 @@ def test_a_long_walk_of_merges() -> None:
 def test_what_float32_cannot_hold_is_refused() -> None:
     """Random products grow apart without end: SL(n) is not compact."""
     base = unit(8, dtype=torch.float32)
-    perturbation = p4.UnitDeterminant(base)
+    perturbation = p4.UnitDeterminant(base, rank=1, scale=1.0)
     base, reasons = perturbation.right_inverse(base), set()
     for _ in range(500):
         with torch.no_grad():

@@ -21,7 +21,8 @@ NOISE = 0.1
 #: At least this share is accepted: `Invertible` may refuse a large move.
 ACCEPTED = 0.95
 
-REAL = [name for name in PERTURBATIONS if not name.startswith("unitary")]  # torch has no complex bfloat16
+COMPLEX = ("unitary", "special-unitary")  # torch has no complex bfloat16
+REAL = [name for name in PERTURBATIONS if not name.startswith(COMPLEX)]
 
 
 def element(row: Row, seed: int = 0) -> Tensor:

@@ -27,7 +27,7 @@ def stretch(perturbation: p4.Invertible, base: Tensor, factor: float) -> None:
 @pytest.mark.parametrize("factor", [0.5, 3.0, -2.0])
 def test_a_merge_updates_everything(factor: float) -> None:
     base = regular(6)
-    perturbation = p4.Invertible(base)
+    perturbation = p4.Invertible(base, rank=1, scale=1.0)
     stretch(perturbation, base, factor)
     weight, logabsdet, sign = perturbation(base).detach(), perturbation.logabsdet(base), perturbation.sign(base)
     report = perturbation.merge(base)
@@ -55,7 +55,7 @@ def test_a_merge_updates_everything(factor: float) -> None:
 )
 def test_bounds_skip_softly(options: dict[str, Any], factor: float, reason: str) -> None:
     base = regular(6)
-    perturbation = p4.Invertible(base, **options)
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, **options)
     stretch(perturbation, base, factor)
     before = copy.deepcopy(perturbation.state_dict())
     kept = base.clone()
@@ -69,14 +69,14 @@ def test_bounds_skip_softly(options: dict[str, Any], factor: float, reason: str)
 
 def test_bounds_are_relative_to_the_admitted_matrix() -> None:
     base = 1e-3 * torch.eye(6, dtype=torch.float64)
-    perturbation = p4.Invertible(base, change_bounds="paper", logabsdet_bounds="paper")
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, change_bounds="paper", logabsdet_bounds="paper")
     stretch(perturbation, base, 0.9)
     assert perturbation.merge(base).ok
 
 
 def test_every_tenth_attempt_is_forced() -> None:
     base = regular(6)
-    perturbation = p4.Invertible(base, force_every=10, logabsdet_bounds="paper")
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, force_every=10, logabsdet_bounds="paper")
     stretch(perturbation, base, math.exp(-4))
     outcome = [perturbation.merge(base).ok for _ in range(10)]
     assert outcome == [False] * 9 + [True]
@@ -86,7 +86,7 @@ def test_every_tenth_attempt_is_forced() -> None:
 
 def test_force_every_zero_never_forces() -> None:
     base = regular(6)
-    perturbation = p4.Invertible(base, force_every=0, logabsdet_bounds="paper")
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, force_every=0, logabsdet_bounds="paper")
     stretch(perturbation, base, math.exp(-4))
     assert not any(perturbation.merge(base).ok for _ in range(25))
 
@@ -94,7 +94,7 @@ def test_force_every_zero_never_forces() -> None:
 def test_no_bounds_no_skips() -> None:
     """The default: a determinant that is small, or far from where it was, is no reason."""
     base = regular(6)
-    perturbation = p4.Invertible(base)
+    perturbation = p4.Invertible(base, rank=1, scale=1.0)
     stretch(perturbation, base, math.exp(-12))
     assert perturbation.merge(base).ok
     assert perturbation.penalty(base) == 0
@@ -103,7 +103,7 @@ def test_no_bounds_no_skips() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_singular_update_is_never_merged(dtype: torch.dtype) -> None:
     base = regular(6, dtype=dtype)
-    perturbation = p4.Invertible(base)
+    perturbation = p4.Invertible(base, rank=1, scale=1.0)
     with torch.no_grad():  # a column of zeros, without any rounding
         perturbation.v.zero_()[0] = 1.0
         perturbation.u.copy_(-base[:, :1])
@@ -118,7 +118,7 @@ def test_a_singular_update_is_never_merged(dtype: torch.dtype) -> None:
 def test_what_is_merged_at_the_edge_has_an_inverse() -> None:
     """Singular but for the rounding of U: most are refused; where the rounding is kind, the inverse is one."""
     base = regular(6, 400, dtype=torch.float32)
-    perturbation = p4.Invertible(base)
+    perturbation = p4.Invertible(base, rank=1, scale=1.0)
     with torch.no_grad():
         v = perturbation.v
         perturbation.u.copy_(-(base @ v) / v.square().sum(-2, keepdim=True))
@@ -137,7 +137,9 @@ def test_the_residual_gates_merges() -> None:
 
 def test_penalty_is_the_squared_hinge() -> None:
     base = regular(6)
-    perturbation = p4.Invertible(base, change_bounds=(-1.0, 1.0), logabsdet_bounds=(-2.0, 2.0), penalty_weight=0.5)
+    perturbation = p4.Invertible(
+        base, rank=1, scale=1.0, change_bounds=(-1.0, 1.0), logabsdet_bounds=(-2.0, 2.0), penalty_weight=0.5
+    )
     stretch(perturbation, base, math.exp(0.9))
     assert perturbation.penalty(base) == 0
     stretch(perturbation, base, math.exp(-2.5))
@@ -165,12 +167,12 @@ def test_penalty_keeps_a_layer_from_crossing() -> None:
     assert site.perturbation.sign(site.base) == 1
 
 
-def test_the_readmes_example_merges_everything() -> None:
-    """Its first 2,000 steps, from torch's own initial weights to a permutation: no merge is badly conditioned. With
-    the paper's bounds most are refused, and the loss stays ten times as large."""
+def test_training_from_initial_weights_of_torch_merges_everything() -> None:
+    """2,000 steps to a permutation: no merge is badly conditioned. With the paper's bounds most are refused, and the
+    loss stays ten times as large."""
     steps, arrived = 2000, 0.1
     layer = nn.Linear(64, 64)
-    p4.perturb(layer, "weight", p4.Invertible, rank=2)
+    p4.perturb(layer, "weight", p4.Invertible, rank=2, scale=1.0)
     optimizer = torch.optim.Adam(p4.parameter_groups(layer), lr=1e-2)
     scheduler = p4.MergeScheduler(layer, optimizer, every=20)
     for _ in range(steps):
@@ -193,7 +195,7 @@ def test_ten_thousand_merges_in_float32(size: float, force: bool) -> None:
     """With the paper's bounds most merges of a random walk are skipped; so another walk ignores them."""
     n, merges, generator = 64, 10_000, torch.Generator().manual_seed(1)
     base = torch.linalg.qr(torch.randn(n, n, generator=generator))[0].contiguous()
-    perturbation = p4.Invertible(base, change_bounds="paper", logabsdet_bounds="paper")
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, change_bounds="paper", logabsdet_bounds="paper")
     merged = 0
     for step in range(1, merges + 1):
         with torch.no_grad():
@@ -207,7 +209,7 @@ def test_ten_thousand_merges_in_float32(size: float, force: bool) -> None:
 def test_a_thousand_merges_in_float32() -> None:
     """The same at a length that runs every time; the original's residual was 1.0 here."""
     base = torch.linalg.qr(torch.randn(64, 64))[0].contiguous()
-    perturbation = p4.Invertible(base)
+    perturbation = p4.Invertible(base, rank=1, scale=1.0)
     for step in range(1, 1001):
         with torch.no_grad():
             perturbation.u.copy_(0.1 * torch.randn(64, 1))
@@ -221,7 +223,7 @@ def test_a_thousand_merges_of_rank_four_in_float32() -> None:
     """At a size where only a few columns of the inverse are corrected each time."""
     n, generator = 512, torch.Generator().manual_seed(1)
     base = torch.linalg.qr(torch.randn(n, n, generator=generator))[0].contiguous()
-    perturbation = p4.Invertible(base, rank=4)
+    perturbation = p4.Invertible(base, rank=4, scale=1.0)
     for step in range(1, 1001):
         with torch.no_grad():
             perturbation.u.copy_(1e-3 * torch.randn(n, 4, generator=generator))

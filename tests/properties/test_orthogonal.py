@@ -137,7 +137,10 @@ def test_matrices_without_a_unique_polar_factor(matrix: Tensor) -> None:
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        (torch.eye(3, dtype=torch.complex64), "`base` must be real, got torch.complex64"),
+        (
+            torch.eye(3, dtype=torch.complex64),
+            r"`base` must be real \(Unitary is the complex one\), got torch.complex64",
+        ),
         (torch.ones(3), r"`base` must be of at least 2 dimensions, got \(3,\)"),
         (torch.full((2, 2), torch.nan), "`base` must be finite"),
     ],

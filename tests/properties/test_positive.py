@@ -34,7 +34,8 @@ def definite(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def moved(base: Tensor, size: float = 0.1, **options: Any) -> p4.PositiveDefinite:
-    perturbation = p4.PositiveDefinite(base, **options)
+    """Of rank one unless `rank` says otherwise, with g = 1."""
+    perturbation = p4.PositiveDefinite(base, **{"rank": 1, "scale": 1.0} | options)
     with torch.no_grad():
         perturbation.u.copy_(size * torch.randn(perturbation.u.shape))
     return perturbation
@@ -101,7 +102,7 @@ def test_everything_stays_together_through_merges(shape: tuple[int, ...]) -> Non
 def test_a_merge_into_a_singular_matrix_is_skipped() -> None:
     base = definite(6, 6, dtype=torch.float32)
     kept = base.clone()
-    perturbation = p4.PositiveDefinite(base)
+    perturbation = p4.PositiveDefinite(base, rank=1, scale=1.0)
     with torch.no_grad():
         perturbation.u.copy_(-30 * perturbation.v / perturbation.v.square().sum())  # exp(-30) in one direction
     report = perturbation.merge(base, force=True)

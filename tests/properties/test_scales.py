@@ -14,9 +14,9 @@ import p4torch as p4
 
 #: Sets that hold all positive multiples of their elements.
 CONES = ("invertible", "low-rank-update", "fixed-rank", "nonnegative", "positive-definite", "symmetric", "skew")
-CONES = (*CONES, "circulant", "toeplitz", "lower", "upper", "masked", "equivariant", "fixed-spectrum")
+CONES = (*CONES, "circulant", "toeplitz", "lower", "upper", "masked", "equivariant", "fixed-spectrum", "fixed-singular")
 #: Of those, the ones of which only a share of all tensors is a part.
-PROPER = CONES[2:-1]
+PROPER = CONES[2:-2]
 SCALES = [
     *((torch.float32, scale) for scale in (1e20, 1e30, 1e-20, 1e-30)),
     *((torch.float64, scale) for scale in (1e200, 1e-200)),
@@ -93,7 +93,7 @@ def test_a_projection_that_overflows_is_refused() -> None:
 
 # --- complex tensors ----------------------------------------------------------------------------------------------
 
-ANY_FIELD = ("unitary", "low-rank-update")
+ANY_FIELD = ("unitary", "special-unitary", "low-rank-update")
 
 
 @pytest.mark.parametrize("name", [name for name in PERTURBATIONS if not name.startswith(ANY_FIELD)])

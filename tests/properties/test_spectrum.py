@@ -27,7 +27,7 @@ def sorted_eigenvalues(matrix: Tensor) -> Tensor:
 def test_the_move_is_a_similarity(n: int, rank: int, seed: int) -> None:
     torch.manual_seed(seed)
     base = torch.randn(n, n, dtype=torch.float64)
-    perturbation = p4.FixedSpectrum(base, rank=rank)
+    perturbation = p4.FixedSpectrum(base, rank=rank, scale=1.0)
     with torch.no_grad():
         perturbation.u.copy_(torch.randn(n, rank))
     perturbation.limit()
@@ -41,7 +41,7 @@ def test_the_move_is_a_similarity(n: int, rank: int, seed: int) -> None:
 def test_eigenvalues_stay_while_eigenvectors_train() -> None:
     layer = nn.Linear(16, 16, bias=False)
     base = layer.weight.detach().clone()
-    p4.perturb(layer, "weight", p4.FixedSpectrum, rank=2)
+    p4.perturb(layer, "weight", p4.FixedSpectrum, rank=2, scale=1.0)
     optimizer = torch.optim.Adam(p4.parameter_groups(layer), lr=1e-3)
     p4.MergeScheduler(layer, optimizer, every=10, directions="informed").attach()
     target = torch.linalg.qr(torch.randn(16, 16))[0]
@@ -61,7 +61,7 @@ def test_eigenvalues_stay_while_eigenvectors_train() -> None:
 
 def test_the_determinant_is_a_constant() -> None:
     base = torch.randn(2, 5, 5, dtype=torch.float64)
-    perturbation = p4.FixedSpectrum(base)
+    perturbation = p4.FixedSpectrum(base, rank=1, scale=1.0)
     with torch.no_grad():
         perturbation.u.copy_(0.1 * torch.randn_like(perturbation.u))
     sign, logabsdet = torch.linalg.slogdet(perturbation(base).detach())
@@ -71,7 +71,7 @@ def test_the_determinant_is_a_constant() -> None:
 
 def test_assignment_begins_another_class() -> None:
     layer = nn.Linear(4, 4, bias=False).double()
-    p4.perturb(layer, "weight", p4.FixedSpectrum)
+    p4.perturb(layer, "weight", p4.FixedSpectrum, rank=1)
     other = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0])).double()
     layer.weight = other
     (site,) = p4.sites(layer)
@@ -85,7 +85,7 @@ def test_assignment_begins_another_class() -> None:
 
 def test_a_singular_move_is_refused() -> None:
     base = torch.randn(3, 3, dtype=torch.float64)
-    perturbation = p4.FixedSpectrum(base)
+    perturbation = p4.FixedSpectrum(base, rank=1, scale=1.0)
     with torch.no_grad():  # VᵀU = -1
         perturbation.u.copy_(-perturbation.v / perturbation.v.square().sum())
     kept = base.clone()
@@ -95,7 +95,7 @@ def test_a_singular_move_is_refused() -> None:
 
 def test_a_move_that_loses_digits_is_refused() -> None:
     base = torch.randn(3, 3, dtype=torch.float64)
-    perturbation = p4.FixedSpectrum(base)
+    perturbation = p4.FixedSpectrum(base, rank=1, scale=1.0)
     with torch.no_grad():  # VᵀU = 0, and T is far from the identity all the same
         perturbation.v.copy_(torch.tensor([[1.0], [0.0], [0.0]]))
         perturbation.u.copy_(torch.tensor([[0.0], [1e6], [0.0]]))

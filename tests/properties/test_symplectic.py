@@ -56,7 +56,7 @@ def test_symplectic_whatever_b_is(half: int, rank: int, seed: int) -> None:
 
 def test_steps_end_before_a_pole() -> None:
     base = torch.eye(6, dtype=torch.float64)
-    perturbation = p4.Symplectic(base, rank=2)
+    perturbation = p4.Symplectic(base, rank=2, scale=1.0)
     with torch.no_grad():
         perturbation.u.copy_(1e3 * torch.randn(6, 2))
     perturbation.limit()
@@ -66,7 +66,7 @@ def test_steps_end_before_a_pole() -> None:
 
 def test_a_candidate_at_a_pole_is_refused() -> None:
     base = torch.eye(2, dtype=torch.float64)
-    perturbation = p4.Symplectic(base)
+    perturbation = p4.Symplectic(base, rank=1, scale=1.0)
     with torch.no_grad():  # uᵀJv = 2 up to rounding
         perturbation.v.copy_(torch.tensor([[0.0], [1.0]]))
         perturbation.u.copy_(torch.tensor([[2.0 + 1e-14], [0.0]]))
@@ -253,7 +253,7 @@ def test_the_correction_squares_the_error() -> None:
 def test_informed_directions_see_what_moves_the_matrix(through: str) -> None:
     """At B₀ and V = I, ∂L/∂U = H + Hᵀ with H = ∂L/∂Q Jᵀ: the sketch multiplies by the same matrix."""
     base, x = random_symplectic(6), torch.randn(5, 6, dtype=torch.float64)
-    perturbation = p4.Symplectic(base, rank=6, directions="informed")
+    perturbation = p4.Symplectic(base, rank=6, scale=1.0, directions="informed")
     perturbation.watch(direction_generator(0, "test", 0))
     with torch.no_grad():
         perturbation.v.copy_(torch.eye(6))

@@ -38,7 +38,7 @@ def test_orthonormal_whatever_b_is(rows: int, columns: int, rank: int, seed: int
 
 def test_the_transform_is_the_dense_one() -> None:
     base = linalg.orthonormalized(complex_normal(5, 5))
-    perturbation = p4.Unitary(base, rank=2)
+    perturbation = p4.Unitary(base, rank=2, scale=1.0)
     with torch.no_grad():
         perturbation.u.copy_(complex_normal(5, 2))
     u, v, eye = perturbation.u.detach(), perturbation.v.detach(), torch.eye(5, dtype=torch.complex128)
