@@ -22,7 +22,7 @@ SLOW = {"docs/molecules.md", "docs/generators.md"}
 BLOCK = re.compile(r"(?:<!-- needs: ([\w, ]+) -->\n+)?```python\n(.*?)```", flags=re.DOTALL)
 PUBLIC = ("p4torch", "p4torch.flows", "p4torch.testing", "p4torch.training", "p4torch.molecules")
 #: Not exported, but a good start for a property of one's own.
-TO_DERIVE_FROM = {"p4torch.low_rank.LowRank"}
+TO_DERIVE_FROM = {"p4torch.low_rank.LowRank", "p4torch.blocks.Blocks", "p4torch.shaped.Shaped"}
 DOCUMENTED = re.compile(r"^\.\. auto(?:class|exception|function|data):: (\S+)$", flags=re.MULTILINE)
 
 
@@ -94,7 +94,8 @@ def check_readme(names: dict[str, Any]) -> None:
     inverse, weight = names["inverse"].detach(), names["layer"].weight.detach()
     residual = inverse @ weight - torch.eye(64)
     assert float(residual.abs().max()) < READABLE
-    assert float(names["loss"].detach()) < 1.0
+    assert float(names["loss"].detach()) < LEARNT
+    assert names["scheduler"].merged == 4
 
 
 def check_molecules(names: dict[str, Any]) -> None:
@@ -103,7 +104,9 @@ def check_molecules(names: dict[str, Any]) -> None:
     assert names["difference"].value > 0
 
 
-#: Of an inverse in single precision that has followed 10 merges.
+#: Of an inverse in single precision that has followed a few merges.
 READABLE = 1e-3
+#: Of a loss that begins at 2: the README says 3e-4, the worst of ten seeds was 1e-3.
+LEARNT = 1e-2
 PREPARE: dict[str, Callable[[], None]] = {"docs/molecules.md": simulate_briefly}
 CHECK: dict[str, Callable[[dict[str, Any]], None]] = {"README.md": check_readme, "docs/molecules.md": check_molecules}
