@@ -44,7 +44,7 @@ class Setting:
     tune_steps: int
     hidden: int = 128
     learning_rate: float = 1e-3
-    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
+    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
     clip: float = 1.0
     #: Size of the network whose steps are timed alone, and how many.
     large: int = 512
@@ -81,7 +81,7 @@ class Learner(Fit):
         self.losses: list[float] = []  # since the last point of the curve
 
     def _scheduler(self) -> p4.MergeScheduler | None:
-        if self.method.rank is None:
+        if not self.method.merges:
             return None
         state = self.method.optimizer_state
         return p4.MergeScheduler(self.model, self.optimizer, self.method.every, optimizer_state=state, seed=self.seed)

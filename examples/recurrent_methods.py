@@ -14,7 +14,8 @@ from examples.recurrent_network import Network
 
 @dataclass(frozen=True)
 class Method:
-    """One way. `rank` and what follows are P4's alone; `peer` is a package that may be missing."""
+    """One way. `rank` and what follows are P4's alone, whose default shape is used without a rank; `peer` is a package
+    that may be missing."""
 
     name: str
     title: str
@@ -25,6 +26,11 @@ class Method:
     optimizer_state: Any = "reset_directions"
 
     @property
+    def merges(self) -> bool:
+        """Whether it is P4's."""
+        return self.every > 0
+
+    @property
     def trains(self) -> bool:
         """Whether the recurrent matrix does."""
         return self.name != "frozen"
@@ -32,7 +38,9 @@ class Method:
     def apply(self, network: Network) -> None:
         """Constrain `network.recurrent`, which stays as it is."""
         start = network.recurrent.detach().clone()
-        if self.rank is not None:
+        if self.merges and self.rank is None:
+            p4.perturb(network, "recurrent", p4.Orthogonal)
+        elif self.rank is not None:
             p4.perturb(
                 network,
                 "recurrent",
@@ -51,6 +59,7 @@ class Method:
 
 
 METHODS = (
+    Method("p4", "P4, all of so(n), N = 50", every=50),
     Method("p4-informed", "P4, rank 32, informed, N = 10", None, 32, 10, "informed", "transport"),
     Method("p4-random", "P4, rank 8, random, N = 50", None, 8, 50, "random"),
     Method("geotorch", "geotorch.orthogonal", "geotorch"),

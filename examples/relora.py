@@ -1,12 +1,14 @@
 """ReLoRA: a small language model trained through low-rank updates that are merged, against full training and against
-LoRA, whose updates are never merged; and what to do with the optimizer's memory at a merge.
+LoRA, whose updates are never merged; what to do with the optimizer's memory at a merge; and blocks instead: POET's
+rotations from both sides, and relative moves of the square matrices.
 
     python -m examples.relora --out runs/relora
     python -m examples.relora --tune --out runs/relora-rates     # the rates that RATES holds
     python -m examples.relora --short --out runs/relora-short    # seconds
 
 All variants start from the same network, after the same short training of all its weights, and see the same batches.
-Source: Lialin, Shivagunde, Muckatira and Rumshisky (2023), ReLoRA: high-rank training through low-rank updates.
+Source: Lialin, Shivagunde, Muckatira and Rumshisky (2023), ReLoRA: high-rank training through low-rank updates; Qiu et
+al. (2025), Reparameterized LLM Training via Orthogonal Equivalence Transformation (POET).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, get_args
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 import p4torch as p4
 from examples.language_model import LanguageModel, Text
@@ -36,7 +38,10 @@ LAYERS = ("query", "key", "value", "out", "up", "down")
 
 #: Learning rates tried for every method, and what `--tune` found (seed 100).
 CANDIDATES = (1e-3, 3e-3, 1e-2)
-RATES = {"full": 3e-3, "lora": 3e-3, "relora": 3e-3}
+RATES = {"full": 3e-3, "lora": 3e-3, "relora": 3e-3, "poet": 3e-3, "relative": 3e-3}
+
+#: Blocks of b coordinates and the merge intervals of "poet" and "relative".
+BLOCKS = (("poet", 16, 50), ("poet", 32, 200), ("relative", 16, 50), ("relative", 32, 50))
 
 
 @dataclass(frozen=True)
@@ -65,17 +70,23 @@ SHORT = Setting(
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train: "full", "lora" or "relora", with the options of `MergeScheduler`."""
+    """A way to train: "full", "lora" or "relora", with the options of `MergeScheduler`; or with blocks of b coordinates
+    that are merged `every` so many steps, "poet", which keeps singular values, or "relative", which multiplies the
+    square matrices by any invertible ones and keeps the singular values of the others."""
 
     method: str
     rate: float
     optimizer_state: str = ""
     rewarm: int = 0
     directions: str = "random"
+    block: int = 0
+    every: int = 0
 
     @property
     def title(self) -> str:
         """For people, and for the checkpoint's name."""
+        if self.block:
+            return f"{self.method}, blocks of {self.block}, N = {self.every}"
         parts = [self.method, self.optimizer_state, f"rewarm {self.rewarm}" if self.rewarm else ""]
         parts.append("informed" if self.directions == "informed" else "")
         return ", ".join(part for part in parts if part)
@@ -86,11 +97,30 @@ def variants(setting: Setting) -> list[Variant]:
     relora = partial(Variant, "relora", RATES["relora"])
     grid = [relora(state, rewarm) for state in get_args(OptimizerState) for rewarm in (0, setting.rewarm)]
     informed = relora("transport", 0, "informed")
-    return [Variant("full", RATES["full"]), Variant("lora", RATES["lora"]), *grid, informed]
+    blocks = [block_variant(*shape, setting) for shape in BLOCKS]
+    return [Variant("full", RATES["full"]), Variant("lora", RATES["lora"]), *grid, informed, *blocks]
 
 
-#: Trained with every seed; the other variants with the first one only.
+def block_variant(method: str, block: int, every: int, setting: Setting, rate: float | None = None) -> Variant:
+    """One with blocks, which are smaller in a smaller network."""
+    size = min(block, max(2, block * setting.width // Setting().width))
+    own = {"block": size, "every": min(every, setting.every)}
+    return Variant(method, RATES[method] if rate is None else rate, "reset_directions", **own)  # type: ignore[arg-type]
+
+
+#: Trained with every seed, as are all with blocks; the other variants with the first one only.
 HEADLINE = ("full", "lora", "relora, reset_directions", "relora, transport")
+
+
+def constrain(layer: nn.Module, variant: Variant, setting: Setting) -> None:
+    """Perturb the weight of a linear layer."""
+    if not variant.block:
+        p4.perturb(layer, "weight", p4.LowRankUpdate, rank=setting.rank)
+        return
+    outputs, inputs = layer.weight.shape  # type: ignore[misc]
+    general = variant.method == "relative" and outputs == inputs
+    kind = p4.Invertible if general else p4.FixedSingularValues
+    p4.perturb(layer, "weight", kind, block=variant.block)
 
 
 class Learner(Fit):
@@ -111,13 +141,13 @@ class Learner(Fit):
             torch.manual_seed(seed + 1)  # the first directions
             for block in self.model.blocks:
                 for name in LAYERS:
-                    p4.perturb(getattr(block, name), "weight", p4.LowRankUpdate, rank=setting.rank)
+                    constrain(getattr(block, name), variant, setting)
         self.optimizer = torch.optim.Adam(p4.parameter_groups(self.model), lr=variant.rate, foreach=True)
-        if variant.method == "relora":
+        if variant.optimizer_state:
             self.scheduler = p4.MergeScheduler(
                 self.model,
                 self.optimizer,
-                every=setting.every,
+                every=variant.every or setting.every,
                 optimizer_state=variant.optimizer_state,  # type: ignore[arg-type]
                 directions=variant.directions,  # type: ignore[arg-type]
                 rewarm=variant.rewarm,
@@ -157,6 +187,9 @@ class Learner(Fit):
             "title": self.variant.title,
             "seed": self.seed,
             "trainable": trainable,
+            "adam": sum(
+                value.numel() for kept in self.optimizer.state.values() for value in kept.values() if value.dim()
+            ),
             "held_out_nats": float(loss.mean()),
             "held_out_error": float(loss.std() / math.sqrt(len(loss))),
             "bits": float(loss.mean()) / math.log(2),
@@ -200,10 +233,10 @@ def table(rows: Sequence[Row], setting: Setting, text: dict[str, Any]) -> str:
         f"Text: {text['name']}, {text['train']:,} bytes, {text['held_out']:,} held out (sha256 {text['sha256']}). "
         f"Width {setting.width}, {setting.depth} blocks, context {setting.context}, batch {setting.batch}; "
         f"{setting.warm} steps of all weights, then {setting.steps} steps; rank {setting.rank}, merges every "
-        f"{setting.every} steps.",
+        f"{setting.every} steps, unless N says otherwise.",
         "",
-        "| variant | learning rate | trains | held out, nats a byte | bits | ms a step | merges | seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| variant | learning rate | trains | Adam's memory | held out, nats a byte | bits | ms | merges | seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for title, rate in dict.fromkeys((row["title"], row["rate"]) for row in rows):
         same = [row for row in rows if (row["title"], row["rate"]) == (title, rate)]
@@ -211,8 +244,9 @@ def table(rows: Sequence[Row], setting: Setting, text: dict[str, Any]) -> str:
         error = f"± {float(loss.std()):.4f}" if len(same) > 1 else f"(± {same[0]['held_out_error']:.4f} over windows)"
         seconds = sorted(row["step_seconds"] for row in same)[len(same) // 2]
         lines.append(
-            f"| {title} | {rate:g} | {same[0]['trainable']:,} | {float(loss.mean()):.4f} {error} | "
-            f"{float(loss.mean()) / math.log(2):.3f} | {1000 * seconds:.1f} | {same[0]['merged']} | {len(same)} |"
+            f"| {title} | {rate:g} | {same[0]['trainable']:,} | {same[0]['adam']:,} | "
+            f"{float(loss.mean()):.4f} {error} | {float(loss.mean()) / math.log(2):.3f} | {1000 * seconds:.1f} | "
+            f"{same[0]['merged']} | {len(same)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -244,12 +278,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.tune:
         setting = Setting(**{**asdict(setting), "steps": max(1, setting.steps // 3 // setting.every) * setting.every})
         methods = (("full", ""), ("lora", ""), ("relora", "reset_directions"))
-        chosen = [(Variant(method, rate, state), 100) for method, state in methods for rate in CANDIDATES]
+        tried = [Variant(method, rate, state) for method, state in methods for rate in CANDIDATES]
+        tried += [block_variant(*shape, setting, rate) for shape in BLOCKS for rate in CANDIDATES]
+        chosen = [(variant, 100) for variant in tried]
     else:
         first, *others = options.seeds
         every = variants(setting)
         chosen = [(variant, first) for variant in every]
-        chosen += [(variant, seed) for seed in others for variant in every if variant.title in HEADLINE]
+        repeated = [variant for variant in every if variant.block or variant.title in HEADLINE]
+        chosen += [(variant, seed) for seed in others for variant in repeated]
     fields = {"setting": asdict(setting), "rates": RATES, "seeds": list(options.seeds), "tune": options.tune}
     return run(MODULE, options, fields, partial(work, setting, chosen))
 

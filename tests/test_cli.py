@@ -52,7 +52,7 @@ def test_help_version_and_list() -> None:
     assert f"Default: {FULL['steps']}." in shown and f"Default: {FULL['batch']}." in shown
     assert "--resume" in shown and "--tune" in shown
     listed = call("density", "--list").output
-    assert all(name in listed for name in TARGETS) and "p4inv: P4Inv, 1200 parameters" in listed
+    assert all(name in listed for name in TARGETS) and "p4inv: P4Inv, rank 1, 1200 parameters" in listed
 
 
 def test_help_does_not_wait_for_heavy_packages() -> None:
@@ -76,7 +76,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
     "options, message",
     [
         (["--targets", "nine-gaussians"], "`targets` must be different names out of eight-gaussians"),
-        (["--models", "glow"], "`models` must be different names out of rnvp, p4inv, got glow"),
+        (["--models", "glow"], "`models` must be different names out of rnvp, p4inv, whole, got glow"),
         (["--steps", "0"], "`steps` must be an integer >= 1, got 0"),
         (["--seeds", "a"], "`seeds` must be integers with commas between them, got 'a'"),
         (["--lr", "-1"], "`lr` must be a positive number, got -1.0"),

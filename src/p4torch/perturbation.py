@@ -122,6 +122,10 @@ class Perturbation(nn.Module):
         """x R_B(A)ᵀ + b and log|det R_B(A)|, where both are wanted."""
         return self.affine(base, x, bias), self.logabsdet(base)
 
+    def with_logabsdet(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """R_B(A) and log|det R_B(A)|, where both are wanted."""
+        return self(base), self.logabsdet(base)
+
     def solve_logabsdet(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """y R_B(A)⁻ᵀ and log|det R_B(A)|, where both are wanted."""
         return self.solve(base, y), self.logabsdet(base)

@@ -93,7 +93,7 @@ def test_every_method_starts_from_the_same_network_and_trains(method: Method) ->
     assert fit.row()["defect"] < ROUNDING or method.name == "free"
 
 
-@pytest.mark.parametrize("name", ["p4-informed", "cayley"])
+@pytest.mark.parametrize("name", ["p4", "p4-informed", "cayley"])
 def test_a_resume_is_exact(name: str, tmp_path: Path) -> None:
     method = next(method for method in METHODS if method.name == name)
     straight, resumed = (Learner(short(), method, 1e-3, 0) for _ in range(2))

@@ -55,6 +55,7 @@ def test_a_short_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert relora.main(["--short", "--seeds", "0", "--out", str(out)]) == 0
     rows = read_json(out / "metrics.json")["rows"]
-    assert len(rows) == 13 and {row["method"] for row in rows} == {"full", "lora", "relora"}
-    assert all(row["merged"] == (18 if row["method"] == "relora" else 0) for row in rows)
+    assert len(rows) == 17 and {row["method"] for row in rows} == {"full", "lora", "relora", "poet", "relative"}
+    assert all(row["merged"] == (0 if row["method"] in ("full", "lora") else 18) for row in rows)
+    assert all(row["adam"] == 2 * row["trainable"] for row in rows)
     assert (out / "relora.png").exists() and "| relora, reset, rewarm 2 |" in (out / "table.md").read_text()

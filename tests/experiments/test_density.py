@@ -18,7 +18,7 @@ from p4torch.experiments.density import figure
 from p4torch.experiments.density.config import Config, Job
 from p4torch.experiments.density.data import CHUNK, TrainingChunks, held_out
 from p4torch.experiments.density.job import run_job
-from p4torch.experiments.density.models import BUILDERS, build
+from p4torch.experiments.density.models import BUILDERS, MODELS, build
 from p4torch.experiments.density.overhead import lightning_share
 from p4torch.experiments.density.rates import best_rates, one_rate, tuned_rates
 from p4torch.experiments.density.run import clear_demo
@@ -43,8 +43,8 @@ def one_thread():
 
 
 def test_both_models_have_as_many_parameters() -> None:
-    p4inv, rnvp = measures.parameter_count(build("p4inv")), measures.parameter_count(build("rnvp"))
-    assert p4inv == 1200
+    p4inv, whole, rnvp = (measures.parameter_count(build(name)) for name in ("p4inv", "whole", "rnvp"))
+    assert p4inv == whole == 1200
     assert abs(rnvp - p4inv) <= 0.02 * p4inv
 
 
@@ -185,14 +185,14 @@ def test_a_checkpoint_of_another_job_is_refused(whole, tmp_path: Path) -> None:
 
 def test_the_shipped_learning_rates_cover_everything() -> None:
     config = resolve(Asked(), {})
-    assert len(config.jobs()) == len(TARGETS) * 2 * 3
+    assert len(config.jobs()) == len(TARGETS) * len(MODELS) * 3
     assert {job.steps for job in config.jobs()} == {FULL["steps"]}
 
 
 def test_what_is_asked_for_comes_before_presets_and_stored_values(tmp_path: Path) -> None:
     config = resolve(Asked(steps=77, lr=0.5), SHORT)
     assert config.steps == 77 and config.targets == SHORT["targets"] and config.batch == FULL["batch"]
-    assert config.learning_rates["two-moons"] == {"rnvp": 0.5, "p4inv": 0.5}
+    assert config.learning_rates["two-moons"] == dict.fromkeys(MODELS, 0.5)
     (tmp_path / "config.json").write_text(json.dumps(config.fields()))
     again = resolve(Asked(batch=9), {}, tmp_path / "config.json")
     assert again == replace(config, batch=9)
@@ -202,7 +202,7 @@ def test_what_is_asked_for_comes_before_presets_and_stored_values(tmp_path: Path
     "asked, message",
     [
         (Asked(targets=("nine-gaussians",)), "`targets` must be different names out of eight-gaussians, .*, got nine"),
-        (Asked(models=("glow",)), "`models` must be different names out of rnvp, p4inv, got glow"),
+        (Asked(models=("glow",)), "`models` must be different names out of rnvp, p4inv, whole, got glow"),
         (Asked(models=("rnvp", "rnvp")), "`models`"),
         (Asked(targets=()), "`targets` .* got none"),
         (Asked(steps=0), "`steps` must be an integer >= 1, got 0"),

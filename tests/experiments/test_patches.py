@@ -188,14 +188,15 @@ def test_lu_trains_as_many_numbers_as_dense() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_all_models_start_as_the_same_flow(model: str) -> None:
-    variant = Variant("p4inv", 2, 10, "random") if model == "p4inv" else Variant(model)
+    own = {"p4inv": Variant("p4inv", 2, 10, "random"), "blocks": Variant("blocks", every=10, block=21)}
+    variant = own.get(model, Variant(model))
     x = patches().held_out("validation")[0]
     found = []
     for each in (Variant("dense"), variant):
         torch.manual_seed(4)
         found.append(build(each, 3).eval().log_prob(x))
     assert (found[0] - found[1]).abs().max() < SINGLE_ROUNDING * found[0].abs().max()
-    assert set(TITLES) == {*BASELINES, "p4inv"}
+    assert set(TITLES) == {*BASELINES, "p4inv", "blocks"}
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
@@ -212,6 +213,17 @@ def test_a_job_is_reproducible_and_learns() -> None:
     assert row["logabsdet_error"] < SINGLE_ROUNDING
     assert len(row["tiles"]) == 2 * TEST_TILES
     assert row["parameters"] == 2 * (2 * 2 * FEATURES + FEATURES)
+
+
+@pytest.mark.parametrize("block, title", [(FEATURES, "all coordinates"), (20, "blocks of 20")])
+def test_a_job_with_blocks_learns(block: int, title: str) -> None:
+    config = replace(SMALL, models=("blocks",), blocks=(block,))
+    (variant,) = config.variants()
+    (job,) = config.jobs({variant.name: 1e-3})
+    row = run_job(replace(job, steps=30))
+    assert row is not None and row["curve"][0][2] < row["curve"][-1][2] and not row["skipped"]
+    assert row["merged"] == 2 * (30 // 5) and title in job.title
+    assert row["parameters"] == 2 * (FEATURES // block * block**2 + FEATURES)
 
 
 def test_a_job_stops_when_it_is_asked_to_and_when_it_diverges() -> None:
@@ -237,7 +249,7 @@ def test_the_clock_times_every_variant() -> None:
 def test_the_grid() -> None:
     config = Config()
     names = [variant.name for variant in config.variants()]
-    assert len(names) == len(set(names)) == 4 + 4 * 3 * len(DIRECTIONS)
+    assert len(names) == len(set(names)) == 4 + 4 * 3 * len(DIRECTIONS) + 2 * 3
     assert len(config.tuning()) == len(names) * len(config.learning_rates)
     assert {job.seed for job in config.tuning()} == {TUNE_SEED}
     jobs = config.jobs(dict.fromkeys(names, 0.5))
@@ -248,7 +260,7 @@ def test_the_grid() -> None:
 @pytest.mark.parametrize(
     "asked, message",
     [
-        ({"models": ("glow",)}, "`models` must be different names out of p4inv, dense, .*, got glow"),
+        ({"models": ("glow",)}, "`models` must be different names out of p4inv, blocks, dense, .*, got glow"),
         ({"ranks": (0,)}, "`ranks` must be different integers from 1 to 2³¹ - 1, got 0"),
         ({"every": (10, 10)}, "`every` must be different integers"),
         ({"directions": ("up",)}, "`directions` must be different names out of random"),
@@ -300,21 +312,23 @@ def test_rates_are_chosen_by_validation_and_never_diverged() -> None:
 
 
 def test_results_are_means_over_seeds_with_paired_errors_over_tiles(tmp_path: Path) -> None:
-    config = replace(SMALL, seeds=(0, 1))
+    config = replace(SMALL, models=("p4inv", "dense", "blocks"), blocks=(21,), seeds=(0, 1))
     values = {("p4inv", 0): [10.0, 20.0], ("p4inv", 1): [14.0, 24.0], ("dense", 0): [11, 22], ("dense", 1): [11, 22]}
+    values |= {("blocks", seed): [12.0, 23.0] for seed in (0, 1)}
     rows = []
     for job in config.jobs(dict.fromkeys((variant.name for variant in config.variants()), 0.1)):
         tiles = [float(value) for value in values[job.model, job.seed]]
         rows.append(result(job, sum(tiles) / 2, tiles))
     clock = {variant.name: 500.0 for variant in config.variants()}
-    p4inv, dense = summarise(config, rows, clock)
+    p4inv, dense, blocks = summarise(config, rows, clock)
     assert p4inv["held_out_mean"] == 17.0 and p4inv["held_out_std"] == pytest.approx(math.sqrt(8))
     assert p4inv["over_dense"] == 0.5 and p4inv["over_dense_error"] == pytest.approx(0.5)
     assert p4inv["tile_error"] == 5.0 and p4inv["curve"][0] == [10, 5.0, 100.0] and p4inv["skipped"] == 2
+    assert blocks["block"] == 21 and blocks["over_dense"] == 1.0
     lines = markdown([p4inv, dense], 5.0).splitlines()
     assert len(lines) == 5 and len({len(line) for line in lines}) == 1
     assert "+0.50 ± 0.50" in lines[2] and "Gaussian" in lines[4]
-    image = draw([p4inv, dense], 5.0, tmp_path / "patches")
+    image = draw([p4inv, dense, blocks], 5.0, tmp_path / "patches")
     assert image.read_bytes().startswith(b"\x89PNG") and (tmp_path / "patches.pdf").exists()
 
 
@@ -369,7 +383,7 @@ def test_help_has_an_example_and_the_true_defaults() -> None:
     assert "p4torch patches --ranks 2,8" in " ".join(shown.split())
     for default in (config.steps, config.tune_steps, config.batch, config.layers, config.optimizer_state):
         assert f"Default: {default}." in shown
-    for values in (config.ranks, config.every, config.seeds, config.learning_rates):
+    for values in (config.ranks, config.every, config.blocks, config.seeds, config.learning_rates):
         assert f"Default: {','.join(f'{value:g}' for value in values)}." in shown
     assert ",".join(MODELS) in shown
 

@@ -12,7 +12,7 @@ from p4torch.cli import options
 
 def density(
     targets: Annotated[str | None, typer.Option(help="Names, with commas between them. Default: all.")] = None,
-    models: Annotated[str | None, typer.Option(help="rnvp, p4inv or both. Default: both.")] = None,
+    models: Annotated[str | None, typer.Option(help="Out of rnvp,p4inv,whole. Default: all.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Integers, with commas between them. Default: 0,1,2.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of each training. Default: 8000.")] = None,
     batch: Annotated[int | None, typer.Option(help="Points of each step. Default: 256.")] = None,
@@ -68,14 +68,17 @@ def density(
 
 
 def patches(
-    models: Annotated[str | None, typer.Option(help="Out of p4inv,dense,lu,relative,fixed. Default: all.")] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Out of p4inv,blocks,dense,lu,relative,fixed. Default: all.")
+    ] = None,
     ranks: Annotated[str | None, typer.Option(help="Of P4Inv. Default: 1,2,4,8.")] = None,
     every: Annotated[str | None, typer.Option(help="Merge intervals of P4Inv, in steps. Default: 10,50,200.")] = None,
     directions: Annotated[str | None, typer.Option(help="Of P4Inv: random, informed. Default: both.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Of P4Inv; 63 is one of all. Default: 63,21.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Integers, with commas between them. Default: 0,1.")] = None,
     lr: Annotated[
         str | None,
-        typer.Option(help="The learning rates that are tried; one alone is taken. Default: 0.003,0.01,0.03,0.1."),
+        typer.Option(help="The learning rates that are tried; one alone is taken. Default: 0.001,0.003,0.01,0.03,0.1."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of each training. Default: 3000.")] = None,
     tune_steps: Annotated[
@@ -110,6 +113,7 @@ def patches(
             "ranks": options.integers(ranks, "ranks"),
             "every": options.integers(every, "every"),
             "directions": options.names(directions),
+            "blocks": options.integers(blocks, "blocks"),
             "seeds": options.integers(seeds),
             "learning_rates": options.numbers(lr),
             "steps": steps,

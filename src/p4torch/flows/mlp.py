@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch.blocks import Block
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.fused import fused_chain, readable_chain, readable_inverse
@@ -52,7 +53,8 @@ class InvertibleMLP(Bijection):
     Args:
         features: n.
         depth: number of layers.
-        rank, form, options: of `p4torch.Invertible`.
+        rank, block, form, options: of `p4torch.Invertible`; by default blocks of all coordinates up to n = 128. The
+            paper's are rank=1, scale=1.
         init: of the W_i. "identity" or "reverse" for all, or a tensor `(n, n)` or `(depth, n, n)`. With "orthogonal"
             and "scattered" each inverse activation undoes the activation before it, so that the whole flow starts as a
             rotation, while its pairs of layers act in coordinates of their own: random rotations, for "scattered" also
@@ -63,9 +65,11 @@ class InvertibleMLP(Bijection):
         self,
         features: int,
         depth: int,
-        rank: int = 1,
+        rank: int | None = None,
         form: Literal["additive", "exponential"] = "additive",
         init: Init = "identity",
+        *,
+        block: Block | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -81,13 +85,14 @@ class InvertibleMLP(Bijection):
             weight = matrix.repeat(depth, 1, 1) if matrix.dim() == 2 else matrix
             bias = weight.new_zeros(depth, features)
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        perturb(self, "weight", Invertible, rank=rank, form=form, **options)
+        perturb(self, "weight", Invertible, rank=rank, form=form, block=block, **options)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         perturbation, base = lookup(self, "weight")
         check_event(x, self.features, base.dtype)
         with linalg.full_precision(x.device):
-            weight, constant = perturbation(base), perturbation.logabsdet(base).sum()
+            weight, logabsdet = perturbation.with_logabsdet(base)
+            constant = logabsdet.sum()
             if torch.is_grad_enabled():
                 z, total = fused_chain(x, weight, self.bias)
             else:

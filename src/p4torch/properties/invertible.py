@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from p4torch import linalg, rows
+from p4torch import linalg, relative, rows
 from p4torch.algebras import GENERAL, GENERAL_EXPONENTIAL
 from p4torch.blocks import Blocks
 from p4torch.directions import Maps, of_matrix, of_rows
@@ -28,6 +28,7 @@ from p4torch.properties.checks import (
 )
 from p4torch.properties.following import followed
 from p4torch.shaped import Shaped
+from p4torch.step_size import block_gain
 from p4torch.tracking import TrackedInverse, TrackedUpdate
 
 
@@ -205,7 +206,23 @@ class BlockInvertible(Invertible, Blocks):
         return Blocks.determinant_change(self, base, dtype)
 
     def affine_logabsdet(self, base: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.affine(base, x, bias), self.logabsdet(base)
+        if not self._moves_whole():
+            return self.affine(base, x, bias), self.logabsdet(base)
+        weight, logabsdet = self.with_logabsdet(base)
+        return linalg.rows_times(x, weight, bias), logabsdet
+
+    def with_logabsdet(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._moves_whole():
+            return super().with_logabsdet(base)
+        assert self.right is not None
+        with linalg.full_precision(base.device):
+            gain = self.scale or block_gain(base.shape[-1])
+            weight, change = relative.moved(base, self.right.squeeze(-3), gain)
+        return weight, self.tracked.current(base).logabsdet.to(base.dtype) + change
+
+    def _moves_whole(self) -> bool:
+        """Whether R_B(A) = A (I + g B): one block of all coordinates, on the right."""
+        return self.form == "additive" and self.side == "right" and self.right_order is None
 
     @torch.no_grad()
     def tracked_update(self, base: Tensor) -> TrackedUpdate:

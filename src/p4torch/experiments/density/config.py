@@ -13,6 +13,8 @@ from p4torch.experiments.targets import TARGETS
 
 #: The short list that each model's learning rate comes from.
 LEARNING_RATES = (5e-3, 1e-2, 2e-2, 5e-2)
+#: Of models whose rates have another unit: a step at the rate 1 would move a whole matrix by 8 times its size.
+OWN_RATES = {"whole": (1e-3, 2e-3, 4e-3, 8e-3)}
 #: The seed of tuning runs; full runs use others.
 TUNE_SEED = 1000
 

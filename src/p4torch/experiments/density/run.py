@@ -13,7 +13,7 @@ from rich.console import Console
 
 from p4torch.display import display
 from p4torch.errors import CheckpointError
-from p4torch.experiments.density.config import LEARNING_RATES, TUNE_SEED, Config, Job, Rates, Report
+from p4torch.experiments.density.config import LEARNING_RATES, OWN_RATES, TUNE_SEED, Config, Job, Rates, Report
 from p4torch.experiments.density.figure import draw
 from p4torch.experiments.density.rates import best_rates
 from p4torch.experiments.density.table import markdown, summarise
@@ -56,7 +56,7 @@ def tune(config: Config, out: Path, *, workers: int, console: Console) -> Rates:
         Job(target, model, TUNE_SEED, config.steps, config.batch, config.every, rate, "validation")
         for target in config.targets
         for model in config.models
-        for rate in LEARNING_RATES
+        for rate in OWN_RATES.get(model, LEARNING_RATES)
     ]
     rows = run_jobs(jobs, out, workers, console, seeds=[TUNE_SEED])
     rows.sort(key=lambda row: (row["target"], row["model"], row["learning_rate"]))

@@ -19,6 +19,7 @@ from p4torch.training.provenance import cores
 SHORT: dict[str, Any] = {
     "ranks": (2,),
     "every": (10,),
+    "blocks": (21,),
     "seeds": (0,),
     "learning_rates": (1e-2,),
     "steps": 40,

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from p4torch.errors import ArgumentError
 from p4torch.experiments.density.config import check_names, check_rate
+from p4torch.experiments.patches.data import FEATURES
 from p4torch.experiments.patches.models import DIRECTIONS, MODELS, Variant
 from p4torch.optimizer_state import OptimizerState
 
@@ -29,11 +30,12 @@ class Job:
     layers: int
     interval: int
     optimizer_state: str
+    block: int = 0
 
     @property
     def variant(self) -> Variant:
         """What is trained."""
-        return Variant(self.model, self.rank, self.every, self.directions)
+        return Variant(self.model, self.rank, self.every, self.directions, self.block)
 
     @property
     def name(self) -> str:
@@ -54,10 +56,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Config:
-    """The experiment. The defaults are those of the full run: about a quarter of an hour on two cores.
+    """The experiment. The defaults are those of the full run.
 
     Args:
-        models: out of `MODELS`; P4Inv with each of `ranks`, `every` (merge intervals in steps) and `directions`.
+        models: out of `MODELS`; P4Inv with each of `ranks`, `every` (merge intervals in steps) and `directions`, or
+            with each of `blocks` and `every`. A block of 63 is one of all coordinates.
         seeds: of the full trainings.
         learning_rates: the short list that each variant's rate comes from; one alone is used as it is.
         steps, tune_steps: optimizer steps of a full training and of one that tunes.
@@ -75,8 +78,9 @@ class Config:
     ranks: tuple[int, ...] = (1, 2, 4, 8)
     every: tuple[int, ...] = (10, 50, 200)
     directions: tuple[str, ...] = DIRECTIONS
+    blocks: tuple[int, ...] = (FEATURES, 21)
     seeds: tuple[int, ...] = (0, 1)
-    learning_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     steps: int = 3_000
     tune_steps: int = 500
     batch: int = 256
@@ -91,8 +95,11 @@ class Config:
         if self.optimizer_state not in get_args(OptimizerState):
             expected = f"one of {', '.join(get_args(OptimizerState))}"
             raise ArgumentError.of("optimizer_state", expected, repr(self.optimizer_state))
-        for name, least in (("ranks", 1), ("every", 1), ("seeds", 0)):
+        for name, least in (("ranks", 1), ("every", 1), ("blocks", 1), ("seeds", 0)):
             _check_integers(name, getattr(self, name), least)
+        for name in ("ranks", "blocks"):
+            if max(getattr(self, name)) > FEATURES:
+                raise ArgumentError.of(name, f"at most {FEATURES}", max(getattr(self, name)))
         if TUNE_SEED in self.seeds:
             raise ArgumentError.of("seeds", f"without {TUNE_SEED}, the seed of tuning", TUNE_SEED)
         if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
@@ -108,6 +115,9 @@ class Config:
         """All that is trained."""
         found = []
         for model in self.models:
+            if model == "blocks":
+                found += [Variant(model, 0, every, "", block) for every in self.every for block in self.blocks]
+                continue
             if model != "p4inv":
                 found.append(Variant(model))
                 continue
@@ -146,6 +156,7 @@ class Config:
             self.layers,
             self.interval,
             self.optimizer_state,
+            variant.block,
         )
 
     def fields(self) -> dict[str, Any]:

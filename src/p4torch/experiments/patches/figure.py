@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from p4torch.experiments import figures
 from p4torch.experiments.patches.job import Row
-from p4torch.experiments.patches.models import TITLES
+from p4torch.experiments.patches.models import TITLES, block_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BASELINES = {"dense": "black", "lu": "tab:blue", "relative": "tab:red", "fixed": "silver"}
+_BLOCKS = ("tab:pink", "tab:orange", "tab:cyan")
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -60,11 +61,17 @@ def _styles(rows: list[Row]) -> list[dict[str, object]]:
     """A line for each row of the result."""
     from matplotlib import colormaps
 
-    ranks, intervals = (sorted({row[name] for row in rows if row[name]}) for name in ("rank", "every"))
+    ranks, intervals, blocks = (sorted({row[name] for row in rows if row[name]}) for name in ("rank", "every", "block"))
     styles: list[dict[str, object]] = []
     for row in rows:
         if row["model"] in _BASELINES:
             styles.append({"color": _BASELINES[row["model"]], "lw": 1.6, "label": TITLES[row["model"]]})
+            continue
+        if row["block"]:
+            line = _LINES[intervals.index(row["every"]) % len(_LINES)]
+            label = f"P4Inv, {block_title(row['block'])}, N = {row['every']}"
+            colour = _BLOCKS[blocks.index(row["block"]) % len(_BLOCKS)]
+            styles.append({"color": colour, "ls": line, "lw": 1.6, "label": label})
             continue
         place = ranks.index(row["rank"]) / max(1, len(ranks) - 1)
         label = f"P4Inv, rank {row['rank']}, N = {row['every']}"

@@ -23,6 +23,7 @@ BASELINES: dict[str, Callable[[Tensor], Bijection]] = {
 }
 TITLES = {
     "p4inv": "P4Inv",
+    "blocks": "P4Inv, blocks",
     "dense": "dense, slogdet",
     "lu": "LU",
     "relative": "relative gradient",
@@ -36,16 +37,20 @@ DIRECTIONS: tuple[str, ...] = get_args(Directions)
 
 @dataclass(frozen=True)
 class Variant:
-    """A model; rank, merge interval and directions are of P4Inv alone."""
+    """A model; the merge interval is of P4Inv alone, rank and directions of its low-rank shape, the block of the other.
+    A block of all coordinates is one of `FEATURES`."""
 
     model: str
     rank: int = 0
     every: int = 0
     directions: str = ""
+    block: int = 0
 
     @property
     def name(self) -> str:
         """Short, for files."""
+        if self.model == "blocks":
+            return f"block{self.block}-every{self.every}"
         if self.model != "p4inv":
             return self.model
         return f"p4inv-rank{self.rank}-every{self.every}-{self.directions}"
@@ -53,9 +58,16 @@ class Variant:
     @property
     def title(self) -> str:
         """For people."""
+        if self.model == "blocks":
+            return f"{TITLES['p4inv']}, {block_title(self.block)}, N = {self.every}"
         if self.model != "p4inv":
             return TITLES[self.model]
         return f"{TITLES[self.model]}, rank {self.rank}, N = {self.every}, {self.directions}"
+
+
+def block_title(block: int) -> str:
+    """For people."""
+    return "all coordinates" if block == FEATURES else f"blocks of {block}"
 
 
 def build(variant: Variant, layers: int) -> Flow:
@@ -71,6 +83,8 @@ def build(variant: Variant, layers: int) -> Flow:
 
 
 def _linear(variant: Variant, start: Tensor) -> Bijection:
-    if variant.model != "p4inv":
+    if variant.model in BASELINES:
         return BASELINES[variant.model](start)
+    if variant.model == "blocks":
+        return InvertibleLinear(FEATURES, init=start, block=variant.block)
     return InvertibleLinear(FEATURES, rank=variant.rank, init=start, directions=variant.directions)

@@ -69,7 +69,9 @@ def _written(config: Config, out: Path, rows: list[Row], tuned: list[Row], clock
         "gaussian": gaussian,
         "rows": summary,
         "runs": rows,
-        "tuning": [{name: row[name] for name in ("model", "rank", "every", "directions", *_TUNED)} for row in tuned],
+        "tuning": [
+            {name: row[name] for name in ("model", "rank", "block", "every", "directions", *_TUNED)} for row in tuned
+        ],
     }
     write_json(out / "metrics.json", value)
     text = markdown(summary, gaussian)

@@ -29,12 +29,23 @@ def summarise(config: Config, rows: list[Row], clock: dict[str, float]) -> list[
 
 
 def _variant(row: Row) -> Variant:
-    return Variant(row["model"], row["rank"], row["every"], row["directions"])
+    return Variant(row["model"], row["rank"], row["every"], row["directions"], row["block"])
 
 
 def _summary(rows: list[Row], milliseconds: float) -> Row:
     first, held_out = rows[0], [_number(row["held_out"]) for row in rows]
-    shared = ("model", "rank", "every", "directions", "learning_rate", "steps", "batch", "layers", "parameters")
+    shared = (
+        "model",
+        "rank",
+        "block",
+        "every",
+        "directions",
+        "learning_rate",
+        "steps",
+        "batch",
+        "layers",
+        "parameters",
+    )
     length = min(len(row["curve"]) for row in rows)
     curve = [
         [step, step * milliseconds / 1000, statistics.fmean(_number(row["curve"][index][2]) for row in rows)]
@@ -92,6 +103,7 @@ def _over_dense(row: Row) -> str:
 _COLUMNS: tuple[tuple[str, Any], ...] = (
     ("model", lambda row: TITLES[row["model"]]),
     ("rank", lambda row: str(row["rank"] or "")),
+    ("block", lambda row: str(row["block"] or "")),
     ("N", lambda row: str(row["every"] or "")),
     ("directions", lambda row: row["directions"]),
     ("parameters", lambda row: str(row["parameters"])),
