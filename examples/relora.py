@@ -115,7 +115,7 @@ HEADLINE = ("full", "lora", "relora, reset_directions", "relora, transport")
 def constrain(layer: nn.Module, variant: Variant, setting: Setting) -> None:
     """Perturb the weight of a linear layer."""
     if not variant.block:
-        p4.perturb(layer, "weight", p4.LowRankUpdate, rank=setting.rank)
+        p4.perturb(layer, "weight", p4.LowRankUpdate, rank=setting.rank, scale=1.0)
         return
     outputs, inputs = layer.weight.shape  # type: ignore[misc]
     general = variant.method == "relative" and outputs == inputs

@@ -19,7 +19,7 @@ Block = int | Literal["all"]
 BlockSide = Literal["left", "right", "both"]
 
 #: Largest n for which the default is one block of all coordinates; beyond, blocks of `DEFAULT_BLOCK`.
-ALL_SIZE, DEFAULT_BLOCK = 128, 32
+ALL_SIZE, DEFAULT_BLOCK = 256, 32
 
 #: Multiply-adds that cost as much as gathering one number of the activations, on a CPU.
 GATHER = 40
@@ -37,7 +37,7 @@ class Blocks(Perturbation):
 
     Args:
         base: `(..., n, n')`.
-        block: b, 1 <= b <= n, or "all" for b = n. None: "all" up to n = 128, else 32.
+        block: b, 1 <= b <= n, or "all" for b = n. None: "all" up to n = 256, else 32.
         side: "right", "left" or "both"; None for the longer one.
         scale: g, or None for the one of `p4torch.step_size`, with which a learning rate moves A by the same relative
             amount at every n and b.

@@ -19,7 +19,7 @@ class Shaped(Perturbation):
 
         Orthogonal(base, rank=2)                  low rank, see `p4torch.low_rank.LowRank`
         Orthogonal(base, block=32, side="both")   blocks, see `p4torch.blocks.Blocks`
-        Orthogonal(base)                          blocks: of all coordinates up to n = 128, else of 32
+        Orthogonal(base)                          blocks: of all coordinates up to n = 256, else of 32
 
     The class itself defines S; a subclass says how B moves within it, and is listed in `shapes`.
 

@@ -15,12 +15,13 @@ from p4torch.properties.checks import check_number
 from p4torch.properties.shapes import check_real_matrix, check_square
 from p4torch.properties.simplex import admitted, distance, doubly_normalised, tilted
 from p4torch.properties.zeros import rounded_positive, warn_of_still, warn_of_zeros
+from p4torch.step_size import STEP
 
 
 class Stochastic(LowRank):
     """S = {A `(..., n, m)` : A >= 0, rows sum to 1}; `doubly`: columns, too (`(..., n, n)`, the Birkhoff polytope).
 
-        R_B(A) = N(A ⊙ exp(U Vᵀ)),   B₀: U = 0, V ~ `scale` · N(0, 1)
+        R_B(A) = N(A ⊙ exp(g U Vᵀ)),   B₀: U = 0, V ~ N(0, 1)
 
     U `(..., n, k)`, V `(..., m, k)`. N divides rows by their sums: R_B(A) = softmax(log A + U Vᵀ). If `doubly`,
     N is up to `sweeps` sweeps of Sinkhorn, in every step: rows sum to 1, columns up to about |U Vᵀ| σ₂^(2 `sweeps`), σ₂
@@ -62,7 +63,7 @@ class Stochastic(LowRank):
         *,
         floor: float | None = None,
         sweeps: int = 32,
-        scale: float = 1.0,
+        scale: float | None = None,
         directions: Directions = "random",
         train_directions: bool = True,
     ) -> None:
@@ -76,6 +77,10 @@ class Stochastic(LowRank):
             raise ArgumentError.of("floor", "less than 1", floor)
         self.doubly, self.floor, self.patterned = doubly, floor, patterned
         self.sweeps = check_integer("sweeps", sweeps, 1)
+
+    def natural_gain(self, base: Tensor) -> Tensor:
+        """U Vᵀ changes the logarithms of entries: a step moves them by about 8 η."""
+        return STEP / self.rank**0.5 * torch.ones_like(self.skips)
 
     # --- R_B ----------------------------------------------------------------------------------------------------------
 

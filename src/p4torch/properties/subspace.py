@@ -25,8 +25,8 @@ class LinearSubspace(Perturbation):
         LinearSubspace(base, mask=M)            0 where M is false                M ∘ (U Vᵀ)
         LinearSubspace(base, group=ρ)           ρ_out(g) A = A ρ_in(g) for all g  mean of ρ_out(g) U Vᵀ ρ_in(g)⁻¹
 
-    R_B(A) = A + the last column, which B = (U, V), of k columns, or the coordinates a make. B₀: U = 0 and V ~ `scale` ·
-    N(0, 1), or a = 0. A stays in S whatever B is; rounding is projected away at every merge, which is exact. Nothing
+    R_B(A) = A + the last column, which B = (U, V), of k columns, or the coordinates a make. B₀: U = 0 and V ~ N(0, 1)
+   , or a = 0. A stays in S whatever B is; rounding is projected away at every merge, which is exact. Nothing
     is tracked. The classes in `p4torch.properties.subspaces` say what a step costs, and how many directions there are
     at B₀; circulant and triangular matrices have inverse and determinant in closed form, the others by LAPACK.
 

@@ -11,7 +11,7 @@ from p4torch.low_rank import Directions, LowRank
 class LowRankUpdate(LowRank):
     """S = all matrices `(..., n, m)`; U `(..., n, k)`, V `(..., m, k)`.
 
-        R_B(A) = A + U Vᵀ,   B₀: U = 0, V ~ `scale` · N(0, 1)
+        R_B(A) = A + g U Vᵀ,   B₀: U = 0, V ~ N(0, 1)
 
     (n + m)k numbers train instead of nm, at any one time; the directions that merges redraw make the sum of all updates
     of full rank. Nothing is tracked or corrected, and no merge of finite numbers is refused. A step costs O((n + m)k)
@@ -30,7 +30,7 @@ class LowRankUpdate(LowRank):
         base: Tensor,
         rank: int = 1,
         *,
-        scale: float = 1.0,
+        scale: float | None = None,
         directions: Directions = "random",
         train_directions: bool = True,
     ) -> None:

@@ -40,7 +40,7 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
         rank: int | None = None,
         *,
         group: Group,
-        scale: float = 1.0,
+        scale: float | None = None,
         directions: Directions = "random",
         train_directions: bool = True,
     ) -> None:

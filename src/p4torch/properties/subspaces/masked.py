@@ -33,7 +33,7 @@ class Masked(LinearSubspace, LowRank, kinds=("lower", "upper", "mask")):
         rank: int = 1,
         *,
         mask: Tensor | None = None,
-        scale: float = 1.0,
+        scale: float | None = None,
         directions: Directions = "random",
         train_directions: bool = True,
     ) -> None:

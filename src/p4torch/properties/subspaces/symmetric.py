@@ -26,7 +26,7 @@ class Symmetric(LinearSubspace, LowRank, kinds=("symmetric", "skew")):
         kind: Literal["symmetric", "skew"],
         rank: int = 1,
         *,
-        scale: float = 1.0,
+        scale: float | None = None,
         directions: Directions = "random",
         train_directions: bool = True,
     ) -> None:
