@@ -134,7 +134,7 @@ def test_graphs_alive_at_once_share_nothing() -> None:
 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_singular_layer_is_no_error(rank: int) -> None:
-    chain = Chain([AffineCoupling(4, (3,)), InvertibleLinear(4, rank=rank)])
+    chain = Chain([AffineCoupling(4, (3,)), InvertibleLinear(4, rank=rank, scale=1.0)])
     perturbation = chain.bijections[1].parametrizations.weight[0]  # type: ignore[union-attr, index]
     with torch.no_grad():
         for factor, value in ((perturbation.u, -1.0), (perturbation.v, 1.0)):
@@ -184,7 +184,7 @@ def test_torch_func_takes_the_readable_layers() -> None:
 
 def test_what_is_not_fused() -> None:
     x = torch.randn(3, 4)
-    coupling, swap, linear = AffineCoupling(4, (3,)), Swap(4), InvertibleLinear(4)
+    coupling, swap, linear = AffineCoupling(4, (3,)), Swap(4), InvertibleLinear(4, rank=1)
     steps = [one.step() for one in (coupling, swap, linear)]
     assert all(isinstance(step, Step) for step in steps)
     assert fusable(steps, x)  # type: ignore[arg-type]
@@ -200,7 +200,8 @@ def test_what_is_not_fused() -> None:
         Swap(5),
         AffineCoupling(4, activation=nn.Tanh),
         BentIdentity(),
-        InvertibleLinear(4, form="exponential"),
+        InvertibleLinear(4, rank=1, form="exponential"),
+        InvertibleLinear(4, block=2),
     ]
     assert [one.step() for one in unknown] == [None] * len(unknown)
     with pytest.raises(ArgumentError, match="`x` must be of shape"):

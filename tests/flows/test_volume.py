@@ -29,7 +29,7 @@ class Shift(Bijection):
 
 
 def flow(features: int = 4, bias: bool = True) -> VolumePreserving:
-    linear = [InvertibleLinear(features, rank=2, init="orthogonal", bias=bias) for _ in range(3)]
+    linear = [InvertibleLinear(features, rank=2, scale=1.0, init="orthogonal", bias=bias) for _ in range(3)]
     return VolumePreserving(Chain([linear[0], Shift(), linear[1], Shift(), linear[2]]))
 
 
@@ -105,13 +105,14 @@ def test_one_singular_layer_leaves_everything_bit_by_bit(features: int) -> None:
 
 
 def test_layers_of_any_property_and_form() -> None:
-    """Exponential layers, a stack of layers, rotations and shears share one factor."""
+    """Exponential layers, a stack of layers, rotations, shears and blocks share one factor."""
     chain = Chain(
         [
             InvertibleLinear(4, property=p4.Orthogonal),
             InvertibleMLP(4, 3),
             InvertibleLinear(4, property=p4.UnitDeterminant),
-            InvertibleLinear(4, form="exponential"),
+            InvertibleLinear(4, rank=1, form="exponential"),
+            InvertibleLinear(4, block=2),
         ]
     )
     model, x = VolumePreserving(chain).double(), torch.randn(6, 4, dtype=torch.float64)
@@ -119,7 +120,7 @@ def test_layers_of_any_property_and_form() -> None:
         move(model, 0.1)
         before = model(x)[0]
         reports = p4.merge(model, force=True)
-        assert [(report.merged, report.skipped) for report in reports] == [(1, 0), (3, 0), (1, 0), (1, 0)]
+        assert [(report.merged, report.skipped) for report in reports] == [(1, 0), (3, 0), (1, 0), (1, 0), (1, 0)]
         torch.testing.assert_close(model(x)[0], before, rtol=0, atol=EXACT * 100)
         assert model.total().abs() <= EXACT
 

@@ -49,7 +49,7 @@ class VolumePreserving(Joint, Bijection):
             raise ArgumentError.of("model", expected, came)
         kind = lookup(last, "weight")[0]
         if not isinstance(kind, Invertible):
-            raise ArgumentError.of("model", expected, f"one of {type(kind).__name__}")
+            raise ArgumentError.of("model", expected, f"one of {kind.property_name()}")
         self.features = last.features
 
     @property
