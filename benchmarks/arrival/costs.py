@@ -100,9 +100,7 @@ def merge(way: Way, n: int, batch: int) -> Side:
 
 
 def _default_interval() -> int:
-    layer = layers.plain(4)
-    p4.perturb(layer, "weight", p4.LowRankUpdate)
-    return p4.MergeScheduler(layer, torch.optim.Adam(p4.parameter_groups(layer))).every
+    return p4.Perturbation.interval
 
 
 def table(records: Sequence[Record]) -> str:
