@@ -24,8 +24,8 @@ SCALES = [
 
 
 def is_cone(name: str, scale: float) -> bool:
-    bounded = name in ("spectral-bound-scale", "spectral-bound-slack") and scale < 1
-    return name.startswith(CONES) or name == "spectral-bound" or bounded
+    bounded = name in ("spectral-bound-rank2", "spectral-bound-slack", "spectral-bound-merge-scale") and scale < 1
+    return name.startswith(CONES) or name in ("spectral-bound", "spectral-bound-merge") or bounded
 
 
 def admitted(name: str, base: Tensor) -> tuple[p4.Site, bool]:

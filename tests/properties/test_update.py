@@ -39,7 +39,7 @@ def test_merges_add_up_to_full_rank() -> None:
 
 def test_complex_tensors() -> None:
     base = torch.randn(3, 4, dtype=torch.complex128)
-    perturbation = p4.LowRankUpdate(base)
+    perturbation = p4.LowRankUpdate(base, scale=1.0)
     with torch.no_grad():
         perturbation.u.normal_()
     weight = perturbation(base).detach()
