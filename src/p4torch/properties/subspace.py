@@ -25,8 +25,8 @@ class LinearSubspace(Perturbation):
          LinearSubspace(base, mask=M)            0 where M is false                M ∘ (U Vᵀ)
          LinearSubspace(base, group=ρ)           ρ_out(g) A = A ρ_in(g) for all g  mean of ρ_out(g) U Vᵀ ρ_in(g)⁻¹
 
-     R_B(A) = A + the last column, which B = (U, V), of k columns, or the coordinates a make. B₀: U = 0 and V ~ N(0, 1)
-    , or a = 0. A stays in S whatever B is; rounding is projected away at every merge, which is exact. Nothing
+     R_B(A) = A + the last column, which B = (U, V), of k columns, or the coordinates a make. B₀: U = 0 and V ~ N(0, 1),
+    or a = 0. A stays in S whatever B is; rounding is projected away at every merge, which is exact. Nothing
      is tracked. The classes in `p4torch.properties.subspaces` say what a step costs, and how many directions there are
      at B₀; circulant and triangular matrices have inverse and determinant in closed form, the others by LAPACK.
 
@@ -44,7 +44,7 @@ class LinearSubspace(Perturbation):
          options: `scale`, `directions`, `train_directions` of `p4torch.low_rank.LowRank`, for kinds with U and V.
 
      Raises:
-         ArgumentError: for a base that is not a real, finite matrix of a fitting shape; for options that say nothing, or
+         ArgumentError: for a base that is not a real, finite matrix of a fitting shape; for options that say nothing or
              two things; for a group whose matrices are no group, saying why.
 
      Source: Serre (1977), Linear Representations of Finite Groups, section 2.2, for the mean over a group (Reynolds);
