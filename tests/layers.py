@@ -14,10 +14,10 @@ import p4torch as p4
 
 
 def layer_of(width: int = 3, init: Callable[[Tensor], Tensor] = nn.init.orthogonal_, **options: Any) -> nn.Linear:
-    """An `nn.Linear` under `Invertible`."""
+    """An `nn.Linear` under `Invertible`, the paper's unless the options say otherwise."""
     layer = nn.Linear(width, width)
     init(layer.weight)
-    p4.perturb(layer, "weight", p4.Invertible, **options)
+    p4.perturb(layer, "weight", p4.Invertible, **{"rank": 1, "scale": 1.0} | options)
     return layer
 
 

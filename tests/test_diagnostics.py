@@ -20,6 +20,8 @@ WIDTH = 8
 
 
 def model_of(property: type[p4.Perturbation] = p4.Invertible, width: int = WIDTH, **options: Any) -> nn.Sequential:
+    if property is p4.Invertible:  # the paper's
+        options = {"rank": 1, "scale": 1.0} | options
     model = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width))
     for layer in model:
         nn.init.eye_(layer.weight)
@@ -92,7 +94,7 @@ def test_half_of_the_merges_is_no_stall(seen: list[Any], bounded: Parts) -> None
 def test_one_matrix_of_a_stack_that_is_never_merged_is_named(seen: list[Any]) -> None:
     holder = nn.Module()
     holder.register_parameter("weight", nn.Parameter(torch.eye(3).repeat(20, 1, 1)))
-    p4.perturb(holder, "weight", p4.Invertible)
+    p4.perturb(holder, "weight", p4.Invertible, rank=1, scale=1.0)
     optimizer = torch.optim.SGD(p4.parameter_groups(holder), lr=1e-2)
     scheduler = p4.MergeScheduler(holder, optimizer, every=1)
     for _ in range(2 * ATTEMPTS):
@@ -174,7 +176,7 @@ def test_a_thawed_site_that_the_optimizer_does_not_hold_is_named(seen: list[Any]
 @pytest.mark.parametrize("rate", [0.1, 0.3])
 def test_steps_that_explode_are_named(seen: list[Any], rate: float) -> None:
     """Shears multiply: what a step leads too far, the next ones lead further."""
-    model = model_of(p4.UnitDeterminant, width=64, rank=8)
+    model = model_of(p4.UnitDeterminant, width=64, rank=8, scale=1.0)
     optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=rate)
     p4.MergeScheduler(model, optimizer, every=20).attach()
     losses = [step(model, optimizer) for _ in range(100)]

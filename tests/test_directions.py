@@ -253,12 +253,12 @@ def test_growth_is_limited_after_each_step() -> None:
     optimizer = torch.optim.Adam(p4.parameter_groups(layer), lr=0.1)
     train(layer, optimizer, p4.MergeScheduler(layer, optimizer, every=100), range(3))
     perturbation: Any = next(p4.sites(layer)).perturbation
-    size = float(torch.linalg.matrix_norm(perturbation.v.mT @ perturbation.u))
+    size = float(torch.linalg.matrix_norm(perturbation.v.mT @ perturbation.moving))
     assert size == pytest.approx(0.01)
 
 
 def test_an_output_that_the_loss_ignores() -> None:
-    layer = p4.flows.InvertibleLinear(N, directions="informed")
+    layer = p4.flows.InvertibleLinear(N, rank=1, directions="informed")
     site, _ = watched(layer)
     layer.inverse(torch.randn(4, N))[0].sum().backward()
     assert redrawn(site).isfinite().all()

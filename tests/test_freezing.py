@@ -91,7 +91,7 @@ def test_requires_grad_true_trains_what_should_train(held: str, when: str) -> No
 
 def test_a_base_does_not_train_where_it_is_used_by_hand() -> None:
     """Without any forward pass of the module, and although it was unfrozen between the pass and the step."""
-    layer = p4.perturb(nn.Linear(WIDTH, WIDTH), "weight", p4.Invertible)
+    layer = p4.perturb(nn.Linear(WIDTH, WIDTH), "weight", p4.Invertible, rank=1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     p4.MergeScheduler(layer, optimizer, every=50).attach()
     (site,) = p4.sites(layer)

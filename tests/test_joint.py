@@ -89,7 +89,7 @@ def test_one_that_refuses_refuses_for_all() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)).double()
     for layer in model:
         nn.init.orthogonal_(layer.weight)
-        p4.perturb(layer, "weight", p4.Invertible)
+        p4.perturb(layer, "weight", p4.Invertible, rank=1, scale=1.0)
     network = p4.Joint(model)
     move(network)
     middle = network.sites()[1]

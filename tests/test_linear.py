@@ -15,7 +15,7 @@ from p4torch.linear import FactoredLinear
 
 def layer_of(bias: bool = True, **options: object) -> nn.Linear:
     layer = nn.Linear(5, 5, bias=bias, dtype=torch.float64)
-    p4.perturb(layer, "weight", p4.Invertible, **options)
+    p4.perturb(layer, "weight", p4.Invertible, **{"rank": 1} | options)
     (site,) = p4.sites(layer)
     with torch.no_grad():
         for value in site.perturbation.parameters(recurse=False):

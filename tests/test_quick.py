@@ -117,7 +117,7 @@ def test_small_matrices_are_never_in_place() -> None:
 
 def test_what_a_merge_has_probed_is_not_probed_again_unless_it_changed() -> None:
     base = torch.nn.init.orthogonal_(torch.empty(N, N))
-    perturbation = p4.Invertible(base)
+    perturbation = p4.Invertible(base, rank=1, scale=1.0)
     with torch.no_grad():
         perturbation.u.normal_(std=1e-3)
     assert perturbation.merge(base).ok

@@ -23,7 +23,7 @@ def model_of(width: int = 4, layers: int = 2, **options: Any) -> nn.Sequential:
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
     for layer in model:
         nn.init.eye_(layer.weight)
-        p4.perturb(layer, "weight", p4.Invertible, **options)
+        p4.perturb(layer, "weight", p4.Invertible, **{"rank": 1, "scale": 1.0} | options)
     return model
 
 
@@ -271,7 +271,7 @@ def test_a_model_without_sites() -> None:
 def test_an_optimizer_built_before_perturb() -> None:
     layer = nn.Linear(3, 3)
     optimizer = torch.optim.Adam(layer.parameters())
-    p4.perturb(layer, "weight", p4.Invertible)
+    p4.perturb(layer, "weight", p4.Invertible, rank=1)
     with pytest.raises(p4.OptimizerError, match=r"lacks weight\.u, weight\.v: build it after `perturb`"):
         p4.MergeScheduler(layer, optimizer)
 

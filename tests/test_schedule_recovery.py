@@ -59,7 +59,7 @@ def test_moments_that_overflow_alone_are_forgotten_too(optimizer_state: Any) -> 
 def test_a_bad_element_of_a_stack_recovers_alone() -> None:
     holder = nn.Module()
     holder.register_parameter("weight", nn.Parameter(torch.eye(3).repeat(4, 1, 1)))
-    p4.perturb(holder, "weight", p4.Invertible)
+    p4.perturb(holder, "weight", p4.Invertible, rank=1)
     optimizer = adam(holder)
     scheduler = p4.MergeScheduler(holder, optimizer, every=1)
     holder.weight.square().sum().backward()

@@ -21,7 +21,7 @@ def plain_model() -> nn.Sequential:
 def perturbed_model(**options: Any) -> nn.Sequential:
     model = plain_model()
     for index in (0, 2):
-        p4.perturb(model[index], "weight", p4.Invertible, **options)
+        p4.perturb(model[index], "weight", p4.Invertible, **{"rank": 1, "scale": 1.0} | options)
     return model
 
 

@@ -74,7 +74,7 @@ def test_a_checkpoint_of_another_shape_changes_nothing(what: str) -> None:
     other = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(5, 5), nn.Linear(4, 2))
     if what != "plain":
         for index in (0, 2):
-            p4.perturb(other[index], "weight", p4.Invertible)
+            p4.perturb(other[index], "weight", p4.Invertible, rank=1)
     if what == "rank":
         other = perturbed_model(rank=2)
     before = snapshot(model)
@@ -102,7 +102,7 @@ def test_a_singular_plain_checkpoint_changes_nothing() -> None:
     ],
 )
 def test_assigning_a_tensor_that_does_not_fit_changes_nothing(tensor: torch.Tensor, expected: str) -> None:
-    layer = p4.perturb(nn.Linear(4, 4), "weight", p4.Invertible)
+    layer = p4.perturb(nn.Linear(4, 4), "weight", p4.Invertible, rank=1)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     with pytest.raises(p4.ArgumentError, match=expected):
         layer.weight = tensor

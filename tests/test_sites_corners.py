@@ -46,7 +46,7 @@ def test_assignment_does_not_alias() -> None:
 def test_expanded_stack_becomes_a_stack_of_its_own() -> None:
     module = nn.Module()
     module.weight = nn.Parameter(torch.eye(3).expand(4, 3, 3))
-    p4.perturb(module, "weight", p4.Invertible)
+    p4.perturb(module, "weight", p4.Invertible, rank=1)
     with torch.no_grad():
         b_of(module).u[1] = 0.3
     assert p4.merge(module)[0].merged == 4

@@ -228,7 +228,7 @@ def test_logabsdet_does_not_drift_where_matrices_are_badly_conditioned(n: int, f
     options = {"change_bounds": (-9.2, 9.2), "force_every": 0}
     paper = {"change_bounds": "paper", "logabsdet_bounds": "paper"}
     base = torch.eye(n)
-    perturbation = p4.Invertible(base, form=form, **(options if form == "additive" else paper))
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, form=form, **(options if form == "additive" else paper))
     worst = 0.0
     for index in range(1500):
         with torch.no_grad():

@@ -32,7 +32,7 @@ class Regression(pl.LightningModule):
         super().__init__()
         self.first = nn.Linear(4, 4)
         if perturbed:
-            p4.perturb(self.first, "weight", p4.Invertible, rank=2)
+            p4.perturb(self.first, "weight", p4.Invertible, rank=2, scale=1.0)
         self.second = nn.Linear(4, 4)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:

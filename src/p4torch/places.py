@@ -149,7 +149,7 @@ def check_embedding(module: nn.Module, tensor_name: str, perturbation: Perturbat
     if module.max_norm is not None:
         raise ArgumentError.of("module", f"an {kind} that does not rescale its rows", f"max_norm={module.max_norm}")
     if module.padding_idx is not None and together:
-        expected = f"an {kind} without a padding row, which {type(perturbation).__name__} would move"
+        expected = f"an {kind} without a padding row, which {perturbation.property_name()} would move"
         raise ArgumentError.of("module", expected, f"padding_idx={module.padding_idx}")
 
 
