@@ -33,8 +33,9 @@ DOUBLINGS = (2, 3, 4)
 @dataclass(frozen=True)
 class Algebra:
     """A group, by its Lie algebra and a map r from there. `paired`: a block consists of pairs of coordinates i, i + n.
-    `logabsdet` is None where it is 0 for all X; `limit` is the largest Frobenius norm of X that r is used for. `turned`
-    is A r(X) for a single block of all coordinates, if that is faster than by r(X)."""
+    `least` is the size of the smallest block that can move. `logabsdet` is None where it is 0 for all X; `limit` is the
+    largest Frobenius norm of X that r is used for. `turned` is A r(X) for a single block of all coordinates, if that is
+    faster than by r(X)."""
 
     name: str
     project: Callable[[Tensor], Tensor]
@@ -42,6 +43,7 @@ class Algebra:
     inverse: Callable[[Tensor, Tensor], Tensor]
     logabsdet: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     paired: bool = False
+    least: int = 1
     limit: float | None = None
     turned: Callable[[Tensor, Tensor], Tensor] | None = None
 
@@ -81,7 +83,7 @@ def cayley_reference(x: Tensor) -> Tensor:
 
 def cayley(x: Tensor) -> Tensor:
     """`cayley_reference`, fast: one autograd node and, for small blocks on a CPU, products instead of LAPACK."""
-    plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+    plain = x.dtype in (torch.float32, torch.float64) and not linalg.autocasts(x.device)
     if not plain or transformed():
         return cayley_reference(x)
     return _Cayley.apply(x)  # type: ignore[no-untyped-call]
@@ -201,7 +203,7 @@ ORTHOGONAL = Algebra("skew", skew, cayley, _transposed, turned=turned)
 #: u(b), to U(b).
 UNITARY = Algebra("skew-Hermitian", skew, cayley_reference, _transposed)
 #: su(b), to SU(b).
-SPECIAL_UNITARY = Algebra("traceless skew-Hermitian", lambda m: traceless(skew(m)), exponential, _transposed)
+SPECIAL_UNITARY = Algebra("traceless skew-Hermitian", lambda m: traceless(skew(m)), exponential, _transposed, least=2)
 #: sp(b), to Sp(b); the Cayley transform has poles where X has the eigenvalue 2.
 SYMPLECTIC = Algebra(
     "Hamiltonian",
@@ -209,10 +211,11 @@ SYMPLECTIC = Algebra(
     cayley_reference,
     lambda x, element: linalg.form(linalg.form(element).mT),
     paired=True,
+    least=2,
     limit=1.0,
 )
 #: sl(b), to SL(b).
-UNIT_DETERMINANT = Algebra("traceless", traceless, exponential, lambda x, element: exponential(-x))
+UNIT_DETERMINANT = Algebra("traceless", traceless, exponential, lambda x, element: exponential(-x), least=2)
 #: gl(b), to GL(b), across det = 0.
 GENERAL = Algebra("all", lambda m: m, relative, _inverted, _slogdet_relative)
 #: gl(b), to the component of I in GL(b).

@@ -73,11 +73,11 @@ class Blocks(Perturbation):
         """B = 0 for one side of n = `size` coordinates."""
         if block is None:
             block = "all" if size <= ALL_SIZE else DEFAULT_BLOCK
-        step = 2 if self.algebra.paired else 1
+        step, least = (2 if self.algebra.paired else 1), self.algebra.least
         whole = isinstance(block, str) and block == "all"
-        if not whole and not (is_integer(block) and step <= int(block) <= size and int(block) % step == 0):
+        if not whole and not (is_integer(block) and least <= int(block) <= size and int(block) % step == 0):
             kind = "an even number" if step == 2 else "an integer"
-            raise ArgumentError.of("block", f"{kind} from {step} to n = {size}, or 'all'", repr(block))
+            raise ArgumentError.of("block", f"{kind} from {least} to n = {size}, or 'all'", repr(block))
         b = size if whole else int(block)
         return nn.Parameter(base.new_zeros(*base.shape[:-2], size // b, b, b))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from p4torch import linalg
 from p4torch.errors import ArgumentError
 from p4torch.flows.fused_run import Step, fusable, fused_run
 from p4torch.flows.structure import Structured
@@ -173,7 +174,7 @@ def check_dtype(x: Tensor, dtype: torch.dtype | None = None, complex: bool = Fal
     check_tensor(name, x)
     if not (x.is_complex() if complex else x.is_floating_point()):
         raise ArgumentError.of(name, f"of a {'complex' if complex else 'floating-point'} dtype", x.dtype)
-    if dtype is not None and x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+    if dtype is not None and x.dtype != dtype and not linalg.autocasts(x.device):
         raise ArgumentError.of(name, f"of the parameters' dtype, {dtype}", x.dtype)
 
 

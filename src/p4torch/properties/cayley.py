@@ -56,7 +56,7 @@ def _plain(u: Tensor) -> bool:
     """Whether the hand-written path applies."""
     if u.dtype not in (torch.float32, torch.float64):
         return False
-    return not (transformed() or torch.is_autocast_enabled(u.device.type))
+    return not (transformed() or linalg.autocasts(u.device))
 
 
 def _core(w: Tensor) -> Tensor:

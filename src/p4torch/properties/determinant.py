@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from p4torch import linalg, rows
 from p4torch.algebras import UNIT_DETERMINANT
-from p4torch.blocks import Block, Blocks
+from p4torch.blocks import Blocks
 from p4torch.directions import of_matrix, of_rows
 from p4torch.errors import ArgumentError
 from p4torch.low_rank import LowRank, Side
@@ -124,11 +124,6 @@ class BlockUnitDeterminant(UnitDeterminant, Blocks):
     """Blocks in sl(b)."""
 
     algebra = UNIT_DETERMINANT
-
-    def _blocks_of(self, base: Tensor, size: int, block: Block | None) -> nn.Parameter:
-        if block == 1:
-            raise ArgumentError.of("block", "at least 2: det = 1 leaves nothing to train in blocks of 1", block)
-        return super()._blocks_of(base, size, block)
 
     def tracked_update(self, base: Tensor) -> TrackedUpdate:
         return followed(self, self.tracked, base, ORDER)

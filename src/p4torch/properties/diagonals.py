@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from p4torch import linalg
+
 
 def toeplitz(diagonals: Tensor, rows: int) -> Tensor:
     """`(..., n, m)` from its diagonals `(..., n + m - 1)`, the first at the lower left: A_ij = d_(n-1-i+j)."""
@@ -73,4 +75,4 @@ def smooth(size: int) -> int:
 def transformable(x: Tensor, base: Tensor) -> bool:
     """Whether an FFT takes these rows as they are, and may: no short dtypes, no autocast."""
     exact = base.dtype in (torch.float32, torch.float64) and x.dtype == base.dtype
-    return exact and not torch.is_autocast_enabled(base.device.type)
+    return exact and not linalg.autocasts(base.device)

@@ -42,8 +42,6 @@ class SpecialUnitary(Orthonormal):
         check_square(base, "a determinant")
         if base.shape[-1] < 2:
             raise ArgumentError.of("base", "of size 2 at least", tuple(base.shape))
-        if options.get("block") == 1:
-            raise ArgumentError.of("block", "at least 2: det = 1 leaves nothing to train in blocks of 1", 1)
         super().__init__(base, rank, **options)
 
     def sign(self, base: Tensor) -> Tensor:
