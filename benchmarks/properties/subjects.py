@@ -123,4 +123,6 @@ SUBJECTS = (
     Subject("LinearSubspace", "band mask", sized=band),
     Subject("LinearSubspace", "group of 4", sized=ring),
     Subject("FixedSpectrum"),
+    Subject("FixedSingularValues", ranks=()),
+    Subject("SpecialUnitary", start=complex_near_identity, ranks=()),
 )

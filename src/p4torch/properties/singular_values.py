@@ -77,7 +77,7 @@ class FixedSingularValues(Shaped):
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        if tensor.shape == self.base_shape:  # others are refused
+        if isinstance(tensor, Tensor) and tensor.shape == self.base_shape:  # others are refused
             self.values.value.copy_(_values(tensor))
         return super().right_inverse(tensor)
 
