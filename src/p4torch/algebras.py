@@ -115,7 +115,7 @@ def turned_reference(base: Tensor, x: Tensor) -> Tensor:
 
 def turned(base: Tensor, x: Tensor) -> Tensor:
     """`turned_reference`, fast: in two products less, of A `(n, m)` and X `(m, m)`."""
-    plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+    plain = x.dtype in (torch.float32, torch.float64) and not linalg.autocasts(x.device)
     if not plain or transformed() or x.dim() != 2 or base.dim() != 2 or base.dtype != x.dtype:
         return turned_reference(base, x)
     return _Turned.apply(base, x)  # type: ignore[no-untyped-call]

@@ -83,7 +83,7 @@ def _permuted(x: Tensor, order: Tensor, row: int) -> Tensor:
 
 def fusible(x: Tensor, blocks: Tensor) -> bool:
     """Whether the hand-written path applies: one dtype, and nothing that rewrites operations."""
-    plain = x.dtype == blocks.dtype and not torch.is_autocast_enabled(x.device.type)
+    plain = x.dtype == blocks.dtype and not linalg.autocasts(x.device)
     return plain and not transformed()
 
 
