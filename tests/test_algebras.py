@@ -87,14 +87,15 @@ def test_the_transform_against_lapack(b: int, size: float, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("doublings", algebras.DOUBLINGS)
 def test_the_remainder_of_the_series(doublings: int) -> None:
-    """‖X^(p+1) (I - X)⁻¹‖ <= s^(p+1) / (1 - s) with p + 1 = 2^j, and the first powers are there."""
+    """‖X^(p+1) (I - X)⁻¹‖ <= s^(p+1) / (1 - s) with p + 1 = 2^j and s = ‖X²‖^½, and the first powers are there."""
     x = algebras.skew(torch.randn(5, 5, dtype=torch.float64))
     x = 0.5 * x / torch.linalg.matrix_norm(x)
     exact = torch.linalg.inv(torch.eye(5, dtype=torch.float64) - x)
-    error = exact - algebras._series(x, doublings)
+    error = exact - algebras._series(x, x @ x, doublings)
     remainder = torch.linalg.matrix_power(x, 2**doublings) @ exact
     torch.testing.assert_close(error, remainder, rtol=0, atol=EXACT)
-    assert torch.linalg.matrix_norm(error) <= 0.5 ** (2**doublings) / (1 - 0.5)
+    size = torch.linalg.matrix_norm(x @ x).sqrt()
+    assert torch.linalg.matrix_norm(error, ord=2) <= size ** (2**doublings) / (1 - size)
 
 
 def test_derivatives_of_the_transform() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from p4torch.block_diagonal import BlockDiagonal, permuted
+from p4torch.block_diagonal import BlockDiagonal, _permuted
 
 #: A few products of small matrices in float64.
 EXACT = 1e-13
@@ -61,8 +61,8 @@ def test_any_leading_shape_of_rows(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("batch", [(), (2,)])
 def test_permuted_and_back(batch: tuple[int, ...]) -> None:
     order, x = order_of(7, *batch), torch.randn(*batch, 3, 7, dtype=torch.float64)
-    moved = permuted(x, order, 0)
-    assert torch.equal(permuted(moved, order, 1), x)
+    moved = _permuted(x, order, 0)
+    assert torch.equal(_permuted(moved, order, 1), x)
     torch.testing.assert_close(moved, torch.take_along_dim(x, order[..., 0, :].unsqueeze(-2), -1), rtol=0, atol=0)
 
 
