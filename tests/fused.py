@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from p4torch import algebras, rows
+from p4torch import algebras, relative, rows
 from p4torch.block_diagonal import BlockDiagonal, rows_reference
 from p4torch.flows import fused, fused_run, knots
 from p4torch.properties import cayley, simplex
@@ -92,6 +92,9 @@ FUSED: dict[str, Fused] = {
     ),
     "turned": Fused(
         algebras.turned, algebras.turned_reference, lambda t: (square(t), algebras.skew(square(t) + square(t.sin())))
+    ),
+    "relative": Fused(
+        partial(relative.moved, gain=0.3), partial(relative.moved_reference, gain=0.3), lambda t: (BASE, square(t))
     ),
     "rows-of-blocks": Fused(
         lambda x, blocks: BlockDiagonal(blocks, ORDER).rows(x),

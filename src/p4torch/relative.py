@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.twins import transformed, twin_gradients
+from p4torch.twins import transformed, twin_gradients, twin_wanted
 
 
 def moved_reference(base: Tensor, b: Tensor, gain: float) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, change: Tensor) -> tuple[Tensor | None, ...]:
         base, b, factors, pivots = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if twin_wanted(g, change):
             twin, needed = partial(moved_reference, gain=ctx.gain), ctx.needs_input_grad[:2]
             return (*twin_gradients(twin, needed, (base, b), (g, change)), None)
         weighted = change[..., None, None] * linalg.eye_like(b)

@@ -17,38 +17,38 @@ from p4torch.perturbation import Perturbation
 class LinearSubspace(Perturbation):
     """S = a linear subspace of the matrices `(..., n, m)`, given by a kind, a mask or a group:
 
-         LinearSubspace(base, "symmetric")       A = Aᵀ                            U Vᵀ + V Uᵀ
-         LinearSubspace(base, "skew")            A = -Aᵀ                           U Vᵀ - V Uᵀ
-         LinearSubspace(base, "circulant")       A_ij = a_(i-j mod n)              a: n numbers
-         LinearSubspace(base, "toeplitz")        A_ij = a_(i-j)                    a: n + m - 1 numbers
-         LinearSubspace(base, "lower" | "upper") 0 above | below the diagonal      U Vᵀ inside
-         LinearSubspace(base, mask=M)            0 where M is false                M ∘ (U Vᵀ)
-         LinearSubspace(base, group=ρ)           ρ_out(g) A = A ρ_in(g) for all g  mean of ρ_out(g) U Vᵀ ρ_in(g)⁻¹
+        LinearSubspace(base, "symmetric")       A = Aᵀ                            U Vᵀ + V Uᵀ
+        LinearSubspace(base, "skew")            A = -Aᵀ                           U Vᵀ - V Uᵀ
+        LinearSubspace(base, "circulant")       A_ij = a_(i-j mod n)              a: n numbers
+        LinearSubspace(base, "toeplitz")        A_ij = a_(i-j)                    a: n + m - 1 numbers
+        LinearSubspace(base, "lower" | "upper") 0 above | below the diagonal      U Vᵀ inside
+        LinearSubspace(base, mask=M)            0 where M is false                M ∘ (U Vᵀ)
+        LinearSubspace(base, group=ρ)           ρ_out(g) A = A ρ_in(g) for all g  mean of ρ_out(g) U Vᵀ ρ_in(g)⁻¹
 
-     R_B(A) = A + the last column, which B = (U, V), of k columns, or the coordinates a make. B₀: U = 0 and V ~ N(0, 1),
-    or a = 0. A stays in S whatever B is; rounding is projected away at every merge, which is exact. Nothing
-     is tracked. The classes in `p4torch.properties.subspaces` say what a step costs, and how many directions there are
-     at B₀; circulant and triangular matrices have inverse and determinant in closed form, the others by LAPACK.
+    R_B(A) = A + the last column, which B = (U, V), of k columns, or the coordinates a make. B₀: U = 0 and V ~ N(0, 1),
+    or a = 0. A stays in S whatever B is; rounding is projected away at every merge, which is exact. Nothing is tracked.
+    The classes in `p4torch.properties.subspaces` say what a step costs, and how many directions there are at B₀; circulant
+    and triangular matrices have inverse and determinant in closed form, the others by LAPACK.
 
-     Args:
-         base: `(..., n, m)`, real. One that is not in S is projected: to the nearest matrix of S, for a group to the
-             mean of ρ_out(g) A ρ_in(g)⁻¹. The warning states the distance, relative to the norm.
-         kind: one of those above, if neither `mask` nor `group` is given.
-         rank: k >= 1, for kinds with U and V. 1 by default; for a group as many as it takes to reach n directions.
-         mask: a boolean tensor `(n, m)`.
-         group: all matrices of a finite group, `(g, n, n)`, that S commutes with; or two representations of it, of
-             outputs and inputs, `((g, n, n), (g, m, m))`, in the same order.
-             A layer is equivariant without a bias, or with one that is invariant, ρ_out(g) b = b. That is a property of
-             the same kind: perturb the bias first, with `group=(ρ_out, torch.ones(g, 1, 1))` and `view="column"`.
-             `p4torch.perturb` warns of another one.
-         options: `scale`, `directions`, `train_directions` of `p4torch.low_rank.LowRank`, for kinds with U and V.
+    Args:
+        base: `(..., n, m)`, real. One that is not in S is projected: to the nearest matrix of S, for a group to the
+            mean of ρ_out(g) A ρ_in(g)⁻¹. The warning states the distance, relative to the norm.
+        kind: one of those above, if neither `mask` nor `group` is given.
+        rank: k >= 1, for kinds with U and V. 1 by default; for a group as many as it takes to reach n directions.
+        mask: a boolean tensor `(n, m)`.
+        group: all matrices of a finite group, `(g, n, n)`, that S commutes with; or two representations of it, of
+            outputs and inputs, `((g, n, n), (g, m, m))`, in the same order.
+            A layer is equivariant without a bias, or with one that is invariant, ρ_out(g) b = b. That is a property of
+            the same kind: perturb the bias first, with `group=(ρ_out, torch.ones(g, 1, 1))` and `view="column"`.
+            `p4torch.perturb` warns of another one.
+        options: `scale`, `directions`, `train_directions` of `p4torch.low_rank.LowRank`, for kinds with U and V.
 
-     Raises:
-         ArgumentError: for a base that is not a real, finite matrix of a fitting shape; for options that say nothing or
-             two things; for a group whose matrices are no group, saying why.
+    Raises:
+        ArgumentError: for a base that is not a real, finite matrix of a fitting shape; for options that say nothing or
+            two things; for a group whose matrices are no group, saying why.
 
-     Source: Serre (1977), Linear Representations of Finite Groups, section 2.2, for the mean over a group (Reynolds);
-     Davis (1979), Circulant Matrices, section 3.2.
+    Source: Serre (1977), Linear Representations of Finite Groups, section 2.2, for the mean over a group (Reynolds);
+    Davis (1979), Circulant Matrices, section 3.2.
     """
 
     _kinds: ClassVar[dict[str, type[LinearSubspace]]] = {}
