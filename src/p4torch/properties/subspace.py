@@ -27,8 +27,8 @@ class LinearSubspace(Perturbation):
 
     R_B(A) = A + the last column, which B = (U, V), of k columns, or the coordinates a make. B₀: U = 0 and V ~ N(0, 1),
     or a = 0. A stays in S whatever B is; rounding is projected away at every merge, which is exact. Nothing is tracked.
-    The classes in `p4torch.properties.subspaces` say what a step costs, and how many directions there are at B₀; circulant
-    and triangular matrices have inverse and determinant in closed form, the others by LAPACK.
+    The classes in `p4torch.properties.subspaces` say what a step costs, and how many directions there are at B₀;
+    circulant and triangular matrices have inverse and determinant in closed form, the others by LAPACK.
 
     Args:
         base: `(..., n, m)`, real. One that is not in S is projected: to the nearest matrix of S, for a group to the
