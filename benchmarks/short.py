@@ -39,7 +39,7 @@ def jobs() -> list[Job]:
     counted += [
         *((f"Invertible solve {features}", partial(_solve, features)) for features in (64, 128)),
         *((f"merge {property} 128", partial(_merge, property)) for property in linear.PROPERTIES),
-        ("deep chain", lambda: _flow(Flow(InvertibleMLP(2, flows.DEPTH), StandardNormal(2)), 2)),
+        ("deep chain", lambda: _flow(Flow(InvertibleMLP(2, flows.DEPTH, rank=1), StandardNormal(2)), 2)),
         ("realnvp with Swap", lambda: _couplings(flows.swap)),
         ("realnvp with InvertibleLinear", lambda: _couplings(flows.linear)),
     ]

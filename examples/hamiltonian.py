@@ -148,7 +148,7 @@ def _linear(rank: int) -> nn.Module:
     with torch.no_grad():
         layer.weight.copy_(torch.eye(4))
         layer.bias.zero_()
-    return p4.perturb(layer, "weight", p4.Symplectic, rank=rank)
+    return p4.perturb(layer, "weight", p4.Symplectic, rank=rank, scale=1.0)
 
 
 class Learner(Fit):

@@ -61,7 +61,7 @@ def fit_step(flow: nn.Module, features: int) -> Side:
 
 def deep_step(depth: int = DEPTH) -> Side:
     """p4torch's side of the deep chain."""
-    return fit_step(Flow(InvertibleMLP(2, depth), StandardNormal(2)), 2)
+    return fit_step(Flow(InvertibleMLP(2, depth, rank=1), StandardNormal(2)), 2)
 
 
 def plain_deep_step(depth: int = DEPTH) -> Side:

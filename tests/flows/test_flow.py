@@ -74,7 +74,7 @@ def test_samples_are_differentiable_through_the_inverse() -> None:
 
 def test_deep_flow_inverts_its_own_samples_before_and_after_training() -> None:
     torch.manual_seed(0)
-    flow = Flow(InvertibleMLP(2, depth=200, init="scattered"), StandardNormal(2))
+    flow = Flow(InvertibleMLP(2, depth=200, init="scattered", rank=1, scale=1.0), StandardNormal(2))
     for steps in (0, 400):
         schedule = _train(flow, steps)
         for with_gradients in (False, True):
