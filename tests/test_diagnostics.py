@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -187,7 +188,7 @@ def test_steps_that_explode_are_named(seen: list[Any], rate: float) -> None:
 
 
 def test_a_first_interval_that_leads_too_far_is_named(seen: list[Any]) -> None:
-    model = model_of(p4.LowRankUpdate, width=64)
+    model = model_of(partial(p4.LowRankUpdate, scale=1.0), width=64)
     optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=1.0)
     p4.MergeScheduler(model, optimizer, every=20).attach()
     for _ in range(20):
@@ -199,7 +200,7 @@ def test_a_first_interval_that_leads_too_far_is_named(seen: list[Any]) -> None:
 
 def test_a_slow_explosion_is_named_too(seen: list[Any]) -> None:
     """A factor of three an interval."""
-    model = model_of(p4.LowRankUpdate)
+    model = model_of(partial(p4.LowRankUpdate, scale=1.0))
     optimizer = torch.optim.SGD(p4.parameter_groups(model), lr=1e-3)
     scheduler = p4.MergeScheduler(model, optimizer, every=1)
     for _ in range(6):

@@ -30,7 +30,7 @@ def _recover(attached: bool) -> None:
 
 
 def _finalize() -> None:
-    network = p4.LipschitzNetwork(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), 50.0)
+    network = p4.LipschitzNetwork(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), 50.0, rank=1, at="merge", scale=1.0)
     with torch.no_grad():
         for site in p4.sites(network):
             site.perturbation.u.fill_(10.0)

@@ -15,7 +15,6 @@ from p4torch.properties.checks import check_number
 from p4torch.properties.shapes import check_real_matrix, check_square
 from p4torch.properties.simplex import admitted, distance, doubly_normalised, tilted
 from p4torch.properties.zeros import rounded_positive, warn_of_still, warn_of_zeros
-from p4torch.step_size import STEP
 
 
 class Stochastic(LowRank):
@@ -79,8 +78,8 @@ class Stochastic(LowRank):
         self.sweeps = check_integer("sweeps", sweeps, 1)
 
     def natural_gain(self, base: Tensor) -> Tensor:
-        """U Vᵀ changes the logarithms of entries: a step moves them by about 8 η."""
-        return STEP / self.rank**0.5 * torch.ones_like(self.skips)
+        """k^(-1/2): U Vᵀ changes the logarithms of entries, and a step at the rate η moves them by about η."""
+        return self.rank**-0.5 * torch.ones_like(self.skips)
 
     # --- R_B ----------------------------------------------------------------------------------------------------------
 
