@@ -1,4 +1,5 @@
-"""Learning rates: what `p4torch density --tune` found, in a table that ships with the package."""
+"""Learning rates: what `p4torch density --tune` found, in a table that ships with the package. Those of "whole" were
+tuned on two-moons and checkerboard; the other targets have the rate of the latter, untried."""
 
 from __future__ import annotations
 
