@@ -36,7 +36,7 @@ from p4torch.training.chunks import warmup_cosine
 MODULE = "examples.relora"
 LAYERS = ("query", "key", "value", "out", "up", "down")
 
-#: Learning rates tried for every method, and what `--tune` found (seed 100). Those of blocks are the others' rate, untried.
+#: Learning rates tried for every method, and what `--tune` found (seed 100); "poet" and "relative" have it untried.
 CANDIDATES = (1e-3, 3e-3, 1e-2)
 RATES = {"full": 3e-3, "lora": 3e-3, "relora": 3e-3, "poet": 3e-3, "relative": 3e-3}
 
