@@ -191,10 +191,10 @@ def test_large_stacks_do_not_hang_on_several_threads() -> None:
     code = (
         "import torch, p4torch as p4; torch.set_num_threads(2); base = torch.eye(160).repeat(3, 1, 1); "
         "base += 0.01 * torch.randn_like(base)\n"
-        "for property in (p4.Invertible, p4.UnitDeterminant):\n"
+        "for property, rank in ((kind, rank) for kind in (p4.Invertible, p4.UnitDeterminant) for rank in (None, 1)):\n"
         "    module = torch.nn.Module(); module.w = torch.nn.Parameter(base.clone())\n"
-        "    p4.perturb(module, 'w', property)\n"
-        "    (site,) = p4.sites(module); site.perturbation.u.data.add_(0.001)\n"
+        "    p4.perturb(module, 'w', property, rank=rank)\n"
+        "    (site,) = p4.sites(module); next(site.perturbation.own_parameters())[1].data.add_(0.001)\n"
         "    assert site.merge(force=True).ok; site.refresh(); site.correct()\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
