@@ -293,7 +293,7 @@ def test_training_crosses_the_singular_set() -> None:
     n, tolerance = 101, 1e-9
     layer = nn.Linear(n, n, bias=False)
     nn.init.eye_(layer.weight)
-    p4.perturb(layer, "weight", p4.Invertible)
+    p4.perturb(layer, "weight", p4.Invertible, rank=1, scale=1.0)
     (site,) = p4.sites(layer)
     optimizer = torch.optim.SGD(p4.parameter_groups(layer)[1:], lr=0.3)
     scheduler = p4.MergeScheduler(layer, optimizer, every=1)
