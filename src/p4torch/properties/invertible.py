@@ -39,8 +39,9 @@ class Invertible(Shaped):
         exponential:  R_B(A) = A P blockdiag(exp(g B_i)) Pᵀ          or  A exp(g U Vᵀ) = A (I + g U φ₁(g VᵀU) Vᵀ)
 
     B₀ is B = 0, or U = 0 and V ~ N(0, 1). The additive forms may cross det = 0 between merges: they come out right on
-    the other side. (Relative moves slow down near a singular A, of which they are multiples: low rank crosses better.) The exponential ones stay in their component of GL(n). Blocks of all coordinates move A in all n²
-    directions, like a plain matrix, relative to A: dA = g A dB, a relative gradient.
+    the other side. (Relative moves slow down near a singular A, of which they are multiples: low rank crosses better.)
+    The exponential ones stay in their component of GL(n). Blocks of all coordinates move A in all n² directions, like a
+    plain matrix, relative to A: dA = g A dB, a relative gradient.
 
     Args:
         base: `(..., n, n)`, nonsingular.
