@@ -191,7 +191,7 @@ def test_the_example_in_the_docs_runs() -> None:
 
 def test_stack_is_merged_or_skipped_matrix_by_matrix() -> None:
     base = torch.eye(3, dtype=torch.float64).repeat(4, 1, 1)
-    perturbation = p4.Invertible(base)
+    perturbation = p4.Invertible(base, rank=1, scale=1.0)
     with torch.no_grad():
         perturbation.u.copy_(0.1 * torch.randn_like(perturbation.u))
         perturbation.u[2] = torch.inf

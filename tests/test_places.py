@@ -109,7 +109,7 @@ def test_tied_weights_stay_tied(path: str, head_first: bool) -> None:
 
 def test_gradients_of_tied_weights_add_up() -> None:
     model, words = Language().double(), torch.randint(0, 9, (6, 3))
-    p4.perturb(model, "head.weight", p4.LowRankUpdate, rank=2)
+    p4.perturb(model, "head.weight", p4.LowRankUpdate, rank=2, scale=1.0)
     move(model)
     (site,) = p4.sites(model)
     model(words).square().sum().backward()
