@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import p4torch as p4
 from p4torch import testing
 from p4torch.testing import check_perturbation
+from p4torch.testing._cases import default_sample
 
 
 @pytest.mark.parametrize("row", PERTURBATIONS.values(), ids=PERTURBATIONS.keys())
@@ -187,6 +188,14 @@ def test_checks_leave_the_global_generator_alone() -> None:
 
 def test_the_example_in_the_docs_runs() -> None:
     assert doctest.testmod(testing.perturbations).failed == 0
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_every_perturbation_can_be_printed(name: str) -> None:
+    row = PERTURBATIONS[name]
+    sample = row.options.get("sample") or default_sample(row.factory, row.options.get("shape", (6, 6)))
+    perturbation = row.factory(sample(torch.Generator().manual_seed(0)))
+    assert repr(perturbation).startswith(type(perturbation).__name__)
 
 
 def test_stack_is_merged_or_skipped_matrix_by_matrix() -> None:

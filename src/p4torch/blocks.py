@@ -13,7 +13,7 @@ from p4torch.block_diagonal import BlockDiagonal
 from p4torch.errors import ArgumentError
 from p4torch.options import check_choice, is_integer
 from p4torch.perturbation import Perturbation
-from p4torch.step_size import block_gain, check_scale
+from p4torch.step_size import block_gain, check_scale, scale_repr
 
 Block = int | Literal["all"]
 BlockSide = Literal["left", "right", "both"]
@@ -259,5 +259,4 @@ class Blocks(Perturbation):
 
     def extra_repr(self) -> str:
         sizes = {name: value.shape[-1] for name, value in self.own_parameters()}
-        scale = "" if self.scale is None else f", scale={self.scale:g}"
-        return f"block={max(sizes.values())}, side={self.side!r}{scale}"
+        return f"block={max(sizes.values())}, side={self.side!r}{scale_repr(self.scale)}"

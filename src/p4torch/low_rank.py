@@ -12,7 +12,7 @@ from p4torch.directions import Apply, GradientSketch, Maps, of_matrix, of_rows
 from p4torch.merging import Decision, MergeReport
 from p4torch.options import check_choice, check_integer
 from p4torch.perturbation import Perturbation
-from p4torch.step_size import check_scale, low_rank_gain, size_of
+from p4torch.step_size import check_scale, low_rank_gain, scale_repr, size_of
 
 Side = Literal["add", "left", "right"]
 Directions = Literal["random", "informed"]
@@ -209,7 +209,4 @@ class LowRank(Perturbation):
         return {"u": torch.linalg.pinv(linalg.in_double(previous["v"])) @ linalg.in_double(self.v)}
 
     def extra_repr(self) -> str:
-        return f"rank={self.rank}{self.scale_repr()}"
-
-    def scale_repr(self) -> str:
-        return "" if self.scale is None else f", scale={self.scale:g}"
+        return f"rank={self.rank}{scale_repr(self.scale)}"

@@ -51,3 +51,8 @@ def size_of(base: Tensor) -> Tensor:
 def check_scale(scale: Any) -> float | None:
     """None, or a positive number as a float. Raises ArgumentError for anything else."""
     return None if scale is None else check_number("scale", scale, 1e-300, "None or a positive number")
+
+
+def scale_repr(scale: float | None) -> str:
+    """The option as the end of a list, for `repr`; nothing for None."""
+    return "" if scale is None else f", scale={scale:g}"

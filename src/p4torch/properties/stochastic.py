@@ -125,4 +125,4 @@ class Stochastic(LowRank):
         return Proposal(rounded_positive(exact, base.dtype))
 
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, doubly={self.doubly}, scale={self.scale:g}"
+        return f"doubly={self.doubly}, {super().extra_repr()}"
