@@ -196,11 +196,11 @@ class Blocks(Perturbation):
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
+            inverse, y = self.base_inverse(base), y.to(base.dtype)
             left, right = self.element("left", inverse=True), self.element("right", inverse=True)
-            y = y.to(base.dtype)
             if left is not None:
                 y = left.rows(y)
-            x = linalg.rows_times(y, self.base_inverse(base))
+            x = linalg.rows_times(y, inverse)
             return x if right is None else right.rows(x)
 
     def inverse(self, base: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ class LowRank(Perturbation):
 
     directions: ClassVar[tuple[str, ...]] = ("v",)
     gain: Tensor
+    #: Whether the factors move A by shares of itself, although they are added.
+    relative: ClassVar[bool] = False
     #: Whether only the skew part of the gradient moves R_B(A).
     skew: ClassVar[bool] = False
 
@@ -89,7 +91,8 @@ class LowRank(Perturbation):
     def natural_gain(self, base: Tensor) -> Tensor:
         """The g that is used if `scale` is None, `(...)`."""
         gain = low_rank_gain(self.u.shape[-2], self.v.shape[-2], self.rank)
-        return gain * (size_of(base) if self.side == "add" else torch.ones_like(self.skips))
+        absolute = self.side == "add" and not self.relative
+        return gain * (size_of(base) if absolute else torch.ones_like(self.skips))
 
     def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """P and Q, pure functions of U and V in any dtype. U and V themselves by default."""

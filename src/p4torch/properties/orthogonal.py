@@ -11,7 +11,7 @@ from p4torch import linalg, rows
 from p4torch.algebras import ORTHOGONAL
 from p4torch.blocks import Blocks
 from p4torch.directions import of_rows
-from p4torch.low_rank import LowRank, Side
+from p4torch.low_rank import LowRank
 from p4torch.properties.cayley import cayley, turn
 from p4torch.properties.orthonormal import Orthonormal
 from p4torch.properties.shapes import check_real_matrix, check_square
@@ -54,9 +54,6 @@ class Orthogonal(Orthonormal):
         self.register_buffer("orientation", base.new_ones(base.shape[:-2]))  # ±1: exact in every dtype
         self.refresh(base)
 
-    def factors_act(self, base: Tensor) -> Side:
-        return "right" if base.shape[-2] < base.shape[-1] else "left"
-
     def sign(self, base: Tensor) -> Tensor:
         check_square(base, "a determinant")
         return self.orientation
@@ -71,10 +68,6 @@ class BlockOrthogonal(Orthogonal, Blocks):
     """Blocks in so(b)."""
 
     algebra = ORTHOGONAL
-
-    def solve(self, base: Tensor, y: Tensor) -> Tensor:
-        check_square(base, "an inverse")
-        return Blocks.solve(self, base, y)
 
 
 class LowRankOrthogonal(Orthogonal, LowRank):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
+from p4torch.low_rank import Side
 from p4torch.merging import Proposal
 from p4torch.properties.drift import polished, repaired
 from p4torch.properties.shapes import check_square
@@ -15,8 +16,13 @@ from p4torch.shaped import Shaped
 class Orthonormal(Shaped):
     """S = {A : AᴴA = I}, for wide A {A Aᴴ = I}. A shape says which group elements lead from S to S."""
 
+    def factors_act(self, base: Tensor) -> Side:
+        """On the long side."""
+        return "right" if base.shape[-2] < base.shape[-1] else "left"
+
     def base_inverse(self, base: Tensor) -> Tensor:
         """Aᴴ."""
+        check_square(base, "an inverse")
         return base.mH
 
     def inverse(self, base: Tensor) -> Tensor:

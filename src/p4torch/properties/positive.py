@@ -28,7 +28,6 @@ from p4torch.properties.definite import (
 )
 from p4torch.properties.shapes import check_real_matrix, check_square
 from p4torch.shaped import Shaped, check_one_side
-from p4torch.step_size import low_rank_gain
 from p4torch.tracking import TrackedInverse, TrackedUpdate
 
 #: Of the iterative inversion that corrects the inverse.
@@ -185,8 +184,7 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
 class LowRankPositiveDefinite(PositiveDefinite, LowRank):
     """Congruences by exponentials of rank k. A step costs O(n²k)."""
 
-    def natural_gain(self, base: Tensor) -> Tensor:
-        return low_rank_gain(base.shape[-1], base.shape[-1], self.rank) * torch.ones_like(self.skips)
+    relative = True
 
     def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         with linalg.full_precision(u.device):

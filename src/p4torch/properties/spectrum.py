@@ -18,7 +18,6 @@ from p4torch.merging import Proposal, Veto
 from p4torch.properties.precise import Precise
 from p4torch.properties.shapes import check_real_matrix, check_square
 from p4torch.shaped import Shaped, check_one_side
-from p4torch.step_size import low_rank_gain
 
 #: The invariants that are compared: tr A, tr A², ..., tr A^POWERS.
 POWERS = 4
@@ -150,8 +149,7 @@ class BlockFixedSpectrum(FixedSpectrum, Blocks):
 class LowRankFixedSpectrum(FixedSpectrum, LowRank):
     """Similarity transformations by T = I + g U Vᵀ."""
 
-    def natural_gain(self, base: Tensor) -> Tensor:
-        return low_rank_gain(base.shape[-1], base.shape[-1], self.rank) * torch.ones_like(self.skips)
+    relative = True
 
     def conjugated(self, base: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """P and F."""

@@ -12,7 +12,7 @@ from p4torch import linalg, rows
 from p4torch.algebras import UNITARY
 from p4torch.blocks import Blocks
 from p4torch.errors import ArgumentError
-from p4torch.low_rank import LowRank, Side
+from p4torch.low_rank import LowRank
 from p4torch.perturbation import Perturbation
 from p4torch.properties.orthonormal import Orthonormal
 from p4torch.properties.shapes import check_complex_matrix, check_square
@@ -54,18 +54,11 @@ class Unitary(Orthonormal):
             raise ArgumentError.of("directions", "random, for complex matrices", repr(options["directions"]))
         super().__init__(base, rank, **options)
 
-    def factors_act(self, base: Tensor) -> Side:
-        return "right" if base.shape[-2] < base.shape[-1] else "left"
-
 
 class BlockUnitary(Unitary, Blocks):
     """Blocks in u(b)."""
 
     algebra = UNITARY
-
-    def solve(self, base: Tensor, y: Tensor) -> Tensor:
-        check_square(base, "an inverse")
-        return Blocks.solve(self, base, y)
 
     def sign(self, base: Tensor) -> Tensor:
         return Perturbation.sign(self, base)
