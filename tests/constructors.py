@@ -112,6 +112,10 @@ BLOCKS: dict[str, Row] = {
     "invertible-blocks-both": Row(partial(p4.Invertible, block=4, side="both"), quick(tangent=28)),
     "invertible-blocks-batched": Row(partial(p4.Invertible, block=2), quick(shape=(3, 5, 5), tangent=24, batch=False)),
     "invertible-exponential-all": Row(partial(p4.Invertible, form="exponential"), quick(tangent=36), Large()),
+    "invertible-relative-all": Row(partial(p4.Invertible, form="relative"), quick(tangent=36)),
+    "invertible-triangular-all": Row(partial(p4.Invertible, form="triangular"), quick(tangent=36), Large()),
+    "invertible-triangular-blocks": Row(partial(p4.Invertible, form="triangular", block=4), quick(tangent=25)),
+    "invertible-all-batched": Row(p4.Invertible, quick(shape=(3, 4, 4), tangent=48, batch=False)),
     "unit-determinant-all": Row(p4.UnitDeterminant, quick(tangent=35)),
     "unit-determinant-blocks": Row(
         partial(p4.UnitDeterminant, block=4),

@@ -4,7 +4,9 @@ A block is a matrix M `(..., b, b)` of free numbers. `project` takes it to the L
 maps X to the group, r(X), with r(0) = I; `inverse` gives r(X)⁻¹ and `logabsdet` log|det r(X)|, exactly, for every X.
 
     Cayley:       r(X) = (I - X/2)⁻¹ (I + X/2) = 2 (I - X/2)⁻¹ - I     orthogonal, unitary, symplectic groups
-    exponential:  r(X) = exp(X),   log|det r(X)| = tr X                determinant 1, and GL(n) without det < 0
+    exponential:  r(X) = exp(X),   log|det r(X)| = tr X                SU(n), and GL(n) without det < 0
+    factored:     r(X) = (I + L) (U + exp(D)),   log|det r(X)| = tr X  determinant 1; L + D + U = X, the strictly lower,
+                                                                       diagonal and strictly upper parts
     relative:     r(X) = I + X                                         GL(n); X may cross det = 0
 
 Source: Hall (2015), Lie Groups, Lie Algebras, and Representations, chapters 2 and 3; Hairer, Lubich and Wanner (2006),
@@ -179,6 +181,34 @@ def relative(x: Tensor) -> Tensor:
     return linalg.eye_like(x) + x
 
 
+def upper_element(x: Tensor) -> Tensor:
+    """U + exp(D): the strictly upper part of X, and the exponentials of its diagonal."""
+    return x.triu(1) + torch.diag_embed(x.diagonal(dim1=-2, dim2=-1).exp())
+
+
+def factored(x: Tensor) -> Tensor:
+    """(I + L) (U + exp(D))."""
+    return relative(x.tril(-1)) @ upper_element(x)
+
+
+def _factored_inverse(x: Tensor, element: Tensor) -> Tensor:
+    return _upper_inverse(x, upper_element(x)) @ _lower_inverse(x, relative(x.tril(-1)))
+
+
+def _lower_inverse(x: Tensor, element: Tensor) -> Tensor:
+    return _triangular_inverse(element, upper=False)
+
+
+def _upper_inverse(x: Tensor, element: Tensor) -> Tensor:
+    return _triangular_inverse(element, upper=True)
+
+
+def _triangular_inverse(element: Tensor, upper: bool) -> Tensor:
+    """By substitution."""
+    exact = linalg.at_least_single(element)
+    return torch.linalg.solve_triangular(exact, linalg.eye_like(exact), upper=upper).to(element.dtype)
+
+
 def _inverted(x: Tensor, element: Tensor) -> Tensor:
     """r(X)⁻¹ by LAPACK."""
     exact = linalg.at_least_single(element)
@@ -215,8 +245,12 @@ SYMPLECTIC = Algebra(
     limit=1.0,
 )
 #: sl(b), to SL(b).
-UNIT_DETERMINANT = Algebra("traceless", traceless, exponential, lambda x, element: exponential(-x), least=2)
+UNIT_DETERMINANT = Algebra("traceless", traceless, factored, _factored_inverse, least=2)
 #: gl(b), to GL(b), across det = 0.
 GENERAL = Algebra("all", lambda m: m, relative, _inverted, _slogdet_relative)
 #: gl(b), to the component of I in GL(b).
 GENERAL_EXPONENTIAL = Algebra("all", lambda m: m, exponential, lambda x, element: exponential(-x), _slogdet_exponential)
+#: Strictly lower triangular matrices, to unit lower ones.
+LOWER = Algebra("strictly lower", lambda m: m.tril(-1), relative, _lower_inverse)
+#: Upper triangular matrices, to those with a positive diagonal.
+UPPER = Algebra("upper", lambda m: m.triu(), upper_element, _upper_inverse, _slogdet_exponential)

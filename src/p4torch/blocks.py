@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,18 @@ Block = int | Literal["all"]
 BlockSide = Literal["left", "right", "both"]
 
 #: Largest n for which the default is one block of all coordinates; beyond, blocks of `DEFAULT_BLOCK`.
-ALL_SIZE, DEFAULT_BLOCK = 256, 32
+ALL_SIZE, DEFAULT_BLOCK = 512, 32
 
 #: Multiply-adds that cost as much as gathering one number of the activations, on a CPU.
 GATHER = 40
+
+
+def moves_whole(base: Tensor, block: Any) -> bool:
+    """Whether a block shape of these options has one block of all n coordinates of a square base."""
+    size = base.shape[-1] if isinstance(base, Tensor) and base.dim() > 0 else 0
+    if block is None:
+        return size <= ALL_SIZE
+    return block == "all" if isinstance(block, str) else bool(block == size)
 
 
 class Blocks(Perturbation):
@@ -37,16 +45,18 @@ class Blocks(Perturbation):
 
     Args:
         base: `(..., n, n')`.
-        block: b, 1 <= b <= n, or "all" for b = n. None: "all" up to n = 256, else 32.
+        block: b, 1 <= b <= n, or "all" for b = n. None: "all" up to n = 512, else 32.
         side: "right", "left" or "both"; None for the longer one.
         scale: g, or None for the one of `p4torch.step_size`, with which a learning rate moves A by the same relative
             amount at every n and b.
 
-    A property sets `algebra`, and defines `defect`, `project`, and what it knows of the base's inverse and determinant:
-    `base_inverse`, `base_logabsdet`, `base_sign`.
+    A property sets `algebra` (and `left_algebra`, if B is shared: L and R are then made of different parts of one B, in
+    the same order of the coordinates), and defines `defect`, `project`, and what it knows of the base's inverse and
+    determinant: `base_inverse`, `base_logabsdet`, `base_sign`.
     """
 
     algebra: Algebra
+    left_algebra: Algebra | None = None
     left: nn.Parameter | None
     right: nn.Parameter | None
 
@@ -62,10 +72,10 @@ class Blocks(Perturbation):
         self.scale = check_scale(scale)
         if side is not None:
             check_choice("side", side, get_args(BlockSide), "left, right or both")
-        self.side = side or self.natural_side(base)
+        self.side = "both" if self.left_algebra is not None else side or self.natural_side(base)
         sizes = {"left": base.shape[-2], "right": base.shape[-1]}
         for name, size in sizes.items():
-            used = self.side in (name, "both")
+            used = name == "right" if self.left_algebra is not None else self.side in (name, "both")
             self.register_parameter(name, self._blocks_of(base, size, block) if used else None)
             self.register_buffer(f"{name}_order", self._first_order(name, size))
 
@@ -120,22 +130,29 @@ class Blocks(Perturbation):
 
     def element(self, name: str, dtype: torch.dtype | None = None, inverse: bool = False) -> BlockDiagonal | None:
         """L or R, or its inverse, in the dtype of the base or another one; None where it is the identity."""
-        x = self.algebra_blocks(name, dtype)
+        x, algebra = self.algebra_blocks(name, dtype), self._algebra_of(name)
         if x is None:
             return None
         with linalg.full_precision(x.device):
-            blocks = self.algebra.element(x)
+            blocks = algebra.element(x)
             if inverse:
-                blocks = self.algebra.inverse(x, blocks)
-        return BlockDiagonal(blocks, getattr(self, f"{name}_order"))
+                blocks = algebra.inverse(x, blocks)
+        return BlockDiagonal(blocks, getattr(self, f"{self._source(name)}_order"))
 
     def algebra_blocks(self, name: str, dtype: torch.dtype | None = None) -> Tensor | None:
         """g B of one side in the Lie algebra, `(..., m, b, b)`."""
-        value = getattr(self, name)
+        value = getattr(self, self._source(name))
         if value is None:
             return None
         value = value if dtype is None else value.to(dtype)
-        return self.algebra.project(value) * (self.scale or block_gain(value.shape[-1]))
+        return self._algebra_of(name).project(value) * (self.scale or block_gain(value.shape[-1]))
+
+    def _source(self, name: str) -> str:
+        """The side whose B and order of the coordinates a side has."""
+        return name if self.left_algebra is None else "right"
+
+    def _algebra_of(self, name: str) -> Algebra:
+        return self.algebra if self.left_algebra is None or name == "right" else self.left_algebra
 
     def forward(self, base: Tensor) -> Tensor:
         if self.algebra.turned is not None and self._single(base):
@@ -184,7 +201,7 @@ class Blocks(Perturbation):
         """Whether forming R_B(A) and its gradient takes less than moving the activations: always for one block of all
         coordinates, which costs as much as a layer either way; else, in multiply-adds, m n n' for the gradient and
         3 n n' b for R_B(A) against 3 m n b and the gathers of the activations."""
-        sizes = [value.shape[-1] for value in (self.left, self.right) if value is not None]
+        sizes = [value.shape[-1] for _, value in self.own_parameters()] * (1 if self.left_algebra is None else 2)
         if base.dim() > 2 or (self.left_order is None and self.right_order is None):
             return True
         outputs, inputs = base.shape
@@ -217,13 +234,11 @@ class Blocks(Perturbation):
     def determinant_change(self, base: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """sign and log|det R_B(A) / det A|, `(...)`."""
         sign, logabsdet = torch.ones_like(self.skips), torch.zeros_like(self.skips)
-        if self.algebra.logabsdet is None:
-            return sign, logabsdet
         with linalg.full_precision(base.device):
             for name in ("left", "right"):
-                x = self.algebra_blocks(name, dtype)
-                if x is not None:
-                    signs, parts = self.algebra.logabsdet(x)
+                logabsdet_of, x = self._algebra_of(name).logabsdet, self.algebra_blocks(name, dtype)
+                if logabsdet_of is not None and x is not None:
+                    signs, parts = logabsdet_of(x)
                     sign, logabsdet = sign * signs.prod(-1), logabsdet + parts.sum(-1)
         return sign, logabsdet
 

@@ -19,9 +19,9 @@ class Shaped(Perturbation):
 
         Orthogonal(base, rank=2)                  low rank, see `p4torch.low_rank.LowRank`
         Orthogonal(base, block=32, side="both")   blocks, see `p4torch.blocks.Blocks`
-        Orthogonal(base)                          blocks: of all coordinates up to n = 256, else of 32
+        Orthogonal(base)                          blocks: of all coordinates up to n = 512, else of 32
 
-    The class itself defines S; a subclass says how B moves within it, and is listed in `shapes`.
+    The class itself defines S; a subclass says how B moves within it, and is listed in `shapes`. `shape_of` picks.
 
     Args:
         base: `(..., n, m)`.
@@ -43,10 +43,14 @@ class Shaped(Perturbation):
         block = options.get("block")
         if rank is not None and block is not None:
             raise ArgumentError.of("rank, block", "one of them at most", f"rank={rank!r} and block={block!r}")
-        wanted = Blocks if rank is None else LowRank
+        return super().__new__(cls.shape_of(base, rank, *args, **options))  # type: ignore[return-value]
+
+    @classmethod
+    def shape_of(cls, base: Any, rank: int | None, *args: Any, **options: Any) -> type[Perturbation]:
+        """The one of `shapes` that these options ask for."""
         for shape in cls.shapes:
-            if issubclass(shape, wanted):
-                return super().__new__(shape)  # type: ignore[return-value]
+            if issubclass(shape, Blocks if rank is None else LowRank):
+                return shape
         raise ArgumentError.of("rank", f"None: {cls.__name__} has block shapes only", repr(rank))
 
     def __init__(

@@ -188,7 +188,11 @@ def test_lu_trains_as_many_numbers_as_dense() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_all_models_start_as_the_same_flow(model: str) -> None:
-    own = {"p4inv": Variant("p4inv", 2, 10, "random"), "blocks": Variant("blocks", every=10, block=21)}
+    own = {
+        "p4inv": Variant("p4inv", 2, 10, "random"),
+        "blocks": Variant("blocks", every=10, block=21),
+        "triangular": Variant("triangular", every=1000),
+    }
     variant = own.get(model, Variant(model))
     x = patches().held_out("validation")[0]
     found = []
@@ -196,7 +200,7 @@ def test_all_models_start_as_the_same_flow(model: str) -> None:
         torch.manual_seed(4)
         found.append(build(each, 3).eval().log_prob(x))
     assert (found[0] - found[1]).abs().max() < SINGLE_ROUNDING * found[0].abs().max()
-    assert set(TITLES) == {*BASELINES, "p4inv", "blocks"}
+    assert set(TITLES) == {*BASELINES, "p4inv", "blocks", "triangular"}
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def density(
 
 def patches(
     models: Annotated[
-        str | None, typer.Option(help="Out of p4inv,blocks,dense,lu,relative,fixed. Default: all.")
+        str | None, typer.Option(help="Out of p4inv,blocks,triangular,dense,lu,relative,fixed. Default: all.")
     ] = None,
     ranks: Annotated[str | None, typer.Option(help="Of P4Inv. Default: 1,2,4,8.")] = None,
     every: Annotated[str | None, typer.Option(help="Merge intervals of P4Inv, in steps. Default: 10,50,200.")] = None,

@@ -8,12 +8,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from p4torch.blocks import ALL_SIZE
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.fused_run import Kind, Step
 from p4torch.perturbation import Perturbation
 from p4torch.properties import Invertible
-from p4torch.properties.invertible import LowRankInvertible
+from p4torch.properties.invertible import Form
+from p4torch.properties.invertible_shapes import LowRankInvertible
 from p4torch.sites import lookup, perturb
 from p4torch.tracking import TrackedInverse
 
@@ -61,7 +63,8 @@ class InvertibleLinear(Bijection):
         features: n.
         bias: whether there is a b.
         rank: k of the perturbation; None for the property's own default, mostly 1.
-        form: "additive" or "exponential", see `p4torch.Invertible`; None for the property's own default.
+        form: see `p4torch.Invertible`. None: triangular, if W is to be invertible and is moved as a whole (neither
+            `rank` nor `block` nor `side` are given, n <= 512); else the property's own default.
         init: of A.
         property: what W keeps: a class such as `p4torch.Orthogonal`, see `p4torch.perturb`.
         dtype: of the layer; that of `init`, if it is a tensor, or torch's default one otherwise.
@@ -73,7 +76,7 @@ class InvertibleLinear(Bijection):
         features: int,
         bias: bool = True,
         rank: int | None = None,
-        form: Literal["additive", "exponential"] | None = None,
+        form: Form | None = None,
         init: Init = "identity",
         *,
         property: Callable[..., Perturbation] = Invertible,
@@ -87,6 +90,9 @@ class InvertibleLinear(Bijection):
             raise ArgumentError.of("init", f"of shape ({features}, {features})", tuple(matrix.shape))
         self.weight = nn.Parameter(matrix)
         self.bias = nn.Parameter(self.weight.new_zeros(features)) if bias else None
+        shaped = rank is not None or not options.keys().isdisjoint(("block", "side"))
+        if form is None and property is Invertible and not shaped and features <= ALL_SIZE:
+            form = "triangular"
         options |= {name: value for name, value in (("rank", rank), ("form", form)) if value is not None}
         perturb(self, "weight", property, **options)
 

@@ -2,7 +2,7 @@
 
 from p4torch.properties.determinant import UnitDeterminant
 from p4torch.properties.fixed_rank import FixedRank
-from p4torch.properties.invertible import Invertible
+from p4torch.properties.invertible_shapes import Invertible
 from p4torch.properties.nonnegative import Nonnegative
 from p4torch.properties.orthogonal import Orthogonal
 from p4torch.properties.positive import PositiveDefinite

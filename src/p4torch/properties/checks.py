@@ -21,8 +21,6 @@ Bounds = tuple[float, float] | None
 #: singular values: beyond, its bounds grow with n.
 CHANGE_BOUNDS, LOGABSDET_BOUNDS, LOGABSDET_SIZE = (-6.0, 15.5), (-2.5, 15.5), 64
 
-FORMS = ("additive", "exponential")
-
 #: An inverse X with max|A X - I| above it is of no use.
 RESIDUAL_BOUND = 0.1
 
@@ -39,9 +37,9 @@ def chosen_bounds(
     )
 
 
-def check_options(form: str, order: int) -> None:
-    """Raise ArgumentError for options of `Invertible` that mean nothing."""
-    check_choice("form", form, FORMS, f"one of {', '.join(FORMS)}")
+def check_options(form: str, order: int, forms: tuple[str, ...]) -> None:
+    """Raise ArgumentError for options of `Invertible` that mean nothing; `forms` are those that a shape has."""
+    check_choice("form", form, forms, f"one of {', '.join(forms)}")
     if not is_integer(order) or order not in (2, 3, 7):
         raise ArgumentError.of("order", "2, 3 or 7", order)
 

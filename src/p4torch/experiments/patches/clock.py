@@ -11,6 +11,9 @@ from p4torch.experiments.patches.data import patches
 from p4torch.experiments.patches.job import trainer
 from p4torch.experiments.patches.models import Variant
 
+#: Merges that are further apart are left out of a turn: one of them costs about as much as two steps.
+RARE = 500
+
 #: Turns of every variant; the first one warms up.
 ROUNDS = 5
 
@@ -35,4 +38,6 @@ def step_milliseconds(config: Config) -> dict[str, float]:
 
 
 def _turn(variant: Variant, least: int) -> int:
-    return variant.every * math.ceil(least / variant.every) if variant.every else least
+    if not variant.every or variant.every > RARE:
+        return least
+    return variant.every * math.ceil(least / variant.every)

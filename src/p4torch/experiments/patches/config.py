@@ -60,7 +60,8 @@ class Config:
 
     Args:
         models: out of `MODELS`; P4Inv with each of `ranks`, `every` (merge intervals in steps) and `directions`, or
-            with each of `blocks` and `every`. A block of 63 is one of all coordinates.
+            with each of `blocks` and `every`, or triangular with each of `every`. A block of 63 is one of all
+            coordinates.
         seeds: of the full trainings.
         learning_rates: the short list that each variant's rate comes from; one alone is used as it is.
         steps, tune_steps: optimizer steps of a full training and of one that tunes.
@@ -117,6 +118,9 @@ class Config:
         for model in self.models:
             if model == "blocks":
                 found += [Variant(model, 0, every, "", block) for every in self.every for block in self.blocks]
+                continue
+            if model == "triangular":
+                found += [Variant(model, every=every) for every in self.every]
                 continue
             if model != "p4inv":
                 found.append(Variant(model))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _BASELINES = {"dense": "black", "lu": "tab:blue", "relative": "tab:red", "fixed": "silver"}
 _BLOCKS = ("tab:pink", "tab:orange", "tab:cyan")
+_TRIANGULAR = "tab:brown"
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -67,15 +68,14 @@ def _styles(rows: list[Row]) -> list[dict[str, object]]:
         if row["model"] in _BASELINES:
             styles.append({"color": _BASELINES[row["model"]], "lw": 1.6, "label": TITLES[row["model"]]})
             continue
-        if row["block"]:
-            line = _LINES[intervals.index(row["every"]) % len(_LINES)]
-            label = f"P4Inv, {block_title(row['block'])}, N = {row['every']}"
-            colour = _BLOCKS[blocks.index(row["block"]) % len(_BLOCKS)]
-            styles.append({"color": colour, "ls": line, "lw": 1.6, "label": label})
+        line = _LINES[intervals.index(row["every"]) % len(_LINES)]
+        if not row["rank"]:
+            what = block_title(row["block"]) if row["block"] else "triangular"
+            colour = _BLOCKS[blocks.index(row["block"]) % len(_BLOCKS)] if row["block"] else _TRIANGULAR
+            styles.append({"color": colour, "ls": line, "lw": 1.6, "label": f"P4Inv, {what}, N = {row['every']}"})
             continue
         place = ranks.index(row["rank"]) / max(1, len(ranks) - 1)
         label = f"P4Inv, rank {row['rank']}, N = {row['every']}"
-        line = _LINES[intervals.index(row["every"]) % len(_LINES)]
         styles.append({"color": colormaps["viridis"](0.9 - 0.8 * place), "ls": line, "lw": 1.0, "label": label})
     return styles
 

@@ -24,6 +24,7 @@ BASELINES: dict[str, Callable[[Tensor], Bijection]] = {
 TITLES = {
     "p4inv": "P4Inv",
     "blocks": "P4Inv, blocks",
+    "triangular": "P4Inv, triangular",
     "dense": "dense, slogdet",
     "lu": "LU",
     "relative": "relative gradient",
@@ -52,7 +53,7 @@ class Variant:
         if self.model == "blocks":
             return f"block{self.block}-every{self.every}"
         if self.model != "p4inv":
-            return self.model
+            return f"{self.model}-every{self.every}" if self.every else self.model
         return f"p4inv-rank{self.rank}-every{self.every}-{self.directions}"
 
     @property
@@ -61,7 +62,7 @@ class Variant:
         if self.model == "blocks":
             return f"{TITLES['p4inv']}, {block_title(self.block)}, N = {self.every}"
         if self.model != "p4inv":
-            return TITLES[self.model]
+            return f"{TITLES[self.model]}, N = {self.every}" if self.every else TITLES[self.model]
         return f"{TITLES[self.model]}, rank {self.rank}, N = {self.every}, {self.directions}"
 
 
@@ -86,5 +87,7 @@ def _linear(variant: Variant, start: Tensor) -> Bijection:
     if variant.model in BASELINES:
         return BASELINES[variant.model](start)
     if variant.model == "blocks":
-        return InvertibleLinear(FEATURES, init=start, block=variant.block)
+        return InvertibleLinear(FEATURES, form="relative", init=start, block=variant.block)
+    if variant.model == "triangular":
+        return InvertibleLinear(FEATURES, form="triangular", init=start)
     return InvertibleLinear(FEATURES, rank=variant.rank, init=start, directions=variant.directions)
