@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -41,6 +41,13 @@ def initial_matrix(features: int, init: Init, dtype: torch.dtype | None = None) 
         empty = torch.empty(features, features, dtype=dtype)
         return torch.linalg.qr(torch.randn_like(empty))[0] if empty.is_complex() else nn.init.orthogonal_(empty)
     raise ArgumentError.of("init", expected, repr(init))
+
+
+def default_form(features: int, rank: int | None, options: Mapping[str, Any]) -> Form | None:
+    """The form of an invertible matrix in a flow: triangular, so that log|det| is a sum, if B is to move it as a whole;
+    else that of `p4torch.Invertible` itself."""
+    shaped = rank is not None or any(options.get(name) is not None for name in ("block", "side"))
+    return None if shaped or features > ALL_SIZE else "triangular"
 
 
 class InvertibleLinear(Bijection):
@@ -90,9 +97,8 @@ class InvertibleLinear(Bijection):
             raise ArgumentError.of("init", f"of shape ({features}, {features})", tuple(matrix.shape))
         self.weight = nn.Parameter(matrix)
         self.bias = nn.Parameter(self.weight.new_zeros(features)) if bias else None
-        shaped = rank is not None or not options.keys().isdisjoint(("block", "side"))
-        if form is None and property is Invertible and not shaped and features <= ALL_SIZE:
-            form = "triangular"
+        if form is None and property is Invertible:
+            form = default_form(features, rank, options)
         options |= {name: value for name, value in (("rank", rank), ("form", form)) if value is not None}
         perturb(self, "weight", property, **options)
 

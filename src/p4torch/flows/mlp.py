@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from p4torch.blocks import Block
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.fused import fused_chain, readable_chain, readable_inverse
-from p4torch.flows.linear import Init, initial_matrix
+from p4torch.flows.linear import Init, default_form, initial_matrix
 from p4torch.options import check_integer
 from p4torch.properties import Invertible
+from p4torch.properties.invertible import Form
 from p4torch.sites import lookup, perturb
 
 #: Largest stretch and shift of the coordinates in which a pair of layers acts.
@@ -53,8 +54,8 @@ class InvertibleMLP(Bijection):
     Args:
         features: n.
         depth: number of layers.
-        rank, block, form, options: of `p4torch.Invertible`; by default blocks of all coordinates up to n = 128. The
-            paper's are rank=1, scale=1.
+        rank, block, form, options: of `p4torch.Invertible`. By default B moves whole matrices, in the triangular form.
+            The paper's are rank=1, scale=1.
         init: of the W_i. "identity" or "reverse" for all, or a tensor `(n, n)` or `(depth, n, n)`. With "orthogonal"
             and "scattered" each inverse activation undoes the activation before it, so that the whole flow starts as a
             rotation, while its pairs of layers act in coordinates of their own: random rotations, for "scattered" also
@@ -66,7 +67,7 @@ class InvertibleMLP(Bijection):
         features: int,
         depth: int,
         rank: int | None = None,
-        form: Literal["additive", "exponential"] = "additive",
+        form: Form | None = None,
         init: Init = "identity",
         *,
         block: Block | None = None,
@@ -85,7 +86,9 @@ class InvertibleMLP(Bijection):
             weight = matrix.repeat(depth, 1, 1) if matrix.dim() == 2 else matrix
             bias = weight.new_zeros(depth, features)
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        perturb(self, "weight", Invertible, rank=rank, form=form, block=block, **options)
+        options |= {"block": block}
+        form = form or default_form(features, rank, options)
+        perturb(self, "weight", Invertible, rank=rank, form=form, **options)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         perturbation, base = lookup(self, "weight")

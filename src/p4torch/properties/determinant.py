@@ -1,4 +1,4 @@
-"""Volume-preserving matrices: determinant 1, by traceless exponentials or shears."""
+"""Volume-preserving matrices: determinant 1, by triangular factors or shears."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ ORDER = 7
 class UnitDeterminant(Shaped):
     """S = SL(n) = {A : det A = 1}, with A⁻¹ tracked.
 
-        blocks:    R_B(A) = A exp(X),  X = P blockdiag(g (B_i - tr(B_i)/b I)) Pᵀ,  tr X = 0
+        blocks:    R_B(A) = A P blockdiag((I + L_i) (U_i + exp D_i)) Pᵀ,  L_i + D_i + U_i = g (B_i - tr(B_i)/b I)
         low rank:  R_B(A) = A (I + g U' Vᵀ),  U' = U - V (VᵀV)⁻¹ VᵀU,  so that VᵀU' = 0;  U, V `(..., n, k)`, k < n
 
+    with the strictly lower, diagonal and strictly upper parts L_i, D_i, U_i; exp(tr D_i) = 1.
     Either has determinant 1 times det A, exactly, whatever B is. The second is a product of k shears: (U' Vᵀ)² = 0,
     hence I + U' Vᵀ = exp(U' Vᵀ) and R_B(A)⁻¹ = (I - g U' Vᵀ) A⁻¹ without a matrix exponential. B₀ is B = 0, where B
     moves A in m (b² - 1) directions, or U = 0 and V ~ N(0, 1), where it does in k(n - k).
