@@ -32,6 +32,10 @@ def blocks(page: Path) -> list[tuple[str | None, str]]:
     return [(match[1], "\n" * text.count("\n", 0, match.start(2)) + match[2]) for match in BLOCK.finditer(text)]
 
 
+def available(needs: str | None) -> bool:
+    return all(importlib.util.find_spec(package.strip()) for package in (needs or "").split(",") if package)
+
+
 def pages() -> list[Any]:
     found = [page for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md"))) if blocks(page)]
     names = [page.relative_to(ROOT).as_posix() for page in found]
@@ -44,7 +48,7 @@ def test_a_page_runs_in_order(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     PREPARE.get(name, lambda: None)()
     names: dict[str, Any] = {"__name__": "page"}
     for needs, block in blocks(ROOT / name):
-        if all(importlib.util.find_spec(package.strip()) for package in (needs or "").split(",") if package):
+        if available(needs):
             exec(compile(block, name, "exec", dont_inherit=True), names)
     CHECK.get(name, lambda names: None)(names)
 

@@ -175,10 +175,11 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
         factor, inverse = self.factor(torch.float64), self.tracked.inverse.double()
         stored = factor.to(base.dtype)
         exact = self._inverse(inverse, self.root.factor.double(), torch.float64)
-        sign, change = self.determinant_change(base, torch.float64)
+        logabsdet = 2 * linalg.slogdet(stored.double())[1]  # of L as it is stored
+        change, sign = logabsdet - self.tracked.logabsdet, torch.ones_like(logabsdet)
         candidate = mirrored(stored.double() @ stored.double().mT)
         turn = int(self.attempts)
-        return stored, self.tracked.follow(candidate, exact, sign, 2 * change, ORDER, turn, base.dtype)
+        return stored, self.tracked.follow(candidate, exact, sign, change, ORDER, turn, base.dtype)
 
 
 class LowRankPositiveDefinite(PositiveDefinite, LowRank):
