@@ -91,7 +91,9 @@ FUSED: dict[str, Fused] = {
         algebras.cayley, algebras.cayley_reference, lambda t: (3 * algebras.skew(square(t)) + square(t.sin()),)
     ),
     "turned": Fused(
-        algebras.turned, algebras.turned_reference, lambda t: (square(t), algebras.skew(square(t) + square(t.sin())))
+        partial(algebras.turned, gain=0.3),
+        partial(algebras.turned_reference, gain=0.3),
+        lambda t: (square(t), square(t) + square(t.sin())),
     ),
     "relative": Fused(
         partial(relative.moved, gain=0.3), partial(relative.moved_reference, gain=0.3), lambda t: (BASE, square(t))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,8 +37,8 @@ DOUBLINGS = (2, 3, 4)
 class Algebra:
     """A group, by its Lie algebra and a map r from there. `paired`: a block consists of pairs of coordinates i, i + n.
     `least` is the size of the smallest block that can move. `logabsdet` is None where it is 0 for all X; `limit` is the
-    largest Frobenius norm of X that r is used for. `turned` is A r(X) for a single block of all coordinates, if that is
-    faster than by r(X)."""
+    largest Frobenius norm of X that r is used for. `turned` is A r(g M) for a single block M of all coordinates, if
+    that is faster than by r(X)."""
 
     name: str
     project: Callable[[Tensor], Tensor]
@@ -47,7 +48,7 @@ class Algebra:
     paired: bool = False
     least: int = 1
     limit: float | None = None
-    turned: Callable[[Tensor, Tensor], Tensor] | None = None
+    turned: Callable[[Tensor, Tensor, float], Tensor] | None = None
 
 
 # --- Lie algebras -------------------------------------------------------------------------------------------------
@@ -110,37 +111,43 @@ class _Cayley(torch.autograd.Function):
         return (inverted.mT @ g @ inverted.mT,)
 
 
-def turned_reference(base: Tensor, x: Tensor) -> Tensor:
-    """A r(X) with the Cayley transform r."""
-    return base @ cayley_reference(x)
+def turned_reference(base: Tensor, matrix: Tensor, gain: float) -> Tensor:
+    """A r(X) with the Cayley transform r and X = g (M - Mᵀ) / 2."""
+    return base @ cayley_reference(gain * skew(matrix))
 
 
-def turned(base: Tensor, x: Tensor) -> Tensor:
-    """`turned_reference`, fast: in two products less, of A `(n, m)` and X `(m, m)`."""
-    plain = x.dtype in (torch.float32, torch.float64) and not linalg.autocasts(x.device)
-    if not plain or transformed() or x.dim() != 2 or base.dim() != 2 or base.dtype != x.dtype:
-        return turned_reference(base, x)
-    return _Turned.apply(base, x)  # type: ignore[no-untyped-call]
+def turned(base: Tensor, matrix: Tensor, gain: float) -> Tensor:
+    """`turned_reference`, fast: one autograd node, and two products less, of A `(n, m)` and M `(m, m)`."""
+    plain = matrix.dtype in (torch.float32, torch.float64) and not linalg.autocasts(matrix.device)
+    if not plain or transformed() or matrix.dim() != 2 or base.dim() != 2 or base.dtype != matrix.dtype:
+        return turned_reference(base, matrix, gain)
+    return _Turned.apply(base, matrix, gain)  # type: ignore[no-untyped-call]
 
 
 class _Turned(torch.autograd.Function):
-    """With K = (I - X/2)⁻¹ and M = A K, A r(X) = 2 M - A; ∂X = Mᵀ ∂W Kᵀ and ∂A = ∂W r(X)ᵀ."""
+    """With K = (I - X/2)⁻¹ and Y = A K, A r(X) = 2 Y - A; ∂X = Yᵀ ∂W Kᵀ, ∂M = g (∂X - ∂Xᵀ) / 2, ∂A = ∂W r(X)ᵀ."""
 
     @staticmethod
-    def forward(ctx: Any, base: Tensor, x: Tensor) -> Tensor:
-        inverted = _resolvent(x / 2)
+    def forward(ctx: Any, base: Tensor, matrix: Tensor, gain: float) -> Tensor:
+        inverted = _resolvent(torch.sub(matrix, matrix.mT).mul_(gain / 4))
         moved = base @ inverted
-        ctx.save_for_backward(base, x, inverted, moved)
+        ctx.save_for_backward(base, matrix, inverted, moved)
+        ctx.gain = gain
         return torch.sub(2 * moved, base)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        base, x, inverted, moved = ctx.saved_tensors
+        base, matrix, inverted, moved = ctx.saved_tensors
         if twin_wanted(g):
-            return twin_gradients(turned_reference, ctx.needs_input_grad, (base, x), (g,))
-        needs_base, needs_x = ctx.needs_input_grad
+            twin, needed = partial(turned_reference, gain=ctx.gain), ctx.needs_input_grad[:2]
+            return (*twin_gradients(twin, needed, (base, matrix), (g,)), None)
+        needs_base, needs_matrix = ctx.needs_input_grad[:2]
         back = g @ inverted.mT
-        return 2 * back - g if needs_base else None, moved.mT @ back if needs_x else None
+        grad_matrix = None
+        if needs_matrix:
+            grad = moved.mT @ back
+            grad_matrix = torch.sub(grad, grad.mT).mul_(ctx.gain / 2)
+        return 2 * back - g if needs_base else None, grad_matrix, None
 
 
 def _resolvent(x: Tensor) -> Tensor:

@@ -145,7 +145,11 @@ class Blocks(Perturbation):
         if value is None:
             return None
         value = value if dtype is None else value.to(dtype)
-        return self._algebra_of(name).project(value) * (self.scale or block_gain(value.shape[-1]))
+        return self._algebra_of(name).project(value) * self._gain(value)
+
+    def _gain(self, value: Tensor) -> float:
+        """g of a side."""
+        return self.scale or block_gain(value.shape[-1])
 
     def _source(self, name: str) -> str:
         """The side whose B and order of the coordinates a side has."""
@@ -156,9 +160,8 @@ class Blocks(Perturbation):
 
     def forward(self, base: Tensor) -> Tensor:
         if self.algebra.turned is not None and self._single(base):
-            x = self.algebra_blocks("right")
-            assert x is not None
-            return self.algebra.turned(base, x.squeeze(-3))
+            assert self.right is not None
+            return self.algebra.turned(base, self.right.squeeze(-3), self._gain(self.right))
         return self._moved(base, self.element("left"), self.element("right"))
 
     def _single(self, base: Tensor) -> bool:
