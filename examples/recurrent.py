@@ -1,11 +1,12 @@
 """An orthogonal recurrent network, its matrix kept so by P4, by its peers, and not at all.
 
     python -m examples.recurrent copying --out runs/copying
+    python -m examples.recurrent copying-512 --out runs/copying-512
     python -m examples.recurrent digits --out runs/digits
 
-Every way trains the same network from the same weights on the same batches, with Adam at one rate for the rest of the
-network and its own best rate, out of one list, for the recurrent matrix; that is chosen in shorter trainings with a
-seed of their own, by the loss of their last steps.
+Every way trains the same network from the same weights on the same batches, with Adam at its own best two rates, one
+for the recurrent matrix and one for the rest of the network. They are chosen by successive halving from all pairs of
+two lists, the same for all ways: trainings with a seed of their own, of which the half with the lower loss goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,37 +26,42 @@ from torch import Tensor, nn
 import p4torch as p4
 from examples.recurrent_methods import METHODS, Method
 from examples.recurrent_network import Network
-from examples.recurrent_report import figure, table
+from examples.recurrent_report import SOLVED, figure, table
 from examples.recurrent_tasks import Copying, Digits, Task
 from examples.scaffold import Fit, Job, Results, Row, add_options, parser, peer, run, train
 
-#: Steps between two points of a curve, and between two turns.
-EVERY, TURN = 10, 25
+#: Steps between two points of a curve, each the mean loss of as many batches, and between two turns.
+EVERY, TURN = 10, 10
 TUNE_SEED = 100
+
+Rates = tuple[float, float]
+"""Of the recurrent matrix and of the rest; 0 for a matrix that does not train."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run does, but for its seeds."""
+    """What a run does, but for its seeds. Tunings are halved after each of the `rungs`, counted in steps. The gradient
+    of all parameters together is clipped to the norm `clip`. `without` names methods that are left out."""
 
     task: Copying | Digits
     batch: int
     steps: int
-    tune_steps: int
+    rungs: tuple[int, ...]
     hidden: int = 128
-    learning_rate: float = 1e-3
-    rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-    clip: float = 1.0
-    #: Size of the network whose steps are timed alone, and how many.
-    large: int = 512
-    large_steps: int = 5
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    rest_rates: tuple[float, ...] = (3e-3, 5e-3, 8e-3)
+    clip: float = 0.3
+    without: tuple[str, ...] = ("p4-32",)
 
 
 SETTINGS = {
-    "copying": Setting(Copying(), batch=32, steps=1000, tune_steps=200),
-    "digits": Setting(Digits(), batch=64, steps=1000, tune_steps=200, rates=(3e-4, 1e-3, 3e-3, 1e-2), large_steps=0),
+    "copying": Setting(Copying(), batch=32, steps=200, rungs=(40, 60, 90)),
+    "copying-512": Setting(
+        Copying(), batch=32, steps=50, rungs=(15, 25, 35), hidden=512, without=("p4", "geotorch", "matrix_exp", "free")
+    ),
+    "digits": Setting(Digits(), batch=64, steps=700, rungs=(60, 120, 180), rest_rates=(1e-3, 3e-3, 1e-2)),
 }
-SHORT = {"steps": 40, "tune_steps": 10, "batch": 4, "hidden": 32, "rates": (1e-4, 1e-3), "large": 32}
+SHORT = {"steps": 40, "rungs": (10, 20), "batch": 4, "hidden": 64, "rates": (1e-4, 1e-3), "rest_rates": (1e-3, 3e-3)}
 
 
 class Learner(Fit):
@@ -63,10 +69,10 @@ class Learner(Fit):
 
     model: Network
 
-    def __init__(self, setting: Setting, method: Method, rate: float, seed: int) -> None:
+    def __init__(self, setting: Setting, method: Method, rates: Rates, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.setting, self.method, self.rate, self.seed = setting, method, rate, seed
+        self.setting, self.method, self.rates, self.seed = setting, method, rates, seed
         self.task: Task = setting.task
         self.model = self.task.network(setting.hidden)
         method.apply(self.model)
@@ -75,32 +81,33 @@ class Learner(Fit):
         rest = [value for name, value in named if "recurrent" not in name]
         self.parameters = [*rest, *matrix]
         self.trainable = sum(value.numel() for value in matrix)
-        groups: list[dict[str, Any]] = [{"params": rest}, *([{"params": matrix, "lr": rate}] if matrix else [])]
-        self.optimizer = torch.optim.Adam(groups, lr=setting.learning_rate)
+        groups: list[dict[str, Any]] = [{"params": rest}, *([{"params": matrix, "lr": rates[0]}] if matrix else [])]
+        self.optimizer = torch.optim.Adam(groups, lr=rates[1])
         self.scheduler = self._scheduler()
-        self.losses: list[float] = []  # since the last point of the curve
+        self.losses: list[float] = []  # the last ones
+        self.solved: tuple[int, float] | None = None  # steps and seconds until their mean was below the goal
 
     def _scheduler(self) -> p4.MergeScheduler | None:
         if not self.method.merges:
             return None
-        state = self.method.optimizer_state
-        return p4.MergeScheduler(self.model, self.optimizer, self.method.every, optimizer_state=state, seed=self.seed)
+        return p4.MergeScheduler(self.model, self.optimizer, self.method.every, seed=self.seed)
 
     @property
     def note(self) -> str:
         return f"loss {self.curve[-1][2]:.4f}" if self.curve else ""
 
     def advance(self) -> None:
-        """One step; a point of the curve is the mean loss of the last ten batches, and the held-out ones after them."""
+        """One step; a point of the curve is the mean loss of the last batches, and the held-out ones after them."""
         batch = self.task.batch(self.seed, self.step, self.setting.batch)
         with self.watch:
             loss = self._move(batch)
         self.step += 1
-        self.losses.append(float(loss))
+        self.losses = [*self.losses, float(loss)][-EVERY:]
+        mean = statistics.fmean(self.losses)
+        if self.solved is None and len(self.losses) == EVERY and mean < SOLVED * self.task.baseline:
+            self.solved = self.step, self.watch.seconds
         if self.step % EVERY == 0:
-            point = [self.step, self.watch.seconds, statistics.fmean(self.losses)]
-            self.curve.append((*point, *self._held_out()))
-            self.losses = []
+            self.curve.append((self.step, self.watch.seconds, mean, *self._held_out()))
 
     def _move(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         loss = self.task.loss(self.model, batch)
@@ -117,16 +124,15 @@ class Learner(Fit):
         return self.task.held_out(self.model) if isinstance(self.task, Digits) else ()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "losses": self.losses}
+        return {**super().state_dict(), "losses": self.losses, "solved": self.solved}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.losses = list(state["losses"])
+        self.losses, self.solved = list(state["losses"]), state["solved"]
 
     def last_loss(self) -> float:
         """The mean over the last 50 steps (all, if they are fewer); infinite where it is no number."""
-        value = statistics.fmean(point[2] for point in self.curve[-50 // EVERY :])
-        return value if math.isfinite(value) else math.inf
+        return _mean(point[2] for point in self.curve[-50 // EVERY :])
 
     @torch.no_grad()
     def row(self) -> Row:
@@ -137,9 +143,11 @@ class Learner(Fit):
             "method": self.method.name,
             "title": self.method.title,
             "seed": self.seed,
-            "rate": self.rate,
+            "rates": list(self.rates),
             "matrix_parameters": self.trainable,
+            "solved": self.solved,
             "loss": self.last_loss(),
+            "tuning_loss": _mean(self.losses),
             "held_out_loss": held_out,
             "right": right,
             "defect": float(error.norm()) / len(weight) ** 0.5,
@@ -150,52 +158,57 @@ class Learner(Fit):
         }
 
 
-def job(setting: Setting, method: Method, rate: float, seed: int, steps: int, stage: str) -> Job:
+def _mean(losses: Iterable[float]) -> float:
+    value = statistics.fmean(losses)
+    return value if math.isfinite(value) else math.inf
+
+
+def job(setting: Setting, method: Method, rates: Rates, seed: int, steps: int, stage: str) -> Job:
     """A training by name."""
-    title = f"{method.title}, rate {rate:g}, seed {seed}"
-    return Job(f"{stage}-{method.name}-{rate:g}-{seed}", title, steps, lambda: Learner(setting, method, rate, seed))
+    title = f"{method.title}, rates {rates[0]:g} and {rates[1]:g}, seed {seed}"
+    name = f"{stage}-{method.name}-{rates[0]:g}-{rates[1]:g}-{seed}"
+    return Job(name, title, steps, lambda: Learner(setting, method, rates, seed))
 
 
 def tune(setting: Setting, methods: Sequence[Method], out: Path, console: Console) -> list[Row]:
-    """Every rate of the list for every method that has one, without curves."""
-    jobs = [
-        job(setting, method, rate, TUNE_SEED, setting.tune_steps, "tune")
-        for method in methods
-        if method.trains
-        for rate in setting.rates
-    ]
-    rows = train(jobs, out, console, TURN).values()
-    return [{name: row[name] for name in ("method", "rate", "seed", "loss")} for row in rows]
+    """Successive halving of all pairs of rates, without curves: a row for each pair at each rung it came to."""
+    pairs = {method: [] if method.tuned_as else all_rates(setting, method) for method in methods}
+    found: list[Row] = []
+    for steps in setting.rungs:
+        jobs = [
+            job(setting, method, rates, TUNE_SEED, steps, "tune") for method, left in pairs.items() for rates in left
+        ]
+        rows = train(jobs, out, console, TURN).values()
+        found += [{"steps": steps, **{key: row[key] for key in ("method", "rates", "tuning_loss")}} for row in rows]
+        pairs = {method: ranked(method, found)[: (len(left) + 1) // 2] for method, left in pairs.items()}
+    return found
 
 
-def best_rate(method: Method, tuned: Sequence[Row]) -> float:
-    """The rate with the least loss; 0 for a matrix that does not train."""
-    found = [row for row in tuned if row["method"] == method.name]
-    return float(min(found, key=lambda row: row["loss"])["rate"]) if found else 0.0
+def all_rates(setting: Setting, method: Method) -> list[Rates]:
+    """Every pair of the two lists."""
+    return [(rate, rest) for rate in (setting.rates if method.trains else (0.0,)) for rest in setting.rest_rates]
 
 
-def step_milliseconds(setting: Setting, methods: Sequence[Method]) -> dict[str, float]:
-    """Of the large network, by method: means over whole turns of all methods, the first step left out."""
-    fits = {method.name: Learner(replace(setting, hidden=setting.large), method, 1e-5, TUNE_SEED) for method in methods}
-    for turn in range(setting.large_steps + 1):
-        for fit in fits.values():
-            if turn == 1:
-                fit.watch.seconds = 0.0
-            fit.advance()
-    return {name: 1000 * fit.watch.seconds / setting.large_steps for name, fit in fits.items()}
+def ranked(method: Method, tuned: Sequence[Row]) -> list[Rates]:
+    """The pairs of the last rung, the one with the least loss first; those of the method it is tuned as, if any."""
+    rows = [row for row in tuned if row["method"] == (method.tuned_as or method.name)]
+    last = [row for row in rows if row["steps"] == max(row["steps"] for row in rows)]
+    return [(row["rates"][0], row["rates"][1]) for row in sorted(last, key=lambda row: row["tuning_loss"])]
 
 
 def compare(setting: Setting, seeds: Sequence[int], out: Path, console: Console) -> Results:
     """Tune, train, report."""
-    methods = [method for method in METHODS if method.peer is None or peer(method.peer, console) is not None]
+    asked = [method for method in METHODS if method.name not in setting.without]
+    methods = [method for method in asked if method.peer is None or peer(method.peer, console) is not None]
     tuned = tune(setting, methods, out, console)
-    rates = {method: best_rate(method, tuned) for method in methods}
-    jobs = [job(setting, method, rate, seed, setting.steps, "full") for seed in seeds for method, rate in rates.items()]
+    best = {method: ranked(method, tuned)[0] for method in methods}
+    jobs = [
+        job(setting, method, rates, seed, setting.steps, "full") for seed in seeds for method, rates in best.items()
+    ]
     rows = list(train(jobs, out, console, TURN).values())
-    large = step_milliseconds(setting, methods) if setting.large_steps else {}
     baseline = setting.task.baseline
-    metrics = {"baseline": baseline, "tuning": tuned, "large": large, "jobs": rows}
-    return Results(metrics, table(rows, baseline, large, setting.large), {"recurrent": figure(rows, baseline)})
+    metrics = {"baseline": baseline, "tuning": tuned, "jobs": rows}
+    return Results(metrics, table(rows, baseline), {"recurrent": figure(rows, baseline)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -203,12 +216,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser("examples.recurrent", __doc__)
     tasks = asked.add_subparsers(dest="task", required=True)
     for name in SETTINGS:
-        add_options(tasks.add_parser(name), f"runs/{name}", seeds="0,1")
+        add_options(tasks.add_parser(name), f"runs/{name}", seeds="0,1,2")
     options = asked.parse_args(arguments)
     setting = SETTINGS[options.task]
     if options.short:
         setting = replace(setting, **SHORT)  # type: ignore[arg-type]
-        setting = replace(setting, task=Copying(delay=20)) if options.task == "copying" else setting
+        setting = replace(setting, task=Copying(delay=20)) if isinstance(setting.task, Copying) else setting
     fields = {"task_name": options.task, **asdict(setting), "seeds": options.seeds, "tune_seed": TUNE_SEED}
     fields["methods"] = [asdict(method) for method in METHODS]
     torch.set_flush_denormal(True)  # denormal numbers took up to a third of a trained network's step

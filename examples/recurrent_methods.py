@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarks.peers import load
 from torch.nn.utils import parametrizations
@@ -14,16 +13,16 @@ from examples.recurrent_network import Network
 
 @dataclass(frozen=True)
 class Method:
-    """One way. `rank` and what follows are P4's alone, whose default shape is used without a rank; `peer` is a package
-    that may be missing."""
+    """One way. `block` and `every` are P4's alone: the size of its blocks, by default the library's, and the merge
+    interval. `peer` is a package that may be missing; `tuned_as` names a way that computes the same, whose rates it
+    takes."""
 
     name: str
     title: str
     peer: str | None = None
-    rank: int | None = None
+    tuned_as: str = ""
+    block: int | None = None
     every: int = 0
-    directions: str = ""
-    optimizer_state: Any = "reset_directions"
 
     @property
     def merges(self) -> bool:
@@ -38,17 +37,8 @@ class Method:
     def apply(self, network: Network) -> None:
         """Constrain `network.recurrent`, which stays as it is."""
         start = network.recurrent.detach().clone()
-        if self.merges and self.rank is None:
-            p4.perturb(network, "recurrent", p4.Orthogonal)
-        elif self.rank is not None:
-            p4.perturb(
-                network,
-                "recurrent",
-                p4.Orthogonal,
-                rank=self.rank,
-                scale=self.rank**-0.5,
-                directions=self.directions,
-            )
+        if self.merges:
+            p4.perturb(network, "recurrent", p4.Orthogonal, block=self.block)
         elif self.name in ("matrix_exp", "cayley"):
             parametrizations.orthogonal(network, "recurrent", orthogonal_map=self.name)
         elif self.name == "geotorch":
@@ -59,10 +49,10 @@ class Method:
 
 
 METHODS = (
-    Method("p4", "P4, all of so(n), N = 50", every=50),
-    Method("p4-informed", "P4, rank 32, informed, N = 10", None, 32, 10, "informed", "transport"),
-    Method("p4-random", "P4, rank 8, random, N = 50", None, 8, 50, "random"),
-    Method("geotorch", "geotorch.orthogonal", "geotorch"),
+    Method("p4", "P4, its defaults", every=50),
+    Method("p4-32", "P4, blocks of 32, N = 50", block=32, every=50),
+    Method("p4-blocks", "P4, blocks of 64, N = 5", block=64, every=5),
+    Method("geotorch", "geotorch.orthogonal", "geotorch", tuned_as="matrix_exp"),
     Method("matrix_exp", "torch, matrix exponential"),
     Method("cayley", "torch, Cayley map"),
     Method("free", "unconstrained"),

@@ -78,11 +78,12 @@ class _Recurrence(torch.autograd.Function):
         return h[1:]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         weight, h, z = ctx.saved_tensors
         active, d = (h[1:] != 0).to(g.dtype), torch.empty_like(g)
         torch.mul(g[-1], active[-1], out=d[-1])
         for t in range(len(g) - 2, -1, -1):
             torch.addmm(g[t], d[t + 1], weight, out=d[t]).mul_(active[t])
         n = g.shape[-1]
-        return d.reshape(-1, n).mT @ h[:-1].reshape(-1, n), d, (d * z.sign()).sum((0, 1))
+        turned = d.reshape(-1, n).mT @ h[:-1].reshape(-1, n) if ctx.needs_input_grad[0] else None
+        return turned, d, (d * z.sign()).sum((0, 1))

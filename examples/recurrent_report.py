@@ -22,34 +22,28 @@ def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {title: [row for row in rows if row["title"] == title] for title in titles}
 
 
-def reached(row: Row, loss: float) -> tuple[float, float] | None:
-    """Steps and seconds to the first point of the curve below a loss."""
-    return next(((point[0], point[1]) for point in row["curve"] if point[2] is not None and point[2] < loss), None)
-
-
-def table(rows: Sequence[Row], baseline: float, large: dict[str, float], size: int) -> str:
+def table(rows: Sequence[Row], baseline: float) -> str:
     """A line a method: means over seeds, the range behind them where seeds differ."""
     goal = SOLVED * baseline
     lines = [{"title": title, "rows": found} for title, found in by_method(rows).items()]
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("recurrent matrix", lambda line: line["title"]),
         ("numbers that train", lambda line: str(line["rows"][0]["matrix_parameters"])),
-        ("rate", lambda line: f"{line['rows'][0]['rate']:g}" if line["rows"][0]["rate"] else ""),
-        (f"steps to {goal:.2g}", lambda line: _to_goal(line["rows"], goal, 0, "{:.0f}")),
-        ("seconds to it", lambda line: _to_goal(line["rows"], goal, 1, "{:.1f}")),
+        ("rate of it", lambda line: f"{line['rows'][0]['rates'][0]:g}" if line["rows"][0]["rates"][0] else ""),
+        ("of the rest", lambda line: f"{line['rows'][0]['rates'][1]:g}"),
+        (f"steps to {goal:.2g}", lambda line: _to_goal(line["rows"], 0, "{:.0f}")),
+        ("seconds to it", lambda line: _to_goal(line["rows"], 1, "{:.2f}")),
         ("last loss", lambda line: _range([row["loss"] for row in line["rows"]], "{:.2g}")),
         ("held-out loss", lambda line: _range([row["held_out_loss"] for row in line["rows"]], "{:.2g}")),
         ("right, %", lambda line: _range([100 * row["right"] for row in line["rows"]], "{:.1f}")),
         ("ms/step", lambda line: f"{statistics.fmean(row['step_milliseconds'] for row in line['rows']):.1f}"),
         ("defect", lambda line: f"{max(row['defect'] for row in line['rows']):.0e}"),
     ]
-    if large:
-        columns.append((f"ms/step, {size} units", lambda line: f"{large[line['rows'][0]['method']]:.0f}"))
     seeds = sorted({row["seed"] for row in rows})
     said = (
-        f"Without memory the loss is {baseline:.4f}; a goal of {goal:.2g} is {SOLVED:g} of it. Seeds {seeds}: means, "
-        "and the least and the largest value. The last loss is the mean of the last 50 batches; the defect is "
-        "‖WᵀW - I‖ / √n at the end."
+        f"Without memory the loss is {baseline:.4f}; the goal, {goal:.2g}, is {SOLVED:g} of it, reached when the mean "
+        f"loss of ten batches is below. Seeds {seeds}: means, and the least and the largest value. The last loss is "
+        "the mean of the last 50 batches; the defect is ‖WᵀW - I‖ / √n at the end."
     )
     return f"{aligned(columns, lines)}\n{said}\n"
 
@@ -59,8 +53,8 @@ def _range(values: Sequence[float], form: str) -> str:
     return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
 
 
-def _to_goal(rows: Sequence[Row], goal: float, place: int, form: str) -> str:
-    found = [point for row in rows if (point := reached(row, goal)) is not None]
+def _to_goal(rows: Sequence[Row], place: int, form: str) -> str:
+    found = [row["solved"] for row in rows if row["solved"] is not None]
     if not found:
         return "not reached"
     text = _range([point[place] for point in found], form)

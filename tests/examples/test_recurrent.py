@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.layers import Missing
-from examples.recurrent import EVERY, SETTINGS, SHORT, TUNE_SEED, Learner, Setting, best_rate
+from examples.recurrent import EVERY, SETTINGS, SHORT, Learner, Setting, all_rates, ranked, tune
 from examples.recurrent_methods import METHODS, Method
 from examples.recurrent_network import readable_recurrence, recurrence, rotations
-from examples.recurrent_report import reached
+from examples.recurrent_report import SOLVED
 from examples.recurrent_tasks import Copying, Digits
 from examples.scaffold import Row
+from rich.console import Console
+from torch import nn
 
 from examples import recurrent, scaffold
 from p4torch.training import load_checkpoint, save_checkpoint
@@ -80,7 +83,7 @@ def test_digits_are_sequences_of_pixels() -> None:
 @pytest.mark.parametrize("method", present(), ids=lambda method: method.name)
 def test_every_method_starts_from_the_same_network_and_trains(method: Method) -> None:
     setting = short()
-    fit = Learner(setting, method, 1e-3, seed=3)
+    fit = Learner(setting, method, (1e-3, 1e-3), seed=3)
     torch.manual_seed(3)
     plain = setting.task.network(setting.hidden)
     torch.testing.assert_close(fit.model.recurrent.detach(), plain.recurrent.detach(), rtol=0, atol=ROUNDING)
@@ -93,11 +96,20 @@ def test_every_method_starts_from_the_same_network_and_trains(method: Method) ->
     assert fit.row()["defect"] < ROUNDING or method.name == "free"
 
 
-@pytest.mark.parametrize("name", ["p4", "p4-informed", "cayley"])
+@pytest.mark.parametrize("name", ["p4", "p4-blocks", "cayley"])
+def test_the_matrix_is_formed_once_a_step(name: str) -> None:
+    fit = Learner(short(), named(name), (1e-3, 1e-3), 0)
+    calls: list[nn.Module] = []
+    fit.model.parametrizations.recurrent[0].register_forward_hook(lambda module, *_: calls.append(module))
+    fit.advance()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["p4", "p4-blocks", "cayley"])
 def test_a_resume_is_exact(name: str, tmp_path: Path) -> None:
     method = next(method for method in METHODS if method.name == name)
-    straight, resumed = (Learner(short(), method, 1e-3, 0) for _ in range(2))
-    for _ in range(9):  # just before a merge
+    straight, resumed = (Learner(short(), method, (1e-3, 1e-3), 0) for _ in range(2))
+    for _ in range(9):  # just before a merge of the blocks
         straight.advance()
     save_checkpoint(tmp_path / "state.pt", straight.state_dict())
     resumed.load_state_dict(load_checkpoint(tmp_path / "state.pt"))
@@ -109,24 +121,51 @@ def test_a_resume_is_exact(name: str, tmp_path: Path) -> None:
     assert [point[2] for point in straight.curve] == [point[2] for point in resumed.curve]
 
 
-def test_the_best_rate_has_the_least_loss_that_is_a_number() -> None:
+def named(name: str) -> Method:
+    return next(method for method in METHODS if method.name == name)
+
+
+def test_the_best_rates_have_the_least_loss_of_the_last_rung() -> None:
     tuned: list[Row] = [
-        {"method": "free", "rate": 1e-3, "seed": TUNE_SEED, "loss": math.inf},
-        {"method": "free", "rate": 1e-4, "seed": TUNE_SEED, "loss": 0.2},
-        {"method": "cayley", "rate": 1e-5, "seed": TUNE_SEED, "loss": 0.1},
+        {"method": "free", "rates": [1e-3, 1e-3], "steps": 10, "tuning_loss": 0.1},
+        {"method": "free", "rates": [1e-3, 1e-3], "steps": 20, "tuning_loss": math.inf},
+        {"method": "free", "rates": [1e-4, 3e-3], "steps": 20, "tuning_loss": 0.2},
+        {"method": "matrix_exp", "rates": [1e-5, 1e-3], "steps": 20, "tuning_loss": 0.1},
     ]
-    by_name = {method.name: method for method in METHODS}
-    assert best_rate(by_name["free"], tuned) == 1e-4
-    assert best_rate(by_name["frozen"], tuned) == 0.0
+    assert ranked(named("free"), tuned) == [(1e-4, 3e-3), (1e-3, 1e-3)]
+    assert ranked(named("geotorch"), tuned) == [(1e-5, 1e-3)]
 
 
-def test_a_loss_is_reached_at_its_first_point() -> None:
-    row = {"curve": [[10, 0.1, 2.0], [20, 0.2, 0.5], [30, 0.3, 0.7], [40, 0.4, 0.1]]}
-    assert reached(row, 0.6) == (20, 0.2)
-    assert reached(row, 0.05) is None
+def test_all_methods_are_tuned_over_the_same_pairs() -> None:
+    pairs = [(rate, rest) for rate in SHORT["rates"] for rest in SHORT["rest_rates"]]  # type: ignore[attr-defined]
+    for method in METHODS:
+        assert all_rates(short(), method) == (pairs if method.trains else [(0.0, 1e-3), (0.0, 3e-3)])
 
 
-TINY = {**SHORT, "steps": 20, "tune_steps": 10, "rates": (1e-3,), "large_steps": 1}
+def test_half_of_the_pairs_go_on(tmp_path: Path) -> None:
+    tuned = tune(short(), [named("p4"), named("frozen")], tmp_path, Console(quiet=True))
+    counted = Counter((row["method"], row["steps"]) for row in tuned)
+    assert counted == {("p4", 10): 4, ("p4", 20): 2, ("frozen", 10): 2, ("frozen", 20): 1}
+    first = sorted((row for row in tuned if row["steps"] == 10), key=lambda row: row["tuning_loss"])
+    assert {tuple(row["rates"]) for row in tuned if row["method"] == "p4" and row["steps"] == 20} == {
+        tuple(row["rates"]) for row in [row for row in first if row["method"] == "p4"][:2]
+    }
+
+
+def test_a_task_is_solved_when_the_mean_of_the_last_losses_is_below_the_goal(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Learner(short(), named("p4"), (1e-3, 1e-3), 0)
+    goal = SOLVED * fit.task.baseline
+    losses = iter([5 * goal, *[0.9 * goal] * (2 * EVERY)])
+    monkeypatch.setattr(fit, "_move", lambda batch: torch.tensor(next(losses)))
+    for _ in range(EVERY):
+        fit.advance()
+    assert fit.solved is None
+    for _ in range(EVERY):
+        fit.advance()
+    assert fit.solved is not None and fit.solved[0] == EVERY + 1
+
+
+TINY = {**SHORT, "steps": 20, "rungs": (10,), "rates": (1e-3,), "rest_rates": (1e-3,)}
 
 
 @pytest.mark.parametrize("task", ["copying", "digits"])
@@ -168,5 +207,5 @@ def test_a_short_run_that_is_killed_goes_on_to_the_same_numbers(
         assert recurrent.main([*command, str(killed)]) == 130
     assert recurrent.main([*command, str(killed), "--resume"]) == 0
     one, other = (read_json(out / "metrics.json")["jobs"] for out in (straight, killed))
-    for name in ("method", "rate", "loss", "held_out_loss", "defect", "merged"):
+    for name in ("method", "rates", "loss", "held_out_loss", "defect", "merged"):
         assert [row[name] for row in one] == [row[name] for row in other]
