@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import p4torch as p4
 from examples.scaffold import Fit, Job, Results, Row, add_options, parser, run, train
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
 from p4torch.training.chunks import warmup_cosine
 
 MODULE = "examples.hamiltonian"

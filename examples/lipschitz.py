@@ -33,7 +33,7 @@ from torch.nn.utils import parametrizations
 import p4torch as p4
 from examples.recurrent_tasks import digits
 from examples.scaffold import Fit, Job, Results, Row, add_options, parser, run, train
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
 
 MODULE = "examples.lipschitz"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from examples.recurrent_network import Network
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
 
 Batch = tuple[Tensor, Tensor]
 

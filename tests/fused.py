@@ -11,11 +11,15 @@ from math import prod
 import torch
 from torch import Tensor
 
-from p4torch import algebras, relative, rows
-from p4torch.block_diagonal import BlockDiagonal, rows_reference
-from p4torch.flows import fused, fused_run, knots
-from p4torch.properties import cayley, simplex
-from p4torch.twins import transformed
+from p4torch.flows._fused import chain as fused
+from p4torch.flows._fused import knots
+from p4torch.flows._fused import run as fused_run
+from p4torch.linalg import fused_linear as rows
+from p4torch.linalg import matrix_groups as algebras
+from p4torch.linalg import relative
+from p4torch.linalg.block_diagonal import BlockDiagonal, rows_reference
+from p4torch.linalg.reference import transformed
+from p4torch.properties._math import cayley, simplex
 
 Outputs = Tensor | tuple[Tensor, ...]
 Function = Callable[..., Outputs]

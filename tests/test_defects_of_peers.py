@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import p4torch as p4
-from p4torch import optimizer_state as memory
+from p4torch.merging import optimizer_state as memory
 
 
 def layer_of(width: int = 4, **options: Any) -> nn.Linear:

@@ -22,7 +22,7 @@ SLOW = {"docs/molecules.md", "docs/generators.md"}
 BLOCK = re.compile(r"(?:<!-- needs: ([\w, ]+) -->\n+)?```python\n(.*?)```", flags=re.DOTALL)
 PUBLIC = ("p4torch", "p4torch.flows", "p4torch.testing", "p4torch.training", "p4torch.molecules")
 #: Not exported, but a good start for a property of one's own.
-TO_DERIVE_FROM = {"p4torch.low_rank.LowRank", "p4torch.blocks.Blocks", "p4torch.shaped.Shaped"}
+TO_DERIVE_FROM = {"p4torch.core.low_rank.LowRank", "p4torch.core.blocks.Blocks", "p4torch.core.shaped.Shaped"}
 DOCUMENTED = re.compile(r"^\.\. auto(?:class|exception|function|data):: (\S+)$", flags=re.MULTILINE)
 
 

@@ -13,6 +13,7 @@ from tests.constructors import PERTURBATIONS
 from torch import Tensor, nn
 
 import p4torch as p4
+from p4torch._options import check_indices, check_integer, check_number
 from p4torch.errors import ArgumentError
 from p4torch.flows import (
     AffineCoupling,
@@ -31,7 +32,6 @@ from p4torch.flows import (
     VolumePreserving,
     path_loss,
 )
-from p4torch.options import check_indices, check_integer, check_number
 from p4torch.testing import _cases
 
 N, F, D = np.int64, np.float32, np.float64

@@ -11,8 +11,8 @@ from examples.recurrent_tasks import Copying
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p4torch.properties.volume import unit_volume
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
+from p4torch.properties._math.volume import unit_volume
 
 Batch = tuple[Tensor, Tensor]
 BATCH = 256

@@ -6,6 +6,8 @@ perturbation is merged into A and reset.
 """
 
 from p4torch import flows, testing
+from p4torch.core.perturbation import Perturbation
+from p4torch.core.transaction import MergeReport, Proposal, Veto
 from p4torch.errors import (
     ArgumentError,
     CheckpointError,
@@ -16,10 +18,11 @@ from p4torch.errors import (
     RecoveryWarning,
     StallWarning,
 )
-from p4torch.joint import Joint, merge
-from p4torch.merging import MergeReport, Proposal, Veto
+from p4torch.merging.joint import Joint, merge
+from p4torch.merging.scheduler import MergeScheduler
 from p4torch.networks import LipschitzNetwork, Residual
-from p4torch.perturbation import Perturbation
+from p4torch.parametrize.sites import Site, finalize, parameter_groups, penalty, perturb, sites
+from p4torch.parametrize.views import View
 from p4torch.properties import (
     FixedRank,
     FixedSingularValues,
@@ -37,9 +40,6 @@ from p4torch.properties import (
     Unitary,
     UnitDeterminant,
 )
-from p4torch.schedule import MergeScheduler
-from p4torch.sites import Site, finalize, parameter_groups, penalty, perturb, sites
-from p4torch.views import View
 
 __version__ = "0.1.0"
 

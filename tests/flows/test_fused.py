@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from p4torch.flows import Flow, InvertibleMLP, StandardNormal
-from p4torch.flows.fused import fused_chain, readable_chain
+from p4torch.flows._fused.chain import fused_chain, readable_chain
 
 #: float64 rounding through up to twenty layers of slopes up to 2.
 TOLERANCE = 1e-11

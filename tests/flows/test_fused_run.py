@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import p4torch as p4
 from p4torch.errors import ArgumentError
 from p4torch.flows import AffineCoupling, BentIdentity, Bijection, Chain, InvertibleLinear, Swap
-from p4torch.flows.fused_run import Plan, Step, fusable, readable_run
+from p4torch.flows._fused.run import Plan, Step, fusable, readable_run
 
 #: float64 rounding through up to six layers, relative to the largest entry.
 TOLERANCE = 1e-11

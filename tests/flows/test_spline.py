@@ -13,7 +13,7 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.flows import SplineCoupling
-from p4torch.flows.knots import LEAST_SLOPE, knots, readable_knots
+from p4torch.flows._fused.knots import LEAST_SLOPE, knots, readable_knots
 from p4torch.flows.spline import BOUND, rational_quadratic, wrapped
 
 #: Two orders of the same few float64 operations, on numbers of up to ten.

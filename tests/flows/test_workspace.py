@@ -2,8 +2,8 @@
 
 import pytest
 
-from p4torch.flows import workspace
-from p4torch.flows.workspace import IDLE_BYTES, IDLE_COUNT, Pool
+from p4torch.flows._fused import workspace
+from p4torch.flows._fused.workspace import IDLE_BYTES, IDLE_COUNT, Pool
 
 
 class _Buffers:

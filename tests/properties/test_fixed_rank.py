@@ -12,7 +12,7 @@ from tests.layers import trained_in
 from torch import Tensor, nn
 
 import p4torch as p4
-from p4torch.properties.factors import SHARE, balanced
+from p4torch.properties._math.factors import SHARE, balanced
 
 #: A few small products and decompositions in float64.
 EXACT = 1e-12

@@ -12,7 +12,7 @@ from tests.properties.test_invertible import EXACT, assert_tracked, linear_of, m
 from torch import Tensor, nn
 
 import p4torch as p4
-from p4torch.properties.checks import RESIDUAL_BOUND
+from p4torch.properties._math.checks import RESIDUAL_BOUND
 
 # --- merges, bounds, residual -----------------------------------------------------------------------------------
 

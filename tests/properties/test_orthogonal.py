@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import p4torch as p4
 from p4torch import linalg
-from p4torch.properties.cayley import cayley, readable_cayley, readable_turn, turn
+from p4torch.properties._math.cayley import cayley, readable_cayley, readable_turn, turn
 
 #: A few small solves in float64.
 EXACT = 1e-11

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from p4torch.properties.schatten import ORDER, norm_above, norm_above_sum
+from p4torch.properties._math.schatten import ORDER, norm_above, norm_above_sum
 
 #: Errors of LAPACK's singular values, and of sums of products, in float64.
 EXACT = 1e-12

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import p4torch as p4
 from p4torch import linalg
-from p4torch.properties.simplex import doubly_normalised, readable_sinkhorn, sinkhorn
+from p4torch.properties._math.simplex import doubly_normalised, readable_sinkhorn, sinkhorn
 
 #: Sums of a few numbers in float64.
 EXACT = 1e-12

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import p4torch as p4
-from p4torch.properties.phase_space import DRIFT, form, form_error, least_step, resymplectified
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
+from p4torch.properties._math.phase_space import DRIFT, form, form_error, least_step, resymplectified
 
 #: Float64 products of matrices of norm about 1.
 ROUNDING = 1e-12

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import p4torch as p4
 from p4torch import linalg
-from p4torch.properties.drift import DRIFT
+from p4torch.properties._math.drift import DRIFT
 
 #: Products of a few complex128 matrices of norm 1.
 ROUNDING = 1e-13

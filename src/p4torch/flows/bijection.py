@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch._options import check_integer, check_tensor, is_integer
 from p4torch.errors import ArgumentError
-from p4torch.flows.fused_run import Step, fusable, fused_run
+from p4torch.flows._fused.run import Step, fusable, fused_run
 from p4torch.flows.structure import Structured
-from p4torch.options import check_integer, check_tensor, is_integer
-from p4torch.twins import transformed
+from p4torch.linalg.reference import transformed
 
 
 class Bijection(Structured):

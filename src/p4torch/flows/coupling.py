@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from p4torch.flows._fused.run import Kind, Step
 from p4torch.flows.bijection import Coupling, check_event, check_features, check_hidden
-from p4torch.flows.fused_run import Kind, Step
 
 
 class AffineCoupling(Coupling):

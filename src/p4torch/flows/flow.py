@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from p4torch._options import check_indices, check_tensor
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.latent import Distribution, base_log_prob, base_sample, check_base, latent_features
 from p4torch.flows.structure import Structured
-from p4torch.options import check_indices, check_tensor
 
 
 class StandardNormal(nn.Module):

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Chain, Inverse, check_event
-from p4torch.options import check_integer
 
 
 class Distribution(Protocol):

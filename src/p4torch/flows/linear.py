@@ -8,16 +8,16 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from p4torch.blocks import ALL_SIZE
+from p4torch.core.blocks import ALL_SIZE
+from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ArgumentError
+from p4torch.flows._fused.run import Kind, Step
 from p4torch.flows.bijection import Bijection, check_event, check_features
-from p4torch.flows.fused_run import Kind, Step
-from p4torch.perturbation import Perturbation
+from p4torch.linalg.tracked_inverse import TrackedInverse
+from p4torch.parametrize.sites import lookup, perturb
 from p4torch.properties import Invertible
+from p4torch.properties._math.invertible_shapes import LowRankInvertible
 from p4torch.properties.invertible import Form
-from p4torch.properties.invertible_shapes import LowRankInvertible
-from p4torch.sites import lookup, perturb
-from p4torch.tracking import TrackedInverse
 
 Init = Literal["identity", "reverse", "orthogonal", "scattered"] | Tensor
 

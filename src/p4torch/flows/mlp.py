@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
-from p4torch.blocks import Block
+from p4torch._options import check_integer
+from p4torch.core.blocks import Block
 from p4torch.errors import ArgumentError
+from p4torch.flows._fused.chain import fused_chain, readable_chain, readable_inverse
 from p4torch.flows.bijection import Bijection, check_event, check_features
-from p4torch.flows.fused import fused_chain, readable_chain, readable_inverse
 from p4torch.flows.linear import Init, default_form, initial_matrix
-from p4torch.options import check_integer
+from p4torch.parametrize.sites import lookup, perturb
 from p4torch.properties import Invertible
 from p4torch.properties.invertible import Form
-from p4torch.sites import lookup, perturb
 
 #: Largest stretch and shift of the coordinates in which a pair of layers acts.
 _PAIRED = {"orthogonal": (1.0, 0.0), "scattered": (2.0, 3.0)}

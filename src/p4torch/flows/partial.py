@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from p4torch._options import check_indices
 from p4torch.flows.bijection import Bijection, check_event, check_features
-from p4torch.options import check_indices
 
 
 class Partial(Bijection):

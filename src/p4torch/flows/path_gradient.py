@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from p4torch._options import check_tensor
 from p4torch.errors import ArgumentError, P4Error
 from p4torch.flows.bijection import Bijection, Chain, Coupling
 from p4torch.flows.flow import Flow
 from p4torch.flows.latent import base_log_prob
-from p4torch.options import check_tensor
-from p4torch.twins import once
+from p4torch.linalg.reference import once
 
 
 def path_loss(

@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from p4torch._options import check_indices, check_integer
 from p4torch.errors import ArgumentError
+from p4torch.flows._fused.knots import UNIT_SLOPE, knots
 from p4torch.flows.bijection import Coupling, check_event, check_features, check_hidden
-from p4torch.flows.knots import UNIT_SLOPE, knots
-from p4torch.options import check_indices, check_integer
 
 #: Beyond it a spline on the line is the identity: of standardised features, few lie there.
 BOUND = 5.0
@@ -24,8 +24,8 @@ def rational_quadratic(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool = Fa
         y = bottom + h (s ξ² + d₀ ξ(1-ξ)) / D,   D = s + (d₀ + d₁ - 2s) ξ(1-ξ),   s = h / w,   ξ = (u - left) / w
         dy/du = s² (d₁ ξ² + 2s ξ(1-ξ) + d₀ (1-ξ)²) / D²
 
-    u `(...)` and raw `(3k + 1, ...)` as in `p4torch.flows.knots`. Outside of [-b, b] it is the identity; both ends
-    belong to the spline.
+    u `(...)` and raw `(3k + 1, ...)` as in `p4torch.flows._fused.knots`. Outside of [-b, b] it is the identity; both
+    ends belong to the spline.
 
     Source: Gregory and Delbourgo (1982); Durkan, Bekasov, Murray and Papamakarios (2019), neural spline flows.
     """

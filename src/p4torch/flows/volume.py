@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch._options import check_tensor
+from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, Chain
 from p4torch.flows.linear import InvertibleLinear
 from p4torch.flows.mlp import InvertibleMLP
-from p4torch.joint import Joint
-from p4torch.merging import Proposal
-from p4torch.options import check_tensor
+from p4torch.merging.joint import Joint
+from p4torch.parametrize.sites import Site, lookup
 from p4torch.properties import Invertible
-from p4torch.sites import Site, lookup
 
 
 class VolumePreserving(Joint, Bijection):

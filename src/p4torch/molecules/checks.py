@@ -10,8 +10,8 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
+from p4torch._options import check_number
 from p4torch.errors import ArgumentError
-from p4torch.options import check_number
 
 #: Two atoms that are closer than this (nm) lie on top of each other: the shortest bond, H-H, has 0.074.
 CLASH = 0.04

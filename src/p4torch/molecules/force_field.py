@@ -11,11 +11,11 @@ import openmm
 import torch
 from torch import Tensor, nn
 
+from p4torch._options import check_tensor
 from p4torch.errors import ArgumentError
+from p4torch.linalg.reference import transformed, twin_gradients
 from p4torch.molecules.forces.reading import read_terms
 from p4torch.molecules.threads import map_on_threads
-from p4torch.options import check_tensor
-from p4torch.twins import transformed, twin_gradients
 
 #: Numbers that one array over all pairs holds, on a CPU and elsewhere: small enough for caches, large enough that
 #: threads seldom wait for Python. One size for any number of threads: they see the same chunks and give the same bits.

@@ -13,11 +13,11 @@ import openmm
 import torch
 from torch import Tensor
 
+from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
+from p4torch.linalg.reference import once
 from p4torch.molecules.checks import check_finite, check_shape
 from p4torch.molecules.openmm_workers import EnergyError, Evaluator, Workers, frame_error
-from p4torch.options import check_integer
-from p4torch.twins import once
 
 _ONCE = "OpenMMEnergy can be differentiated once, not twice: OpenMM has no second derivatives"
 

@@ -9,16 +9,16 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError, ProjectionWarning, warn
-from p4torch.joint import Joint
-from p4torch.merging import Proposal
+from p4torch.merging.joint import Joint
 from p4torch.networks.structure import Weighted, read
-from p4torch.places import plain_parameter
+from p4torch.parametrize.sites import Site, perturb
+from p4torch.parametrize.targets import plain_parameter
 from p4torch.properties import SpectralBound
-from p4torch.properties.checks import check_number
-from p4torch.properties.norms import norm_bound, rounding_share
-from p4torch.properties.shapes import check_real_matrix
-from p4torch.sites import Site, perturb
+from p4torch.properties._math.checks import check_number
+from p4torch.properties._math.norms import norm_bound, rounding_share
+from p4torch.properties._math.shapes import check_real_matrix
 
 #: The start is brought to this share below the bound, so that rounding does not lead above it.
 ROOM = 1e-6

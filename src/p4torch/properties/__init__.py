@@ -1,20 +1,20 @@
 """One property a file: the feasible set S, the factors that a perturbation may have, and what is tracked."""
 
-from p4torch.properties.determinant import UnitDeterminant
+from p4torch.properties._math.invertible_shapes import Invertible
+from p4torch.properties._subspaces import LinearSubspace
 from p4torch.properties.fixed_rank import FixedRank
-from p4torch.properties.invertible_shapes import Invertible
+from p4torch.properties.fixed_singular_values import FixedSingularValues
+from p4torch.properties.fixed_spectrum import FixedSpectrum
+from p4torch.properties.low_rank_update import LowRankUpdate
 from p4torch.properties.nonnegative import Nonnegative
 from p4torch.properties.orthogonal import Orthogonal
-from p4torch.properties.positive import PositiveDefinite
-from p4torch.properties.singular_values import FixedSingularValues
+from p4torch.properties.positive_definite import PositiveDefinite
 from p4torch.properties.special_unitary import SpecialUnitary
-from p4torch.properties.spectral import SpectralBound
-from p4torch.properties.spectrum import FixedSpectrum
+from p4torch.properties.spectral_bound import SpectralBound
 from p4torch.properties.stochastic import Stochastic
-from p4torch.properties.subspaces import LinearSubspace
 from p4torch.properties.symplectic import Symplectic
+from p4torch.properties.unit_determinant import UnitDeterminant
 from p4torch.properties.unitary import Unitary
-from p4torch.properties.update import LowRankUpdate
 
 __all__ = [
     "FixedRank",

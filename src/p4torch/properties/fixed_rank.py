@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
-from p4torch.merging import Proposal
-from p4torch.options import check_integer
-from p4torch.perturbation import Perturbation
-from p4torch.properties.factors import Factors, balanced
-from p4torch.properties.shapes import check_real_matrix
+from p4torch._options import check_integer
+from p4torch.core.perturbation import Perturbation
+from p4torch.core.transaction import Proposal
+from p4torch.properties._math.factors import Factors, balanced
+from p4torch.properties._math.shapes import check_real_matrix
 
 
 class FixedRank(Perturbation):

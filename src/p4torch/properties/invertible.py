@@ -7,11 +7,13 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from p4torch.blocks import moves_whole
-from p4torch.merging import Decision, MergeReport, Proposal, Veto
-from p4torch.options import check_choice, check_integer
-from p4torch.perturbation import Perturbation
-from p4torch.properties.checks import (
+from p4torch._options import check_choice, check_integer
+from p4torch.core.blocks import moves_whole
+from p4torch.core.perturbation import Perturbation
+from p4torch.core.shaped import Shaped
+from p4torch.core.transaction import Decision, MergeReport, Proposal, Veto
+from p4torch.linalg.tracked_inverse import TrackedInverse, TrackedUpdate
+from p4torch.properties._math.checks import (
     RESIDUAL_BOUND,
     Bounds,
     check_nonsingular,
@@ -22,8 +24,6 @@ from p4torch.properties.checks import (
     singular,
     veto_outside,
 )
-from p4torch.shaped import Shaped
-from p4torch.tracking import TrackedInverse, TrackedUpdate
 
 Form = Literal["additive", "relative", "exponential", "triangular"]
 
@@ -47,8 +47,8 @@ class Invertible(Shaped):
 
     Args:
         base: `(..., n, n)`, nonsingular.
-        rank, block, side, scale, directions, train_directions: see `p4torch.shaped.Shaped`. Rank k trains 2nk numbers
-            instead of n²; the paper's are rank=1, scale=1.
+        rank, block, side, scale, directions, train_directions: see `p4torch.core.shaped.Shaped`. Rank k trains 2nk
+            numbers instead of n²; the paper's are rank=1, scale=1.
         form: "additive", "relative", "exponential" or "triangular". None: relative for blocks and where `side` is
             given, else additive.
         through: with `rank`, which of the two maps the loss looks at. "inverse" fits directions to W⁻¹ = R_B(A)⁻¹:

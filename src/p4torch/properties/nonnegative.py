@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch.core.perturbation import Perturbation
+from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
-from p4torch.merging import Proposal
-from p4torch.perturbation import Perturbation
-from p4torch.properties.checks import check_number
-from p4torch.properties.zeros import rounded_positive, warn_of_still, warn_of_zeros
+from p4torch.properties._math.checks import check_number
+from p4torch.properties._math.zeros import rounded_positive, warn_of_still, warn_of_zeros
 
 
 class Nonnegative(Perturbation):

@@ -7,14 +7,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from p4torch import linalg, rows
-from p4torch.algebras import ORTHOGONAL
-from p4torch.blocks import Blocks
-from p4torch.directions import of_rows
-from p4torch.low_rank import LowRank
-from p4torch.properties.cayley import cayley, turn
-from p4torch.properties.orthonormal import Orthonormal
-from p4torch.properties.shapes import check_real_matrix, check_square
+from p4torch import linalg
+from p4torch.core.blocks import Blocks
+from p4torch.core.directions import of_rows
+from p4torch.core.low_rank import LowRank
+from p4torch.linalg import fused_linear as rows
+from p4torch.linalg.matrix_groups import ORTHOGONAL
+from p4torch.properties._math.cayley import cayley, turn
+from p4torch.properties._math.orthonormal import Orthonormal
+from p4torch.properties._math.shapes import check_real_matrix, check_square
 
 
 class Orthogonal(Orthonormal):
@@ -36,7 +37,7 @@ class Orthogonal(Orthonormal):
 
     Args:
         base: `(..., n, p)` or `(..., p, n)`. One that is not orthonormal is projected: its polar factor.
-        rank, block, side, scale, directions, train_directions: see `p4torch.shaped.Shaped`.
+        rank, block, side, scale, directions, train_directions: see `p4torch.core.shaped.Shaped`.
 
     Raises:
         ArgumentError: for a base that is not a real, finite matrix; for options out of range.

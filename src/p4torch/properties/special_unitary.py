@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.algebras import SPECIAL_UNITARY
-from p4torch.blocks import Blocks
+from p4torch.core.blocks import Blocks
+from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
-from p4torch.merging import Proposal
-from p4torch.properties.orthonormal import Orthonormal
-from p4torch.properties.shapes import check_complex_matrix, check_square
+from p4torch.linalg.matrix_groups import SPECIAL_UNITARY
+from p4torch.properties._math.orthonormal import Orthonormal
+from p4torch.properties._math.shapes import check_complex_matrix, check_square
 
 
 class SpecialUnitary(Orthonormal):
@@ -28,7 +28,7 @@ class SpecialUnitary(Orthonormal):
 
     Args:
         base: `(..., n, n)`, complex, n >= 2. Another one is projected: its polar factor, times det^(-1/n).
-        block, side, scale: see `p4torch.shaped.Shaped`; 2 <= b.
+        block, side, scale: see `p4torch.core.shaped.Shaped`; 2 <= b.
 
     Raises:
         ArgumentError: for a base that is not a complex, finite, square matrix; for options out of range.

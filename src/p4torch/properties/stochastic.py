@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.directions import of_matrix
+from p4torch._options import check_integer
+from p4torch.core.directions import of_matrix
+from p4torch.core.low_rank import Directions, LowRank
+from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
-from p4torch.low_rank import Directions, LowRank
-from p4torch.merging import Proposal
-from p4torch.options import check_integer
-from p4torch.properties.checks import check_number
-from p4torch.properties.shapes import check_real_matrix, check_square
-from p4torch.properties.simplex import admitted, distance, doubly_normalised, tilted
-from p4torch.properties.zeros import rounded_positive, warn_of_still, warn_of_zeros
+from p4torch.properties._math.checks import check_number
+from p4torch.properties._math.shapes import check_real_matrix, check_square
+from p4torch.properties._math.simplex import admitted, distance, doubly_normalised, tilted
+from p4torch.properties._math.zeros import rounded_positive, warn_of_still, warn_of_zeros
 
 
 class Stochastic(LowRank):
@@ -44,7 +44,7 @@ class Stochastic(LowRank):
             that its least entry (of each row, or of the matrix, if doubly) is that. 0 says that zeros are meant; by
             default they stay, too, with a `PropertyWarning`.
         sweeps: of Sinkhorn in each step, at most; on a CPU fewer where they settle before.
-        scale, directions, train_directions: see `p4torch.low_rank.LowRank`.
+        scale, directions, train_directions: see `p4torch.core.low_rank.LowRank`.
 
     Raises:
         ArgumentError: for a base that is not a real, finite matrix, or not square if doubly; for one with a row that

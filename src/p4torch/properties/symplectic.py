@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p4torch import linalg, rows
-from p4torch.algebras import SYMPLECTIC
-from p4torch.blocks import Blocks
-from p4torch.directions import Maps, of_rows
+from p4torch import linalg
+from p4torch.core.blocks import Blocks
+from p4torch.core.directions import Maps, of_rows
+from p4torch.core.low_rank import LowRank, Side
+from p4torch.core.shaped import Shaped
+from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
 from p4torch.linalg import form
-from p4torch.low_rank import LowRank, Side
-from p4torch.merging import Proposal
-from p4torch.properties.phase_space import (
+from p4torch.linalg import fused_linear as rows
+from p4torch.linalg.matrix_groups import SYMPLECTIC
+from p4torch.properties._math.phase_space import (
     column_error,
     drifted,
     resymplectified,
@@ -23,8 +25,7 @@ from p4torch.properties.phase_space import (
     veto_far,
     warn_of_size,
 )
-from p4torch.properties.shapes import check_real_matrix, check_square
-from p4torch.shaped import Shaped
+from p4torch.properties._math.shapes import check_real_matrix, check_square
 
 #: Largest eigenvalue that S may have: the Cayley transform has a pole at 2.
 GROWTH = 1.0
@@ -53,7 +54,7 @@ class Symplectic(Shaped):
     Args:
         base: `(..., 2n, 2n)`. One that is not symplectic is projected: from near by that correction, else to the
             nearest orthogonal symplectic matrix.
-        rank, block, side, scale, directions, train_directions: see `p4torch.shaped.Shaped`; b is even.
+        rank, block, side, scale, directions, train_directions: see `p4torch.core.shaped.Shaped`; b is even.
 
     Raises:
         ArgumentError: for a base that is not real, finite and square of even size; or that cannot be projected.

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from p4torch import linalg, rows
-from p4torch.algebras import UNITARY
-from p4torch.blocks import Blocks
+from p4torch import linalg
+from p4torch.core.blocks import Blocks
+from p4torch.core.low_rank import LowRank
+from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ArgumentError
-from p4torch.low_rank import LowRank
-from p4torch.perturbation import Perturbation
-from p4torch.properties.orthonormal import Orthonormal
-from p4torch.properties.shapes import check_complex_matrix, check_square
+from p4torch.linalg import fused_linear as rows
+from p4torch.linalg.matrix_groups import UNITARY
+from p4torch.properties._math.orthonormal import Orthonormal
+from p4torch.properties._math.shapes import check_complex_matrix, check_square
 
 
 class Unitary(Orthonormal):
@@ -38,7 +39,7 @@ class Unitary(Orthonormal):
 
     Args:
         base: `(..., n, p)` or `(..., p, n)`, complex. One that is not orthonormal is projected: its polar factor.
-        rank, block, side, scale, train_directions: see `p4torch.shaped.Shaped`.
+        rank, block, side, scale, train_directions: see `p4torch.core.shaped.Shaped`.
         directions: "random", always; a schedule with informed directions leaves them so.
 
     Raises:

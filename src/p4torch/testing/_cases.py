@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ProjectionWarning
-from p4torch.perturbation import Perturbation
-from p4torch.schedule import MergeScheduler
-from p4torch.sites import Site, perturb, sites
+from p4torch.merging.scheduler import MergeScheduler
+from p4torch.parametrize.sites import Site, perturb, sites
 
 Factory = Callable[[Tensor], Perturbation]
 Sample = Callable[[torch.Generator], Tensor]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.perturbation import Perturbation
-from p4torch.sites import Site, sites
+from p4torch.core.perturbation import Perturbation
+from p4torch.parametrize.sites import Site, sites
 from p4torch.testing._cases import (
     EVERY,
     Case,

@@ -7,9 +7,9 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.hooks import RemovableHandle
 
+from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
-from p4torch.options import check_integer
-from p4torch.schedule import MergeScheduler
+from p4torch.merging.scheduler import MergeScheduler
 
 
 class MergeCallback(pl.Callback):

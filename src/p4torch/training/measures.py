@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from p4torch.sites import sites
+from p4torch.parametrize.sites import sites
 
 
 def parameter_count(model: nn.Module) -> int:

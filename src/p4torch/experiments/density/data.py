@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from p4torch.experiments.targets import get_target
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
 
 #: Batches that are drawn at once. One chunk is one "batch" of Lightning; runs stop and resume between chunks.
 CHUNK = 50

@@ -23,7 +23,7 @@ from p4torch.experiments.density.data import TEST_POINTS, TrainingChunks, held_o
 from p4torch.experiments.density.models import build
 from p4torch.experiments.targets import get_target
 from p4torch.flows import Flow
-from p4torch.sites import direction_generator, sites
+from p4torch.parametrize.sites import direction_generator, sites
 from p4torch.training import ChunkedFit, MergeCallback, folder, load_checkpoint, measures, provenance, save_checkpoint
 from p4torch.training.checkpoint import write_whole
 from p4torch.training.chunks import interruptible, quiet_trainer

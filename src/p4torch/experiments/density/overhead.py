@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from p4torch.experiments.density.data import CHUNK, TrainingChunks
 from p4torch.experiments.density.models import p4inv
-from p4torch.schedule import MergeScheduler
+from p4torch.merging.scheduler import MergeScheduler
 from p4torch.training import ChunkedFit, MergeCallback
 from p4torch.training.chunks import quiet_trainer
 

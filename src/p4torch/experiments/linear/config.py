@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from p4torch.core.low_rank import Directions
 from p4torch.errors import ArgumentError
 from p4torch.experiments.density.config import check_names, check_rate
 from p4torch.experiments.linear.problems import PROBLEMS
-from p4torch.low_rank import Directions
-from p4torch.optimizer_state import OptimizerState
+from p4torch.merging.optimizer_state import OptimizerState
 
 Way = Literal["plain", "p4inv", "inverse"]
 Form = Literal["additive", "exponential"]

@@ -17,7 +17,7 @@ from p4torch.errors import RecoveryWarning
 from p4torch.experiments.linear.config import BATCH, TOLERANCE, Job, Stop
 from p4torch.experiments.linear.problems import PROBLEMS
 from p4torch.experiments.linear.trace import Trace
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
 
 #: Beyond this loss a job has diverged. It starts at 4 or less.
 _DIVERGED = 1e6

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
 
 #: Eigenvalues of the positive definite target: equally spaced from 0.5 to 1.5.
 SPECTRUM = (0.5, 1.5)

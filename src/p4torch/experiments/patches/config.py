@@ -9,7 +9,7 @@ from p4torch.errors import ArgumentError
 from p4torch.experiments.density.config import check_names, check_rate
 from p4torch.experiments.patches.data import FEATURES
 from p4torch.experiments.patches.models import DIRECTIONS, MODELS, Variant
-from p4torch.optimizer_state import OptimizerState
+from p4torch.merging.optimizer_state import OptimizerState
 
 #: The seed of tuning jobs; full ones use others.
 TUNE_SEED = 1000

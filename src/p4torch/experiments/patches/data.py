@@ -19,7 +19,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
 
 #: Side of a patch, and what is left of its pixels without the mean.
 SIDE, FEATURES = 8, 63

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from p4torch.experiments.patches.data import patches
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
 
 _POINTS = 200_000
 

@@ -17,7 +17,7 @@ from p4torch.experiments.patches.config import Job
 from p4torch.experiments.patches.data import patches
 from p4torch.experiments.patches.models import build
 from p4torch.flows import Flow
-from p4torch.optimizer_state import OptimizerState
+from p4torch.merging.optimizer_state import OptimizerState
 from p4torch.training import ChunkedFit, FlatAdam, measures
 
 #: Where the norm of the gradient is clipped.

@@ -9,10 +9,10 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from p4torch.core.low_rank import Directions
 from p4torch.experiments.patches.data import FEATURES
 from p4torch.experiments.patches.layers import DenseLinear, FixedLinear, LULinear, RelativeLinear
 from p4torch.flows import BentIdentity, Bijection, Chain, Flow, Inverse, InvertibleLinear, StandardNormal
-from p4torch.low_rank import Directions
 
 #: The linear layers by model.
 BASELINES: dict[str, Callable[[Tensor], Bijection]] = {

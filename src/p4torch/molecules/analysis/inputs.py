@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from p4torch._options import check_integer, check_tensor
 from p4torch.errors import ArgumentError
 from p4torch.molecules.units import GAS_CONSTANT
-from p4torch.options import check_integer, check_tensor
 
 
 def thermal_energy(temperature_K: float, name: str = "temperature_K") -> float:

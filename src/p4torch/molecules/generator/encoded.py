@@ -12,7 +12,7 @@ from p4torch.flows.latent import Distribution
 from p4torch.molecules.frames import drawn, shares
 from p4torch.molecules.generator.protocol import Stage
 from p4torch.molecules.mixed import MixedCoordinates
-from p4torch.sites import direction_generator
+from p4torch.parametrize.sites import direction_generator
 
 #: Frames that are encoded together: bounds the memory.
 CHUNK = 20_000

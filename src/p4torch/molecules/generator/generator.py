@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from p4torch._options import check_integer, check_tensor
 from p4torch.errors import ArgumentError
 from p4torch.flows import Flow, path_loss
 from p4torch.molecules.analysis.free_energy import POSITIVE_PHI, FreeEnergyDifference, free_energy_difference
@@ -23,7 +24,6 @@ from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.torsion_names import default_torsions
 from p4torch.molecules.trajectory import check_frames
 from p4torch.molecules.zmatrix import ZMatrix
-from p4torch.options import check_integer, check_tensor
 
 if TYPE_CHECKING:
     from p4torch.molecules.generator.chains import Chains

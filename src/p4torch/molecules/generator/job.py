@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from p4torch._options import check_integer
 from p4torch.molecules.generator.architectures import architecture
 from p4torch.molecules.generator.encoded import Encoded
 from p4torch.molecules.generator.evaluation import evaluate, held_out_nll
@@ -21,7 +22,6 @@ from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.training import Report, Training
 from p4torch.molecules.simulation.data import ReferenceData, save_array
 from p4torch.molecules.system import MolecularSystem
-from p4torch.options import check_integer
 from p4torch.training.checkpoint import write_whole
 from p4torch.training.folder import write_json
 from p4torch.training.provenance import provenance

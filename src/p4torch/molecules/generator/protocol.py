@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
-from p4torch.options import check_integer
 
 #: Steps between merges. Fewer bring more directions; each costs some 2 ms a layer.
 MERGE_EVERY = 20

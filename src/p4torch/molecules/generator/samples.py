@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from p4torch._options import check_integer
 from p4torch.molecules.analysis.weights import normalized_weights
 from p4torch.molecules.frames import drawn
-from p4torch.options import check_integer
 
 
 @dataclass(frozen=True)

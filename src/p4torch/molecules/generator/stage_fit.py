@@ -9,7 +9,7 @@ from torch import Tensor
 
 from p4torch.errors import P4Error
 from p4torch.molecules.generator.protocol import Protocol, Stage
-from p4torch.sites import parameter_groups
+from p4torch.parametrize.sites import parameter_groups
 from p4torch.training import ChunkedFit, FlatAdam
 
 if TYPE_CHECKING:

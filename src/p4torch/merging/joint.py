@@ -1,0 +1,144 @@
+"""Properties of a whole network: several sites that merge together, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from p4torch import linalg
+from p4torch.core.transaction import Agreement, Decision, MergeReport, Proposal, Veto
+from p4torch.errors import ArgumentError
+from p4torch.parametrize.sites import Site, Wrapper, direction_generator, guard_checkpoints, sites
+
+
+class Joint(Wrapper):
+    """A model whose sites merge all together or not at all, for a property that none of them has alone.
+
+        network = MyProperty(model)                       # a Joint
+        optimizer = torch.optim.Adam(p4.parameter_groups(network))
+        p4.MergeScheduler(network, optimizer, every=50).attach()
+        model = p4.finalize(network)                      # the plain model again
+
+    A merge first builds and checks all candidates: each site's own (`Perturbation.propose` and its vetoes), and what
+    the network makes of them. Then all of it is written, or nothing, with a report that names who refused. Only a B
+    that is not finite is reset in either case. `MergeScheduler` and `p4.merge` find the network by themselves, alone or
+    as a part of a larger model.
+
+    A property of your own overrides `propose`, `vetoes`, or both, and may override `forward`. It may hold buffers, and
+    change them (or other parameters) in the transaction: pairs (tensor, new value) in a proposal's `tracked`.
+    """
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the model computes."""
+        return self.model(*inputs, **options)
+
+    def sites(self) -> list[Site]:
+        """The sites that merge together: all of the model's."""
+        return list(sites(self))
+
+    def propose(self, sites: Sequence[Site]) -> list[Proposal]:
+        """The candidates, one a site, after whatever the network does to them. By default each site's own."""
+        return [site.perturbation.propose(site.base) for site in sites]
+
+    def vetoes(self, sites: Sequence[Site], proposals: Sequence[Proposal]) -> list[Veto]:
+        """The network's own reasons not to merge; masks `()`. None by default."""
+        return []
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites that merge at the same time: those of a network, or one that is on its own."""
+
+    sites: tuple[Site, ...]
+    network: Joint | None = None
+
+    @property
+    def rests(self) -> bool:
+        """Whether all of its sites are frozen."""
+        return all(site.rests for site in self.sites)
+
+    @property
+    def interval(self) -> int:
+        """The merge interval that its sites ask for: the shortest."""
+        return min(site.perturbation.interval for site in self.sites)
+
+    def merge(self, *, seed: int = 0, force: bool = False, agree: Agreement | None = None) -> list[MergeReport]:
+        """Merge all of it; a report for each site."""
+        if self.network is None:
+            return [site.merge(seed=seed, force=force, agree=agree) for site in self.sites]
+        return _merge_together(self.network, self.sites, seed, force, agree or (lambda mask: mask))
+
+
+def groups(model: nn.Module) -> list[Group]:
+    """All sites of a model in groups, in the order of their first sites.
+
+    Raises:
+        ArgumentError: a network in another one: a site can have part in one property only.
+    """
+    members, owners = list(sites(model)), dict[int, Joint]()
+    for network in (module for module in model.modules() if isinstance(module, Joint)):
+        for module in network.model.modules():
+            if isinstance(module, Joint):
+                came = f"{type(module).__name__} in {type(network).__name__}"
+                raise ArgumentError.of("model", "without networks that merge together inside of each other", came)
+            owners[id(module)] = network
+    found: dict[int, list[Site]] = {}
+    for site in members:
+        found.setdefault(id(owners.get(id(site.module), site.perturbation)), []).append(site)
+    return [Group(tuple(together), owners.get(id(together[0].module))) for together in found.values()]
+
+
+def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[MergeReport]:
+    """Merge every site now: A <- R_B(A), B <- B₀. `force` overrides bounds, never finiteness or the residual.
+
+    Not between a forward and its backward pass: autograd would (rightly) refuse the backward pass. An optimizer's
+    state is not touched; in training use `MergeScheduler`.
+    """
+    found = groups(model)
+    guard_checkpoints(model)
+    for group in found:
+        for site in group.sites:
+            site.keep_frozen()
+    return [report for group in found for report in group.merge(seed=seed, force=force)]
+
+
+@torch.no_grad()
+def _merge_together(
+    network: Joint, members: Sequence[Site], seed: int, force: bool, agree: Agreement
+) -> list[MergeReport]:
+    generators = [direction_generator(seed, site.name, int(site.perturbation.attempts)) for site in members]
+    cleared = [
+        site.perturbation.clear(site.base, generator, agree)
+        for site, generator in zip(members, generators, strict=True)
+    ]
+    with linalg.full_precision(members[0].base.device):
+        proposals = network.propose(members)
+        decisions = [
+            site.perturbation.judge(proposal, was, force=force)
+            for site, proposal, was in zip(members, proposals, cleared, strict=True)
+        ]
+        vetoes = [veto for veto in network.vetoes(members, proposals) if not (force and veto.soft)]
+    refused = _refusals(members, decisions, vetoes)
+    everything = bool(agree(torch.tensor(not refused, device=members[0].base.device)))
+    otherwise = f"merged together or not at all: {'; '.join(refused) or 'another rank refused'}"
+    return [
+        site.perturbation.commit(
+            site.base, decision, torch.full_like(decision.accepted, everything), generator, otherwise
+        ).at(site.name)
+        for site, decision, generator in zip(members, decisions, generators, strict=True)
+    ]
+
+
+def _refusals(members: Sequence[Site], decisions: Sequence[Decision], vetoes: Sequence[Veto]) -> list[str]:
+    """Who refuses, and why."""
+    own = [
+        f"{site.name}: {veto.reason}"
+        for site, decision in zip(members, decisions, strict=True)
+        for veto in decision.vetoes
+        if bool(veto.mask.any())
+    ]
+    return own + [veto.reason for veto in vetoes if bool(veto.mask.any())]

@@ -1,0 +1,77 @@
+"""Recovery from a bad batch: what else was poisoned at a site whose perturbation was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from p4torch.errors import CheckpointError, RecoveryWarning, warn
+from p4torch.merging import optimizer_state as memory
+from p4torch.parametrize.sites import Site
+
+#: By site and by name.
+Values = dict[str, dict[str, Tensor]]
+
+
+class Recovery:
+    """Keeps the `good` values, those of the last merge, of the ordinary parameters beside each site (a bias)."""
+
+    def __init__(self, optimizer: Optimizer, sites: Sequence[Site]) -> None:
+        self.optimizer = optimizer
+        self.good: Values = {
+            site.name: {name: value.detach().clone() for name, value in site.companions().items()} for site in sites
+        }
+
+    @torch.no_grad()
+    def recover(self, site: Site, nonfinite: Sequence[str], step: int) -> bool:
+        """Where ordinary parameters are not finite, bring back the good ones; forget every moment that is not, also
+        where the parameter still is. Whether anything was poisoned; then there is a warning, which also names the
+        `nonfinite` parameters of B, which have been reset."""
+        poisoned = list(nonfinite)
+        companions = {name: value for name, value in site.companions().items() if value.requires_grad}
+        for name, value in companions.items():
+            good = self.good[site.name].setdefault(name, torch.zeros_like(value))
+            if bool(value.isfinite().all()):
+                good.copy_(value)
+            else:
+                value.copy_(good)
+                memory.reset(self.optimizer, value, name)
+                poisoned.append(name)
+        for name, value in {**site.trainable(), **companions}.items():
+            if memory.poisoned(self.optimizer, value):
+                memory.reset(self.optimizer, value, name)
+                poisoned.append(f"state of {name}")
+        if poisoned:
+            what = f"step {step}: non-finite {', '.join(poisoned)} at {site.name}: reset, training goes on"
+            warn(what, RecoveryWarning)
+        return bool(poisoned)
+
+    def check(self, good: Values) -> None:
+        """Raise CheckpointError for values of other parameters."""
+        expected, got = _shapes(self.good), _shapes(good)
+        if expected != got:
+            raise CheckpointError(f"`state['good']` must have the shapes {expected}, got {got}")
+
+
+def copied(values: Values) -> Values:
+    """For a state, or from one."""
+    return {site: {name: value.clone() for name, value in named.items()} for site, named in values.items()}
+
+
+def placed(values: Values, sites: Sequence[Site]) -> Values:
+    """A copy on the devices of the sites."""
+    devices = {site.name: site.base.device for site in sites}
+    return {
+        site: {name: value.to(devices[site], copy=True) for name, value in named.items()}
+        for site, named in values.items()
+    }
+
+
+def _shapes(values: Values) -> dict[str, object]:
+    return {
+        site: {name: tuple(value.shape) for name, value in named.items()} if isinstance(named, dict) else type(named)
+        for site, named in values.items()
+    }

@@ -1,0 +1,245 @@
+"""When to merge: a counter beside the optimizer, and care for what the optimizer remembers."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import asdict
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from p4torch._options import check_choice, check_integer, is_integer
+from p4torch.core.low_rank import Directions, LowRank
+from p4torch.core.transaction import MergeReport
+from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.merging import optimizer_state as memory
+from p4torch.merging.diagnostics import Diagnostics
+from p4torch.merging.distributed import agreement, average
+from p4torch.merging.joint import Group, groups
+from p4torch.merging.optimizer_state import OptimizerState
+from p4torch.merging.recovery import Recovery, copied, placed
+from p4torch.merging.warmup import Rewarming
+from p4torch.parametrize.freezing import frozen_parameters, refreeze
+from p4torch.parametrize.sites import Site, direction_generator, guard_checkpoints
+
+
+class MergeScheduler:
+    """Merges every site of a model each `every` optimizer steps. Call `step()` after `optimizer.step()`.
+
+    A site whose perturbation is frozen (`requires_grad_(False)` on its module) rests until it is unfrozen; those of a
+    `Joint` merge while any of them trains. Bases and what is tracked never train, also after `requires_grad_(True)`.
+    A site that stalls or explodes is named by a `StallWarning`.
+
+    Args:
+        model: with at least one site.
+        optimizer: any torch optimizer that holds the parameters of all perturbations.
+        every: N, the merge interval in optimizer steps. None: for each site the `interval` of its perturbation.
+        correct_every: undo rounding drift at every this many merges of a site; 0 for never.
+        refresh_every: recompute tracked quantities exactly at every this many merges; 0 for never.
+        optimizer_state: what a merge does to the optimizer's memory. "reset_directions" clears that of the redrawn
+            directions, whose history is stale, and keeps the rest (for a stack of matrices: if any of them was
+            merged). Where a merge redraws all coordinates of B (`Perturbation.permuted`), it clears the momentum and
+            levels the second moments at their mean. "restart" also clears the momentum of the rest, which points along
+            the old directions, but keeps what the optimizer knows of the gradient's size. "transport" maps that
+            momentum onto the new directions instead. "keep" clears nothing. "reset" clears all of B: with Adam every
+            merge is then followed by full-size first steps, which can stall training for good (re-warm at least).
+        directions: "random" or "informed" for every low-rank perturbation, or None: as each was made.
+        rewarm: after a merge, scale the updates of B from 1/(rewarm + 1) up to 1 in this many steps. It is a linear
+            learning-rate warm-up of B alone that leaves the optimizer's groups and any learning-rate schedule in peace.
+        stagger: spread the sites' merges over the interval, so that no single step is slow; those of a `Joint` stay
+            together.
+        seed: of the redrawn directions, which are a pure function of (seed, site name, merge index).
+
+    In a distributed run (an initialized default process group) all ranks agree on every merge decision.
+
+    Raises:
+        ArgumentError: no sites, or an option out of range.
+        OptimizerError: the optimizer lacks parameters of a perturbation; the message names them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        every: int | None = None,
+        *,
+        correct_every: int = 50,
+        refresh_every: int = 0,
+        optimizer_state: OptimizerState = "reset_directions",
+        directions: Directions | None = None,
+        rewarm: int = 0,
+        stagger: bool = False,
+        seed: int = 0,
+    ) -> None:
+        every = None if every is None else check_integer("every", every, 1)
+        correct_every = check_integer("correct_every", correct_every, 0)
+        refresh_every, rewarm = check_integer("refresh_every", refresh_every, 0), check_integer("rewarm", rewarm, 0)
+        states = get_args(OptimizerState)
+        check_choice("optimizer_state", optimizer_state, states, f"one of {', '.join(states)}")
+        if not isinstance(optimizer, Optimizer):
+            raise ArgumentError.of("optimizer", "a torch optimizer", type(optimizer).__name__)
+        self.groups = groups(model)
+        self.sites = [site for group in self.groups for site in group.sites]
+        if not self.sites:
+            raise ArgumentError.of("model", "a module with at least one perturbed tensor", type(model).__name__)
+        self.every = every
+        shortest = min(self._interval(group) for group in self.groups)
+        if rewarm >= shortest:
+            raise ArgumentError.of("rewarm", f"below `every` = {shortest}", rewarm)
+        for site in self.sites:
+            site.keep_frozen()
+        if directions is not None:
+            check_choice("directions", directions, get_args(Directions), "random, informed or None")
+        memory.check_optimizer(optimizer, optimizer_state)
+        memory.check_holds(optimizer, {name: value for site in self.sites for name, value in site.trainable().items()})
+        guard_checkpoints(model)
+        for site in self.sites:
+            if directions is not None and isinstance(site.perturbation, LowRank):
+                site.perturbation.informed = directions == "informed"
+        self.optimizer = optimizer
+        self.correct_every, self.refresh_every = correct_every, refresh_every
+        self.optimizer_state, self.stagger = optimizer_state, stagger
+        self.seed = int(seed) if is_integer(seed) else seed
+        self.steps = 0
+        self.merged = 0
+        self.skipped = 0
+        self.reports: dict[str, MergeReport] = {}
+        self._rewarming = Rewarming(rewarm, self.sites)
+        self._recovery = Recovery(optimizer, self.sites)
+        self._diagnostics = Diagnostics(optimizer, self.sites)
+        self._frozen = [value for site in self.sites for value in (site.base, *frozen_parameters(site.perturbation))]
+        self._guard_step()
+        self._watch()
+
+    # --- the schedule -----------------------------------------------------------------------------------------------
+
+    def step(self) -> list[MergeReport]:
+        """Count one optimizer step, and merge the sites whose turn it is. Their reports; mostly an empty list."""
+        self.steps += 1
+        self._rewarming.step()
+        for site in self.sites:
+            site.perturbation.limit()
+        reports = [report for group in self._due(self.steps) for report in self._merge(group)]
+        self._watch()
+        return reports
+
+    def _due(self, step: int) -> list[Group]:
+        return [
+            group
+            for index, group in enumerate(self.groups)
+            if (step + self._offset(index)) % self._interval(group) == 0
+        ]
+
+    def _watch(self) -> None:
+        """Before the step after which sites merge: let them see its gradient."""
+        for site in (site for group in self._due(self.steps + 1) if not group.rests for site in group.sites):
+            generator = direction_generator(self.seed, f"{site.name}/sketch", int(site.perturbation.attempts))
+            site.perturbation.watch(generator, average())
+
+    def attach(self) -> RemovableHandle:
+        """Call `step()` by itself after each `optimizer.step()`, for loops that nobody wants to edit."""
+
+        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            self.step()
+
+        return self.optimizer.register_step_post_hook(hook)
+
+    def _offset(self, index: int) -> int:
+        return index * self._interval(self.groups[index]) // len(self.groups) if self.stagger else 0
+
+    def _interval(self, group: Group) -> int:
+        return self.every or group.interval
+
+    def _guard_step(self) -> None:
+        """Before each optimizer step: what must not train has no gradient, also if `requires_grad_(True)` came
+        between. The hook does not keep this scheduler alive."""
+        this = weakref.ref(self)
+
+        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            scheduler = this()
+            for value in scheduler._frozen if scheduler is not None else ():
+                refreeze(value)
+
+        self.optimizer.register_step_pre_hook(hook)
+
+    @torch.no_grad()
+    def _merge(self, group: Group) -> list[MergeReport]:
+        if group.rests:
+            for site in group.sites:
+                site.perturbation.forget()
+                self._recovery.recover(site, (), self.steps)
+            return []
+        for site in group.sites:
+            site.keep_frozen()
+        before = [self._diagnostics.before(site) for site in group.sites]
+        directions = [
+            {name: getattr(site.perturbation, name).clone() for name in site.perturbation.directions}
+            for site in group.sites
+        ]
+        reports = group.merge(seed=self.seed, agree=agreement())
+        for site, report, previous, was in zip(group.sites, reports, directions, before, strict=True):
+            self._diagnostics.after(site, report, was)
+            self._after(site, report, previous)
+        return reports
+
+    def _after(self, site: Site, report: MergeReport, previous: dict[str, Tensor]) -> None:
+        """What follows a merge of one site: the optimizer's memory, corrections, recovery, warming, counters."""
+        memory.remember(self.optimizer, self.optimizer_state, site, report, previous, self.steps)
+        index = report.index
+        if self.refresh_every and index % self.refresh_every == 0:
+            site.refresh()
+        elif self.correct_every and index % self.correct_every == 0:
+            site.correct()
+        if self._recovery.recover(site, report.nonfinite, self.steps):
+            self._rewarming.stop(site)
+        if report.merged:
+            self._rewarming.start(site)
+        self.merged += report.merged
+        self.skipped += report.skipped
+        self.reports[site.name] = report
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, reports and buffers as plain numbers, strings and tensors. The merge index of every site is in
+        the model's own state."""
+        return {
+            "steps": self.steps,
+            "merged": self.merged,
+            "skipped": self.skipped,
+            "seed": self.seed,
+            "sites": [site.name for site in self.sites],
+            "reports": {name: asdict(report) for name, report in self.reports.items()},
+            "warming": dict(self._rewarming.ages),
+            "before": copied(self._rewarming.before),
+            "good": copied(self._recovery.good),
+            "diagnostics": self._diagnostics.state_dict(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken. Raises CheckpointError, and changes nothing, if the sites differ."""
+        names = [site.name for site in self.sites]
+        missing = [key for key in self.state_dict() if not isinstance(state, dict) or key not in state]
+        if missing:
+            raise CheckpointError(f"`state` must be of a MergeScheduler, but lacks {', '.join(missing)}")
+        if state["sites"] != names:
+            raise CheckpointError(f"`state` must be of the sites {names}, got {state.get('sites')}")
+        self._recovery.check(state["good"])
+        self.reports = {name: _report(fields) for name, fields in state["reports"].items()}
+        self.steps, self.merged, self.skipped = state["steps"], state["merged"], state["skipped"]
+        self.seed = state["seed"]
+        self._rewarming.ages = dict(state["warming"])
+        self._rewarming.before = placed(state["before"], self.sites)
+        self._recovery.good = placed(state["good"], self.sites)
+        self._diagnostics.load_state_dict(state["diagnostics"])
+        for site in self.sites:
+            site.perturbation.forget()
+        self._watch()
+
+
+def _report(fields: dict[str, Any]) -> MergeReport:
+    return MergeReport(**{**fields, "nonfinite": tuple(fields["nonfinite"])})

@@ -1,0 +1,174 @@
+"""Places: which tensor of which module is meant, and whether it can carry a perturbation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from p4torch.core.perturbation import Perturbation
+from p4torch.errors import ArgumentError
+from p4torch.properties.low_rank_update import LowRankUpdate
+
+#: A module and the name of a tensor in it.
+Place = tuple[nn.Module, str]
+#: What `nn.utils.weight_norm`, `spectral_norm` and `prune` call the parameters that they compute a tensor from.
+_HOOKED = ("_g", "_v", "_orig")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without what data-parallel wrappers put around it."""
+    wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    return cast(nn.Module, model.module) if wrapped else model
+
+
+def paths(model: nn.Module, every: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """All modules, each once or at `every` of its paths, with the paths that they have in the plain model."""
+    for path, module in unwrapped(model).named_modules(remove_duplicate=not every):
+        yield _uncompiled(path) if "_orig_mod" in path else path, module
+
+
+def _uncompiled(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+
+
+def joined(path: str, name: str) -> str:
+    """The dotted path of a tensor."""
+    return f"{path}.{name}" if path else name
+
+
+def locate(model: nn.Module, tensor_name: str) -> tuple[nn.Module, str]:
+    """The module that holds the tensor of a dotted path, and the tensor's name there.
+
+    Raises:
+        ArgumentError: no such module, one that is a part of a perturbation, or a model that is distributed already.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError.of("module", "an nn.Module", type(model).__name__)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ArgumentError.of("module", "perturbed before it is wrapped, which registers what trains", "the wrapper")
+    if not isinstance(tensor_name, str):
+        raise ArgumentError.of("tensor_name", "a name or a dotted path", type(tensor_name).__name__)
+    path, _, name = tensor_name.rpartition(".")
+    module = dict(paths(model, every=True)).get(path)
+    if module is None:
+        raise ArgumentError.of(
+            "tensor_name", f"a path in {type(model).__name__}", f"{tensor_name!r}: there is no {path!r}"
+        )
+    if isinstance(module, (Perturbation, parametrize.ParametrizationList)):
+        raise ArgumentError.of("tensor_name", "a tensor of a plain module", f"{tensor_name!r}, of a parametrization")
+    return module, name
+
+
+def plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
+    """The parameter of that name.
+
+    Raises:
+        ArgumentError: it is not a plain, dense, floating-point Parameter with values.
+    """
+    name = repr(tensor_name)
+    if parametrize.is_parametrized(module, tensor_name):
+        chain = module.parametrizations[tensor_name]  # type: ignore[index]
+        came = f"{name}, which has one: {', '.join(type(part).__name__ for part in chain)}"
+        raise ArgumentError.of("tensor_name", "a tensor without a parametrization", came)
+    tensor = module._parameters.get(tensor_name)
+    if tensor is None:
+        names = ", ".join(name for name, value in module._parameters.items() if value is not None) or "none"
+        if tensor_name in module._buffers:
+            name += ", a buffer"
+        elif any(tensor_name + suffix in module._parameters for suffix in _HOOKED):
+            name += ", which a hook (weight_norm, spectral_norm, prune) computes from others: remove that first"
+        raise ArgumentError.of("tensor_name", f"a parameter of {type(module).__name__} ({names})", name)
+    if is_lazy(tensor):
+        came = f"{name} of a lazy module: run a batch through it first"
+        raise ArgumentError.of("tensor_name", "an initialized parameter", came)
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise ArgumentError.of("tensor_name", "a parameter of a floating-point dtype", f"{name}, {tensor.dtype}")
+    if tensor.layout is not torch.strided:
+        raise ArgumentError.of("tensor_name", "a dense parameter", f"{name}, {tensor.layout}")
+    if tensor.is_meta:
+        raise ArgumentError.of("tensor_name", "a parameter with values, on a real device", f"{name}, on meta")
+    return tensor
+
+
+def holders(model: nn.Module, tensor_name: str) -> list[Place]:
+    """All places of the model where the tensor of a dotted path is a parameter, that path's own first. More than one:
+    tied weights.
+
+    Raises:
+        ArgumentError: no such parameter; or another parameter shares its memory, and they would come apart.
+    """
+    module, name = locate(model, tensor_name)
+    tensor, found = plain_parameter(module, name), [(module, name)]
+    for path, other in paths(model):
+        for other_name, value in other._parameters.items():
+            if value is tensor and (other is not module or other_name != name):
+                found.append((other, other_name))
+            elif value is not None and value is not tensor and _share_memory(value, tensor):
+                raise _tied(joined(path, other_name), tensor_name, "two Parameters that share their memory")
+    return found
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    if is_lazy(one) or one.is_meta or one.layout is not torch.strided or one.device != other.device:
+        return False
+    return one.numel() == other.numel() > 0 and one.data_ptr() == other.data_ptr()
+
+
+def check_untied(modules: Sequence[tuple[str, nn.Module]], bases: Mapping[int, tuple[str, nn.Module]]) -> None:
+    """Refuse a base, given by id with its site and the chain of parametrizations that holds it, that others hold."""
+    for path, module in modules:
+        for name, value in module._parameters.items():
+            found = bases.get(id(value))
+            if found is not None and module is not found[1]:
+                other = joined(path, name).replace("parametrizations.", "").removesuffix(".original")
+                raise _tied(other, found[0], "perturb them together, by a path: p4.perturb(model, ...)")
+
+
+def _tied(one: str, other: str, why: str) -> ArgumentError:
+    came = f"`{one}` and `{other}`: {why}"
+    return ArgumentError.of("model", "without a perturbed tensor that is also used where it is not perturbed", came)
+
+
+def check_embedding(module: nn.Module, tensor_name: str, perturbation: Perturbation, viewed: bool) -> None:
+    """Refuse tables of embeddings that do what no perturbation, or not this one, can follow.
+
+    torch promises that the row at `padding_idx` stays. It does under elementwise and row-wise properties, and under a
+    plain low-rank update, where its row of U remains 0; under others rows move together.
+    """
+    if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or tensor_name != "weight":
+        return
+    kind = type(module).__name__
+    together = viewed or (perturbation.event_dim > 1 and not isinstance(perturbation, LowRankUpdate))
+    if module.sparse:
+        raise ArgumentError.of("module", f"an {kind} with a dense gradient", "sparse=True")
+    if module.max_norm is not None:
+        raise ArgumentError.of("module", f"an {kind} that does not rescale its rows", f"max_norm={module.max_norm}")
+    if module.padding_idx is not None and together:
+        expected = f"an {kind} without a padding row, which {perturbation.property_name()} would move"
+        raise ArgumentError.of("module", expected, f"padding_idx={module.padding_idx}")
+
+
+# --- what is there already ----------------------------------------------------------------------------------------
+
+
+def chain_of(module: nn.Module, tensor_name: str) -> parametrize.ParametrizationList:
+    """What torch makes a parametrized tensor from: the perturbation, maybe a view, maybe more."""
+    return cast(parametrize.ParametrizationList, module.parametrizations[tensor_name])  # type: ignore[index]
+
+
+def original(module: nn.Module, tensor_name: str) -> nn.Parameter:
+    """The base of a parametrized tensor."""
+    return cast(nn.Parameter, chain_of(module, tensor_name).original)
+
+
+def perturbations(module: nn.Module) -> Iterator[tuple[str, Perturbation]]:
+    """The perturbed tensors of one module, without its children."""
+    if "parametrizations" in module._modules:  # not by attribute: a compiled module shows those of the one inside
+        for tensor_name, chain in cast(nn.ModuleDict, module.parametrizations).items():
+            if isinstance(chain[0], Perturbation):  # type: ignore[index]
+                yield tensor_name, chain[0]  # type: ignore[index]

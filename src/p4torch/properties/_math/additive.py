@@ -1,0 +1,75 @@
+"""A + B with B a whole matrix, or of low rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from p4torch import linalg
+from p4torch.core.low_rank import Directions, LowRank
+from p4torch.properties._math.norms import norm_bound, norm_of_low_rank
+
+
+class Additive(LowRank):
+    """R_B(A) = A + U Vᵀ, see `p4torch.core.low_rank.LowRank`; or, for `rank` None, A + B with B `(..., n, m)`, B₀ = 0:
+    then no direction is drawn, and nothing of the optimizer's memory is stale after a merge."""
+
+    def __init__(
+        self, base: Tensor, rank: int | None, *, scale: float | None, directions: Directions, train_directions: bool
+    ) -> None:
+        super().__init__(
+            base,
+            1 if rank is None else rank,
+            scale=scale,
+            directions=directions,
+            train_directions=train_directions,
+            side="add",
+        )
+        self.whole = rank is None
+        if self.whole:
+            del self.u, self.v
+            self.b = nn.Parameter(torch.zeros_like(base))
+            self.directions = ()  # type: ignore[misc]
+
+    def moved_base(self, base: Tensor) -> Tensor:
+        """A + B in the dtype of the base."""
+        return base + self.b if self.whole else super().forward(base)
+
+    def exact(self, base: Tensor) -> Tensor:
+        """A + B in float64, for merges."""
+        if self.whole:
+            return base.double() + self.b.double()
+        return linalg.add_low_rank(base.double(), *self.additive_factors(base))
+
+    def length(self, base: Tensor) -> Tensor:
+        """‖B‖₂ `(...)`, from above."""
+        return norm_bound(self.b) if self.whole else norm_of_low_rank(*self.additive_factors(base))
+
+    def size(self) -> Tensor:
+        """‖B‖_F `(...)` from above, in float64, in a pass over B."""
+        parts = (self.b,) if self.whole else (self.moving, self.v)
+        squares = [part.detach().double().square().sum((-2, -1)) for part in parts]
+        return torch.stack(squares).prod(0).sqrt()
+
+    def set_gain(self, base: Tensor) -> None:
+        if not hasattr(self, "b"):  # a whole B is as long as it is
+            super().set_gain(base)
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None) -> None:
+        if hasattr(self, "b"):  # not yet, where the parent makes its factors
+            self.b.zero_()
+        else:
+            super().reset(generator)
+
+    def watch(self, generator: torch.Generator, average: Callable[[Tensor], Tensor] | None = None) -> None:
+        if not self.whole:
+            super().watch(generator, average)
+
+    def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {} if self.whole else super().transport(previous)
+
+    def extra_repr(self) -> str:
+        return "whole" if self.whole else super().extra_repr()

@@ -1,0 +1,100 @@
+"""Matrices that commute with a finite group: equivariant layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from p4torch import linalg
+from p4torch.core.directions import Maps, of_matrix
+from p4torch.core.low_rank import Directions, LowRank
+from p4torch.errors import ArgumentError
+from p4torch.properties._math.groups import Group, dimension, images, orders, reached, representations, reynolds
+from p4torch.properties._math.shapes import check_real_matrix
+from p4torch.properties.linear_subspace import LinearSubspace
+
+
+class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
+    """S = {A `(..., n, m)` : ρ_out(g) A = A ρ_in(g) for all g}; U `(..., n, k)`, V `(..., m, k)`.
+
+        R_B(A) = A + 1/|G| Σ_g ρ_out(g) U Vᵀ ρ_in(g)⁻¹ = A + P Qᵀ,
+        P = [ρ_out(g) U / |G|]_g,   Q = [ρ_in(g)⁻ᵀ V]_g   `(..., n, k|G|)`
+
+    At B₀ it moves, for ρ_out = ρ_in with m_λ copies of the irreducible part λ, of degree d_λ, over the complex numbers,
+    in Σ_λ m_λ min(k d_λ, m_λ) of the Σ_λ m_λ² directions of S. A step costs O(|G|k(n² + m²)) for the factors (n + m
+    instead of squares for permutations) and O(|G|k(n + m)) a row, or one product of whole matrices where that is
+    cheaper; a merge O(|G|nm(n + m)), the mean over the group, in float64. Options as in `LinearSubspace`; a matrix that
+    is given twice counts once.
+    """
+
+    left: Tensor
+    right: Tensor
+    left_order: Tensor | None
+    right_order: Tensor | None
+
+    def __init__(
+        self,
+        base: Tensor,
+        kind: None = None,
+        rank: int | None = None,
+        *,
+        group: Group,
+        scale: float | None = None,
+        directions: Directions = "random",
+        train_directions: bool = True,
+    ) -> None:
+        check_real_matrix(base)
+        left, right = representations(group, *base.shape[-2:])
+        free = dimension(left, right)
+        if free == 0:
+            raise ArgumentError.of("group", "one that some matrix but 0 commutes with", "representations without it")
+        if rank is None:
+            rank, least = 1, min(base.shape[-2], free)
+            while rank < base.shape[-1] and reached(left, right, rank) < least:
+                rank += 1
+        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions)
+        for name, matrices in (("left", left), ("right", right)):
+            self.register_buffer(name, matrices.to(base))
+            self.register_buffer(f"{name}_order", orders(matrices))
+
+    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        with linalg.full_precision(u.device):
+            return images(self.left, self.left_order, u) / len(self.left), images(self.right, self.right_order, v)
+
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        """The mean of ρ_out(g)ᵀ G ρ_in(g)⁻ᵀ."""
+        parts = [
+            of_matrix(one.mT / len(self.left)) @ gradient @ of_matrix(other)
+            for one, other in zip(self.left, self.right, strict=True)
+        ]
+        return sum(parts[1:], start=parts[0])
+
+    def project(self, tensor: Tensor) -> Tensor:
+        """The mean of ρ_out(g) A ρ_in(g)⁻¹."""
+        return reynolds(tensor, self.left.double(), self.right.double()).to(tensor.dtype)
+
+    def concern(self, module: nn.Module, tensor_name: str) -> str | None:
+        """A bias that is not invariant, or would not stay so."""
+        name = tensor_name.replace("weight", "bias")
+        bias = getattr(module, name, None)
+        if name == tensor_name or not isinstance(bias, Tensor) or self._keeps(module, name, bias.detach()):
+            return None
+        return (
+            f"the layer is not equivariant, since nothing keeps its `{name}` b at ρ_out(g) b = b. Make the layer with "
+            f"bias=False; or perturb `{name}` before, with group=(ρ_out, ones of shape (g, 1, 1)) and view='column'"
+        )
+
+    def _keeps(self, module: nn.Module, name: str, bias: Tensor) -> bool:
+        """Whether a bias is invariant and stays so: frozen, or perturbed inside the invariant vectors."""
+        if parametrize.is_parametrized(module, name):
+            trains = not isinstance(module.parametrizations[name][0], Equivariant)  # type: ignore[index]
+        else:
+            trains = getattr(module, name).requires_grad
+        if trains or bias.shape != self.left.shape[-1:]:
+            return False
+        off = (self.left.to(bias) @ bias - bias).abs().amax()
+        return bool(off <= torch.finfo(bias.dtype).eps ** 0.5 * bias.abs().amax())
+
+    def extra_repr(self) -> str:
+        return f"group of {len(self.left)}, {super().extra_repr()}"

@@ -1,0 +1,52 @@
+"""Symmetric and skew-symmetric matrices."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from p4torch.core.directions import Maps
+from p4torch.core.low_rank import Directions, LowRank
+from p4torch.properties._math.shapes import check_real_matrix, check_square
+from p4torch.properties.linear_subspace import LinearSubspace
+
+
+class Symmetric(LinearSubspace, LowRank, kinds=("symmetric", "skew")):
+    """S = {A `(..., n, n)` : Aᵀ = ±A}, R_B(A) = A + U Vᵀ ± V Uᵀ = A + [U, V] [V, ±U]ᵀ; U, V `(..., n, k)`.
+
+    At B₀ it moves in nk - k(k-1)/2 directions, skew ones in nk - k(k+1)/2: n - 1 for k = 1, since v vᵀ is not skew. A
+    step costs O(nk) a row beside the layer's own products, a merge O(n²k). Options as in `LinearSubspace`.
+    """
+
+    def __init__(
+        self,
+        base: Tensor,
+        kind: Literal["symmetric", "skew"],
+        rank: int = 1,
+        *,
+        scale: float | None = None,
+        directions: Directions = "random",
+        train_directions: bool = True,
+    ) -> None:
+        check_real_matrix(base)
+        check_square(base, f"a {kind} matrix")
+        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions)
+        self.kind = kind
+        self.transposed = 1.0 if kind == "symmetric" else -1.0
+
+    def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cat([u, v], -1), torch.cat([v, self.transposed * u], -1)
+
+    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+        """G ± Gᵀ."""
+        flipped = Maps(gradient.transposed, gradient.times)
+        return gradient + flipped if self.kind == "symmetric" else gradient + -flipped
+
+    def project(self, tensor: Tensor) -> Tensor:
+        """(A ± Aᵀ) / 2."""
+        return (tensor + self.transposed * tensor.mT) / 2
+
+    def extra_repr(self) -> str:
+        return f"{self.kind!r}, {super().extra_repr()}"

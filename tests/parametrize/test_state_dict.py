@@ -1,0 +1,115 @@
+"""Copies and checkpoints of perturbed models."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from tests.parametrize.test_sites import assert_unchanged, move, perturbed_model, plain_model, snapshot
+from torch import nn
+
+import p4torch as p4
+
+# --- copies and checkpoints -------------------------------------------------------------------------------------
+
+
+def test_deepcopy_and_averaged_model() -> None:
+    model = perturbed_model()
+    move(model)
+    x = torch.randn(3, 4)
+    model(x).sum().backward()
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    average = torch.optim.swa_utils.AveragedModel(model)
+    average.update_parameters(model)
+    torch.testing.assert_close(average(x), model(x))
+    move(model)
+    average.update_parameters(model)
+    assert bool(average(x).isfinite().all())
+    assert len(list(p4.sites(average))) == 2
+
+
+def test_a_checkpoint_round_trips_through_a_file() -> None:
+    model = perturbed_model()
+    move(model)
+    p4.merge(model)
+    move(model)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = perturbed_model()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert_unchanged(other, snapshot(model))
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("prefix", ["", "inner."])
+def test_a_plain_checkpoint_loads_into_a_perturbed_model(prefix: str, scheduled: bool) -> None:
+    plain, model = plain_model(), perturbed_model(rank=2)
+    move(model)
+    if scheduled:
+        p4.MergeScheduler(model, torch.optim.Adam(model.parameters()))
+    state = {prefix + name: value for name, value in plain.state_dict().items()}
+    keys = set(state)
+    (nn.ModuleDict({"inner": model}) if prefix else model).load_state_dict(state)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(model(x), plain(x))
+    assert set(state) == keys  # the caller's dictionary is not ours to change
+    for site, index in zip(p4.sites(model), (0, 2), strict=True):
+        weight = plain[index].weight.detach()
+        assert torch.equal(site.base, weight)
+        torch.testing.assert_close(site.perturbation.inverse(site.base), torch.linalg.inv(weight))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(x).sum().backward()
+    optimizer.step()
+    assert all(report.ok for report in p4.merge(model, force=True))
+
+
+@pytest.mark.parametrize("what", ["plain", "perturbed", "rank"])
+def test_a_checkpoint_of_another_shape_changes_nothing(what: str) -> None:
+    model = perturbed_model()
+    move(model)
+    p4.MergeScheduler(model, torch.optim.Adam(model.parameters()))  # knows the whole model, so nothing is half loaded
+    other = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(5, 5), nn.Linear(4, 2))
+    if what != "plain":
+        for index in (0, 2):
+            p4.perturb(other[index], "weight", p4.Invertible, rank=1)
+    if what == "rank":
+        other = perturbed_model(rank=2)
+    before = snapshot(model)
+    with pytest.raises(p4.CheckpointError, match=r"in the checkpoint must have shape \(4, [14]\), got"):
+        model.load_state_dict(other.state_dict())
+    assert_unchanged(model, before)
+
+
+def test_a_singular_plain_checkpoint_changes_nothing() -> None:
+    model, plain = perturbed_model(), plain_model()
+    p4.MergeScheduler(model, torch.optim.Adam(model.parameters()))
+    nn.init.zeros_(plain[2].weight)
+    before = snapshot(model)
+    with pytest.raises(p4.CheckpointError, match="nonsingular"):
+        model.load_state_dict(plain.state_dict())
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (torch.eye(3), r"`tensor` must be of shape \(4, 4\), got \(3, 3\)"),
+        (torch.eye(4, dtype=torch.float64), "`tensor` must be torch.float32 on cpu, as u is, got torch.float64 on cpu"),
+        (torch.eye(4, device="meta"), "`tensor` must be torch.float32 on cpu, as u is, got torch.float32 on meta"),
+    ],
+)
+def test_assigning_a_tensor_that_does_not_fit_changes_nothing(tensor: torch.Tensor, expected: str) -> None:
+    layer = p4.perturb(nn.Linear(4, 4), "weight", p4.Invertible, rank=1)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(p4.ArgumentError, match=expected):
+        layer.weight = tensor
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_merging_into_a_base_on_another_device_is_refused() -> None:
+    perturbation = p4.Invertible(torch.eye(3))
+    with pytest.raises(p4.ArgumentError, match=r"`base` must be torch.float32 on cpu.*on meta"):
+        perturbation.merge(torch.eye(3, device="meta"))
