@@ -16,7 +16,7 @@ from p4torch.flows._fused import knots
 from p4torch.flows._fused import run as fused_run
 from p4torch.linalg import fused_linear as rows
 from p4torch.linalg import matrix_groups as algebras
-from p4torch.linalg import relative
+from p4torch.linalg import relative, triangular
 from p4torch.linalg.block_diagonal import BlockDiagonal, rows_reference
 from p4torch.linalg.reference import transformed
 from p4torch.properties._math import cayley, simplex
@@ -98,6 +98,11 @@ FUSED: dict[str, Fused] = {
         partial(algebras.turned, gain=0.3),
         partial(algebras.turned_reference, gain=0.3),
         lambda t: (square(t), square(t) + square(t.sin())),
+    ),
+    "triangular": Fused(
+        partial(triangular.between, gain=0.3),
+        partial(triangular.between_reference, gain=0.3),
+        lambda t: (BASE, square(t)),
     ),
     "relative": Fused(
         partial(relative.moved, gain=0.3), partial(relative.moved_reference, gain=0.3), lambda t: (BASE, square(t))

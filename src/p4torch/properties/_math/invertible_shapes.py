@@ -16,7 +16,7 @@ from p4torch.core.perturbation import Perturbation
 from p4torch.core.step_size import block_gain, size_of
 from p4torch.errors import ArgumentError
 from p4torch.linalg import fused_linear as rows
-from p4torch.linalg import relative
+from p4torch.linalg import relative, triangular
 from p4torch.linalg.matrix_groups import GENERAL, GENERAL_EXPONENTIAL, LOWER, UPPER
 from p4torch.linalg.tracked_inverse import TrackedUpdate
 from p4torch.properties._math.following import followed
@@ -117,12 +117,12 @@ class BlockInvertible(_Entries):
         return Blocks.determinant_change(self, base, dtype)
 
     def with_logabsdet(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        if not (self.whole and self.form == "relative" and self.side == "right"):
+        fast = {"relative": relative.moved, "triangular": triangular.between}.get(self.form)
+        if fast is None or not self.whole or (self.form == "relative" and self.side != "right"):
             return super().with_logabsdet(base)
         assert self.right is not None
         with linalg.full_precision(base.device):
-            gain = self.scale or block_gain(base.shape[-1])
-            weight, change = relative.moved(base, self.right.squeeze(-3), gain)
+            weight, change = fast(base, self.right.squeeze(-3), self._gain(self.right))
         return weight, self.tracked.current(base).logabsdet.to(base.dtype) + change
 
     @torch.no_grad()
