@@ -31,10 +31,10 @@ $(BENCH_STAMP): $(STAMP)
 	@touch $@
 
 demo: $(STAMP) ## Train a density model
-	$(BIN)/p4torch density --demo
+	$(BIN)/python -m experiments density --demo
 
 demo-short: $(STAMP) ## The demo, cut to what a check needs
-	$(BIN)/p4torch density --demo --short
+	$(BIN)/python -m experiments density --demo --short
 
 bench: $(BENCH_STAMP) ## All benchmarks, against peers too; on a quiet machine
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
@@ -50,7 +50,7 @@ lint: $(STAMP) ## Style and formatting (ruff), nothing changed
 	$(BIN)/ruff format --check .
 
 types: $(STAMP) ## Types (mypy, strict)
-	$(BIN)/mypy src benchmarks examples
+	$(BIN)/mypy src benchmarks examples experiments
 
 floors: $(STAMP) ## Imports go down only (import-linter)
 	$(BIN)/lint-imports

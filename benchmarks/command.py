@@ -16,7 +16,7 @@ from benchmarks.families import all_jobs
 from benchmarks.measure import Effort
 from benchmarks.rows import Job, Row
 from p4torch.errors import ArgumentError, P4Error
-from p4torch.training.folder import writable_folder
+from p4torch.runs.folder import writable_folder
 
 EPILOG = """examples:
   python -m benchmarks --only orthogonal,linear/Invertible-512 --rounds 11

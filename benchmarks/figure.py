@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks.families.scaling import CAPS, PANELS, VECTORS
 from benchmarks.layers import BATCH
 from benchmarks.rows import Row
-from p4torch.experiments.figures import save
-from p4torch.training.folder import write_json
+from p4torch.runs.folder import write_figure, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +83,7 @@ def draw(rows: Sequence[Row], folder: Path) -> Path | None:
         ],
     )
     threads = sorted({row.facts["threads"] for row in rows if "threads" in row.facts})
-    return save(_figure(found, ", ".join(map(str, threads))), folder / "scaling")
+    return write_figure(folder / "scaling", _figure(found, ", ".join(map(str, threads))))
 
 
 #: One look a side, in every panel: ours in colour and solid, peers in grey tones and dashed.

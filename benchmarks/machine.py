@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from benchmarks.peers import versions
-from p4torch.training.provenance import provenance
+from p4torch.runs.provenance import provenance
 
 
 def description(**settings: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from benchmarks.layers import BATCH
 from benchmarks.machine import same
 from benchmarks.rows import Job, Row
 from p4torch.errors import CheckpointError
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import read_json, writable_folder, write_json
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import read_json, writable_folder, write_json
 
 SUMMARY = ("bar", "sides", "held to", "measured", "")
 EXPONENTS = ("cost of", "side", "n", "exponent")

@@ -16,8 +16,8 @@ from benchmarks.measure import Effort, ratio_of
 from benchmarks.rows import Job, Row, compare, gathered
 from p4torch.errors import CheckpointError
 from p4torch.flows import Chain, Flow, InvertibleMLP, StandardNormal
-from p4torch.training.folder import read_json, write_json
-from p4torch.training.provenance import cores
+from p4torch.runs.folder import read_json, write_json
+from p4torch.runs.provenance import cores
 
 #: How many times worse than recorded is a failure.
 TOLERANCE = 1.5

@@ -24,15 +24,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from examples.scaffold import parser, recorded
+from examples.scaffold import command, parser
 from p4torch.errors import P4Error
 from p4torch.molecules import BoltzmannGenerator, Langevin, MolecularSystem, ReferenceData
 from p4torch.molecules.analysis.free_energy import FreeEnergyDifference
 from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.sampling import shipped
 from p4torch.molecules.simulation.data import PARTS
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import read_json, writable_folder, write_json
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import read_json, writable_folder, write_json
+from p4torch.runs.provenance import provenance
 
 Row = dict[str, Any]
 
@@ -157,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     write_json(given.out / "metrics.json", {"model": generator.model, "rows": rows})
-    write_json(given.out / "provenance.json", recorded("examples.chains", seed=given.seed))
+    write_json(given.out / "provenance.json", provenance(seed=given.seed, command=command("examples.chains")))
     text = table(rows)
     write_whole(given.out / "table.md", lambda path: path.write_text(text))
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -29,9 +29,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import p4torch as p4
-from examples.scaffold import Fit, Job, Results, Row, add_options, parser, run, train
+from examples.scaffold import Fit, Job, Row, add_options, parser, run, train
 from p4torch.parametrize.sites import direction_generator
-from p4torch.training.chunks import warmup_cosine
+from p4torch.runs.runner import Results
+from p4torch.training.steps import warmup_cosine
 
 MODULE = "examples.hamiltonian"
 

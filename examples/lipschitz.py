@@ -32,8 +32,9 @@ from torch.nn.utils import parametrizations
 
 import p4torch as p4
 from examples.recurrent_tasks import digits
-from examples.scaffold import Fit, Job, Results, Row, add_options, parser, run, train
+from examples.scaffold import Fit, Job, Row, add_options, parser, run, train
 from p4torch.parametrize.sites import direction_generator
+from p4torch.runs.runner import Results
 
 MODULE = "examples.lipschitz"
 

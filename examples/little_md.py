@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from examples.scaffold import parser, recorded
+from examples.scaffold import command, parser
 from p4torch.errors import P4Error
 from p4torch.molecules import Biased, BoltzmannGenerator, MolecularSystem, ReferenceData, simulate
 from p4torch.molecules.analysis.free_energy import FreeEnergyDifference
@@ -36,8 +36,9 @@ from p4torch.molecules.analysis.weights import effective_sample_size
 from p4torch.molecules.generator.architectures import MIXING_RANK
 from p4torch.molecules.generator.protocol import PERTURBATION_RATE
 from p4torch.molecules.generator.reference import principal_difference
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import read_json, writable_folder, write_json
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import read_json, writable_folder, write_json
+from p4torch.runs.provenance import provenance
 
 Row = dict[str, Any]
 
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     write_json(given.out / "metrics.json", rows)
-    write_json(given.out / "provenance.json", recorded("examples.little_md", seed=given.seed))
+    write_json(given.out / "provenance.json", provenance(seed=given.seed, command=command("examples.little_md")))
     write_whole(given.out / "table.md", lambda path: path.write_text(table(rows), encoding="utf-8"))
     Console().print(table(rows), highlight=False, markup=False, soft_wrap=True)
     return 0

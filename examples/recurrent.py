@@ -28,7 +28,8 @@ from examples.recurrent_methods import METHODS, Method
 from examples.recurrent_network import Network
 from examples.recurrent_report import SOLVED, figure, table
 from examples.recurrent_tasks import Copying, Digits, Task
-from examples.scaffold import Fit, Job, Results, Row, add_options, parser, peer, run, train
+from examples.scaffold import Fit, Job, Row, add_options, parser, peer, run, train
+from p4torch.runs.runner import Results
 
 #: Steps between two points of a curve, each the mean loss of as many batches, and between two turns.
 EVERY, TURN = 10, 10

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from experiments.tables import aligned
+
 from examples.scaffold import Row
-from p4torch.experiments.linear.table import aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 
 import p4torch as p4
 from examples.language_model import LanguageModel, Text
-from examples.scaffold import Fit, Job, Results, Row, add_options, parser, run, train
+from examples.scaffold import Fit, Job, Row, add_options, parser, run, train
 from p4torch.merging.optimizer_state import OptimizerState
 from p4torch.parametrize.sites import direction_generator
-from p4torch.training.chunks import warmup_cosine
+from p4torch.runs.runner import Results
+from p4torch.training.steps import warmup_cosine
 
 MODULE = "examples.relora"
 LAYERS = ("query", "key", "value", "out", "up", "down")

@@ -9,7 +9,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +21,11 @@ from torch import nn
 
 import p4torch as p4
 from p4torch.cli.options import integers
-from p4torch.display import display
 from p4torch.errors import P4Error
-from p4torch.experiments import figures
-from p4torch.training import load_checkpoint, provenance, save_checkpoint
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import prepare, read_json, write_compact, write_json
+from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.runs.folder import prepare, write_compact
+from p4torch.runs.progress import display
+from p4torch.runs.runner import Results, Run, recorded
 
 Row = dict[str, Any]
 
@@ -109,15 +108,6 @@ class Job:
     start: Callable[[], Training] = field(compare=False)
 
 
-@dataclass(frozen=True)
-class Results:
-    """What a run leaves: metrics.json, table.md and figures by file name (without ending)."""
-
-    metrics: dict[str, Any]
-    table: str
-    figures: dict[str, Any]
-
-
 def train(jobs: Sequence[Job], out: Path, console: Console, chunk: int) -> dict[Job, Row]:
     """The rows of all jobs, trained in turns of `chunk` steps, so that what disturbs the machine hits all alike.
 
@@ -169,9 +159,9 @@ def add_options(parser: argparse.ArgumentParser, out: str, seeds: str = "0") -> 
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
-def recorded(module: str, **fields: Any) -> dict[str, Any]:
-    """Provenance of `python -m module`."""
-    return {**provenance(**fields), "command": " ".join(["python -m", module, *sys.argv[1:]])}
+def command(module: str) -> str:
+    """That of `python -m module`, for provenance."""
+    return " ".join(["python -m", module, *sys.argv[1:]])
 
 
 def run(
@@ -179,26 +169,16 @@ def run(
 ) -> int:
     """Do the work in the run folder and write what it leaves; the exit code. `fields` is the whole configuration."""
     torch.set_num_threads(1)
-    console, out, started = Console(), options.out, time.monotonic()
+    console, out = Console(), options.out
     try:
         prepare(out, fields, resume=options.resume)
-        record = recorded(module, seeds=list(options.seeds), peers=versions())
-        if (out / "provenance.json").exists():
-            record["earlier"] = read_json(out / "provenance.json")
-        try:
+        with recorded(out, seeds=list(options.seeds), peers=versions(), command=command(module)):
             results = work(out, console)
-        finally:
-            write_json(out / "provenance.json", {**record, "wall_seconds": time.monotonic() - started})
     except P4Error as error:
         console.print(f"Error: {error}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         console.print("Stopped; go on with --resume.")
         return 130
-    write_compact(out / "metrics.json", results.metrics)
-    text = f"{results.table}\n{SECONDS}"
-    write_whole(out / "table.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    for name, figure in results.figures.items():
-        figures.save(figure, out / name)
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    Run(out, 1, console).leave(replace(results, table=f"{results.table}\n{SECONDS}"), write_compact)
     return 0

@@ -20,8 +20,8 @@ from benchmarks.arrival.ways import Options
 from benchmarks.display import say
 from benchmarks.properties.__main__ import selected
 from p4torch.cli.options import integers
-from p4torch.display import duration
 from p4torch.errors import ArgumentError, P4Error
+from p4torch.runs.progress import duration
 
 TASKS: dict[str, Task] = {
     **{name: comparison.task() for name, comparison in COMPARISONS.items()},

@@ -10,8 +10,8 @@ from benchmarks import machine
 from benchmarks.arrival.cells import Task
 from benchmarks.arrival.training import Record
 from p4torch.errors import CheckpointError
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import differences, read_json, writable_folder, write_compact
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import differences, read_json, writable_folder, write_compact
 
 HEAD = """\
 # Does training with the defaults arrive?

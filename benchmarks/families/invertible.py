@@ -12,7 +12,7 @@ from benchmarks import layers, peers
 from benchmarks.families.linear import plain_step, solve_step, step
 from benchmarks.measure import Effort, Side
 from benchmarks.rows import Job, Row, compare
-from p4torch.training.provenance import cores
+from p4torch.runs.provenance import cores
 
 BARRED, FURTHER = 512, (2048,)
 PASS_FEATURES = 1024

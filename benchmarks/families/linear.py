@@ -8,7 +8,7 @@ from functools import partial
 from benchmarks import layers
 from benchmarks.measure import Effort, Side
 from benchmarks.rows import Job, Row, compare
-from p4torch.training.provenance import cores
+from p4torch.runs.provenance import cores
 
 PROPERTIES = ("Orthogonal", "Invertible", "UnitDeterminant", "SpectralBound", "LowRankUpdate")
 RANKS = (1, 2, 4)

@@ -16,7 +16,7 @@ from benchmarks import layers
 from benchmarks.families.linear import PROPERTIES, step
 from benchmarks.measure import Effort, Side, threads
 from benchmarks.rows import Job, Row, compare, gathered
-from p4torch.training.provenance import cores
+from p4torch.runs.provenance import cores
 
 FEATURES = 1024
 BARRED = ("Invertible", "Orthogonal")

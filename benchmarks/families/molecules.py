@@ -10,7 +10,7 @@ import torch
 from benchmarks.layers import Missing
 from benchmarks.measure import Effort, Side
 from benchmarks.rows import Job, Row, compare
-from p4torch.training.provenance import cores
+from p4torch.runs.provenance import cores
 
 FRAMES, NOISE = 4000, 0.005  # nm
 OURS = {"p4torch float32": torch.float32, "p4torch float64": torch.float64}

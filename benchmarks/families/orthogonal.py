@@ -9,7 +9,7 @@ from benchmarks import layers, peers
 from benchmarks.families.linear import plain_step, step
 from benchmarks.measure import Effort, Side
 from benchmarks.rows import Job, Row, compare
-from p4torch.training.provenance import cores
+from p4torch.runs.provenance import cores
 
 FEATURES = 512
 OURS = ("p4torch rank 1", "p4torch rank 4")

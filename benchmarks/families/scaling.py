@@ -15,7 +15,7 @@ from benchmarks.families.memory import adam_peak, perturbed_peak, plain_peak
 from benchmarks.families.merges import merge
 from benchmarks.measure import Effort, Side, quartiles
 from benchmarks.rows import Job, Row, compare, gathered
-from p4torch.training.provenance import cores
+from p4torch.runs.provenance import cores
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 VECTORS = 32

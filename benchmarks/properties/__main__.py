@@ -17,7 +17,7 @@ from benchmarks.measure import Effort, threads
 from benchmarks.properties import measures, report
 from benchmarks.properties.subjects import SUBJECTS, Subject
 from p4torch.errors import ArgumentError, P4Error
-from p4torch.training.folder import read_json, writable_folder
+from p4torch.runs.folder import read_json, writable_folder
 
 PARTS = ("training", "directions", "times")
 

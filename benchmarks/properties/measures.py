@@ -17,8 +17,8 @@ from benchmarks.measure import Effort, Side
 from benchmarks.properties.subjects import Subject, plain
 from benchmarks.rows import compare
 from p4torch import linalg
+from p4torch.runs.provenance import cores
 from p4torch.testing._cases import doubled
-from p4torch.training.provenance import cores
 
 #: Of the training: size, steps between merges, steps until the target changes, Adam's learning rate, rows a batch.
 FEATURES, EVERY, LAP, RATE, ROWS = 64, 20, 500, 3e-3, 64

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import write_json
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import write_json
 
 Metrics = dict[str, dict[str, Any]]
 

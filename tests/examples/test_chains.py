@@ -14,7 +14,7 @@ from p4torch.molecules import BoltzmannGenerator, MolecularSystem
 from p4torch.molecules.analysis import free_energy_difference
 from p4torch.molecules.generator.sampling import shipped
 from p4torch.molecules.simulation.data import PARTS, save_part
-from p4torch.training.folder import read_json, write_json
+from p4torch.runs.folder import read_json, write_json
 
 #: The bootstrap's error of an error: 200 resamples, and blocks of finite number.
 BOOTSTRAP = 0.2

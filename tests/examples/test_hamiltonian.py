@@ -9,7 +9,7 @@ import torch
 from examples.hamiltonian import Setting, energy, states, symplectic, true_map
 
 from examples import hamiltonian
-from p4torch.training.folder import read_json
+from p4torch.runs.folder import read_json
 
 #: Relative energy error of the leapfrog integrator over one unit of time.
 INTEGRATOR = 1e-6

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples import lipschitz
-from p4torch.training.folder import read_json
+from p4torch.runs.folder import read_json
 
 pytest.importorskip("sklearn")
 

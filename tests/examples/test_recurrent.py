@@ -22,8 +22,8 @@ from rich.console import Console
 from torch import nn
 
 from examples import recurrent, scaffold
-from p4torch.training import load_checkpoint, save_checkpoint
-from p4torch.training.folder import read_json
+from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.runs.folder import read_json
 
 ROUNDING = 1e-5  # of float32 matrices that are set, and set back
 

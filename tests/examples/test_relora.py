@@ -9,8 +9,8 @@ from examples.language_model import LanguageModel, Text
 from examples.relora import SHORT, Learner, Variant, variants, warm_start
 
 from examples import relora
-from p4torch.training import load_checkpoint, save_checkpoint
-from p4torch.training.folder import read_json
+from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.runs.folder import read_json
 
 
 def test_windows_are_of_their_part() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from examples.scaffold import Job, Results, Row, Stopwatch, add_options, peer, run, train
+from examples.scaffold import Job, Row, Stopwatch, add_options, peer, run, train
 from rich.console import Console
 
-from p4torch.training.folder import read_json
+from p4torch.runs.folder import read_json
+from p4torch.runs.runner import Results
 
 
 class Counter:

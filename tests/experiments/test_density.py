@@ -10,23 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments.density import figure
+from experiments.density.config import Config, Job
+from experiments.density.data import CHUNK, TrainingChunks, held_out
+from experiments.density.job import run_job
+from experiments.density.models import BUILDERS, MODELS, build
+from experiments.density.rates import best_rates, one_rate, tuned_rates
+from experiments.density.run import clear_demo
+from experiments.density.settings import FULL, SHORT, Asked, resolve
+from experiments.density.table import markdown, summarise
+from experiments.targets import TARGETS, get_target
 from safetensors.torch import load_file
 
+from experiments import figures, metrics
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.experiments import figures, metrics
-from p4torch.experiments.density import figure
-from p4torch.experiments.density.config import Config, Job
-from p4torch.experiments.density.data import CHUNK, TrainingChunks, held_out
-from p4torch.experiments.density.job import run_job
-from p4torch.experiments.density.models import BUILDERS, MODELS, build
-from p4torch.experiments.density.overhead import lightning_share
-from p4torch.experiments.density.rates import best_rates, one_rate, tuned_rates
-from p4torch.experiments.density.run import clear_demo
-from p4torch.experiments.density.settings import FULL, SHORT, Asked, resolve
-from p4torch.experiments.density.table import markdown, summarise
-from p4torch.experiments.targets import TARGETS, get_target
+from p4torch.runs.folder import prepare, write_figure
 from p4torch.training import measures
-from p4torch.training.folder import prepare
 
 JOB = Job("eight-gaussians", "p4inv", seed=0, steps=150, batch=32, every=20, learning_rate=1e-2)
 
@@ -134,10 +133,8 @@ def test_a_job_leaves_its_run_folder(whole) -> None:
         "config.json",
         "metrics.jsonl",
         "provenance.json",
-        "result.json",
         "weights.safetensors",
     ]
-    assert json.loads((path / "result.json").read_text()) == row
     assert json.loads((path / "config.json").read_text()) == JOB.fields()
     assert [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()] == [150]
     start = -get_target(JOB.target).entropy + 8.25 / 2 + math.log(2 * math.pi)
@@ -152,7 +149,6 @@ def test_a_stopped_job_goes_on_exactly(whole, tmp_path: Path, model: str) -> Non
     job = replace(JOB, model=model, every=30)  # 50 is in the middle of an interval
     expected = run_job(job, tmp_path / "whole", lambda progress: False)
     assert run_job(job, tmp_path / "cut", lambda progress: progress.step >= 50) is None
-    assert not (tmp_path / "cut" / "result.json").exists()
     assert run_job(job, tmp_path / "cut", lambda progress: progress.step >= 100) is None
     seen: list[int] = []
     row = run_job(job, tmp_path / "cut", lambda progress: bool(seen.append(progress.step)))
@@ -254,17 +250,9 @@ def test_rows_are_means_and_spreads_over_seeds(whole) -> None:
 def test_the_figure_is_drawn_from_what_jobs_left(whole, tmp_path: Path) -> None:
     path, _ = whole
     config = Config((JOB.target,), ("p4inv",), (0,), 150, 32, 20, one_rate(1e-2, (JOB.target,), ("p4inv",)))
-    image = figure.draw(config, lambda job: path, tmp_path / "density")
+    image = write_figure(tmp_path / "density", figure.draw(config, lambda job: path))
     assert image.read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "density.pdf").read_bytes().startswith(b"%PDF")
-
-
-@pytest.mark.slow
-def test_lightning_costs_little(capsys: pytest.CaptureFixture[str]) -> None:
-    share = lightning_share(repeats=3)
-    with capsys.disabled():
-        print(f"\n{share}")
-    assert share.share < 0.1
 
 
 def test_only_what_a_run_left_is_overwritten(tmp_path: Path) -> None:

@@ -12,20 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from experiments.cli import app
+from experiments.linear import settings
+from experiments.linear.command import SHORT, Request, execute
+from experiments.linear.config import TOLERANCE, Job
+from experiments.linear.job import TrainingRun, run_job
+from experiments.linear.problems import PROBLEMS, SPECTRUM
+from experiments.linear.suites import PLAIN, SUITES, Config
+from experiments.linear.table import summarise
+from experiments.linear.trace import PATH_POINTS, POINTS, Trace
 from rich.console import Console
 from typer.testing import CliRunner
 
-from p4torch.cli import app
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.experiments.linear import settings
-from p4torch.experiments.linear.command import SHORT, Request, resolve
-from p4torch.experiments.linear.config import TOLERANCE, Job
-from p4torch.experiments.linear.job import TrainingRun, run_job
-from p4torch.experiments.linear.problems import PROBLEMS, SPECTRUM
-from p4torch.experiments.linear.run import run
-from p4torch.experiments.linear.suites import PLAIN, SUITES, Config
-from p4torch.experiments.linear.table import summarise
-from p4torch.experiments.linear.trace import PATH_POINTS, POINTS, Trace
 
 #: Of float64 algebra at these sizes.
 ROUNDING = 1e-10
@@ -120,7 +119,7 @@ def test_a_job_is_a_function_of_its_fields() -> None:
     first, again = run_job(JOB), run_job(JOB)
     assert first is not None and again is not None
     assert {**first, **dict.fromkeys(TIMES)} == {**again, **dict.fromkeys(TIMES)}
-    assert run_job(JOB, stop=lambda: True) is None
+    assert run_job(JOB, lambda progress: True) is None
     assert Job.of(first) == JOB and JOB.name != replace(JOB, growth=2.0).name
 
 
@@ -223,7 +222,7 @@ def test_a_line_counts_at_its_best_rate_only_if_all_seeds_arrive() -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of everything."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(resolve(Request(short=True), folder / "config.json"), folder, workers=2, resume=False, console=quiet())
+    execute(Request(short=True, out=folder, workers=2), quiet())
     return folder
 
 
@@ -276,7 +275,7 @@ def test_a_row_of_another_job_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.fields()))
     (tmp_path / "jobs" / f"{first.name}.json").write_text(json.dumps(second.fields()))
     with pytest.raises(CheckpointError, match="way: expected 'plain', got 'p4inv'"):
-        run(config, tmp_path, workers=1, resume=True, console=quiet())
+        execute(Request(out=tmp_path, workers=1, resume=True), quiet())
 
 
 @pytest.mark.parametrize(
@@ -294,6 +293,8 @@ def test_bad_input_is_one_line_before_any_training(options: list[str], message: 
 
 
 def test_help_and_list() -> None:
-    assert "p4torch linear --suites gap,cost --seeds 0 --out runs/gap" in " ".join(call("--help").output.split())
+    assert "python -m experiments linear --suites gap,cost --seeds 0 --out runs/gap" in " ".join(
+        call("--help").output.split()
+    )
     listed = call("--list").output
     assert all(name in listed for name in (*SUITES, *PROBLEMS))

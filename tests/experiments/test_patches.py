@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
@@ -17,17 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
 pytest.importorskip("sklearn")
 
-from p4torch.cli import app
-from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.experiments.patches.clock import step_milliseconds
-from p4torch.experiments.patches.command import SHORT, Request, resolve
-from p4torch.experiments.patches.config import TUNE_SEED, Config, Job
-from p4torch.experiments.patches.data import (
+from experiments.cli import app
+from experiments.patches.clock import step_milliseconds
+from experiments.patches.command import SHORT, Request, resolve
+from experiments.patches.config import TUNE_SEED, Config, Job
+from experiments.patches.data import (
     FEATURES,
     SIDE,
     TEST_TILES,
@@ -39,15 +36,17 @@ from p4torch.experiments.patches.data import (
     patches,
     tile_patches,
 )
-from p4torch.experiments.patches.figure import draw
-from p4torch.experiments.patches.gaussian import gaussian_nats
-from p4torch.experiments.patches.job import run_job
-from p4torch.experiments.patches.layers import DenseLinear, FixedLinear, LULinear, RelativeLinear
-from p4torch.experiments.patches.models import BASELINES, DIRECTIONS, MODELS, TITLES, Variant, build
-from p4torch.experiments.patches.progress import Steps
-from p4torch.experiments.patches.run import best_rates, finished
-from p4torch.experiments.patches.table import markdown, summarise
+from experiments.patches.figure import draw
+from experiments.patches.gaussian import gaussian_nats
+from experiments.patches.job import run_job
+from experiments.patches.layers import DenseLinear, FixedLinear, LULinear, RelativeLinear
+from experiments.patches.models import BASELINES, DIRECTIONS, MODELS, TITLES, Variant, build
+from experiments.patches.run import best_rates
+from experiments.patches.table import markdown, summarise
+
+from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.flows import BentIdentity
+from p4torch.runs.folder import write_figure
 from p4torch.testing import check_bijection
 
 DOUBLE_ROUNDING = 1e-10
@@ -232,7 +231,7 @@ def test_a_job_with_blocks_learns(block: int, title: str) -> None:
 
 def test_a_job_stops_when_it_is_asked_to_and_when_it_diverges() -> None:
     asked = itertools.count()
-    assert run_job(small_job(), lambda: next(asked) == 1) is None
+    assert run_job(small_job(), lambda progress: next(asked) == 1) is None
     row = run_job(small_job(model="dense", rank=0, every=0, directions="", learning_rate=1e30, steps=300))
     assert row is not None and row["diverged"] and row["curve"][-1][0] < 300
 
@@ -253,7 +252,7 @@ def test_the_clock_times_every_variant() -> None:
 def test_the_grid() -> None:
     config = Config()
     names = [variant.name for variant in config.variants()]
-    assert len(names) == len(set(names)) == 4 + 4 * 3 * len(DIRECTIONS) + 2 * 3
+    assert len(names) == len(set(names)) == 4 + 4 * 3 * len(DIRECTIONS) + 2 * 3 + 3  # the last: triangular
     assert len(config.tuning()) == len(names) * len(config.learning_rates)
     assert {job.seed for job in config.tuning()} == {TUNE_SEED}
     jobs = config.jobs(dict.fromkeys(names, 0.5))
@@ -264,7 +263,7 @@ def test_the_grid() -> None:
 @pytest.mark.parametrize(
     "asked, message",
     [
-        ({"models": ("glow",)}, "`models` must be different names out of p4inv, blocks, dense, .*, got glow"),
+        ({"models": ("glow",)}, "`models` must be different names out of p4inv, blocks, triangular, .*, got glow"),
         ({"ranks": (0,)}, "`ranks` must be different integers from 1 to 2³¹ - 1, got 0"),
         ({"every": (10, 10)}, "`every` must be different integers"),
         ({"directions": ("up",)}, "`directions` must be different names out of random"),
@@ -332,7 +331,7 @@ def test_results_are_means_over_seeds_with_paired_errors_over_tiles(tmp_path: Pa
     lines = markdown([p4inv, dense], 5.0).splitlines()
     assert len(lines) == 5 and len({len(line) for line in lines}) == 1
     assert "+0.50 ± 0.50" in lines[2] and "Gaussian" in lines[4]
-    image = draw([p4inv, dense, blocks], 5.0, tmp_path / "patches")
+    image = write_figure(tmp_path / "patches", draw([p4inv, dense, blocks], 5.0))
     assert image.read_bytes().startswith(b"\x89PNG") and (tmp_path / "patches.pdf").exists()
 
 
@@ -342,25 +341,7 @@ def test_a_diverged_training_is_told_and_drawn(tmp_path: Path) -> None:
     (row,) = summarise(config, rows, {"dense": 1.0})
     assert row["held_out_mean"] == -math.inf and row["over_dense"] is None
     assert "-inf" in markdown([row], 0.0)
-    assert draw([row], 0.0, tmp_path / "patches").exists()
-
-
-def test_the_file_of_another_job_is_refused(tmp_path: Path) -> None:
-    job = small_job()
-    (tmp_path / f"{job.name}.json").write_text(json.dumps(result(replace(job, steps=3), 1.0, [])))
-    with pytest.raises(CheckpointError, match="steps: expected 20, got 3"):
-        finished(job, tmp_path)
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_tells_results(terminal: bool) -> None:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=150, color_system=None)
-    job = small_job()
-    with Steps(console, 60) as shown:
-        shown.skip([job])
-        shown.finished(job, result(job, 1.5, []))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "held out 1.50 nats" in text and ("min left" in text) == (not terminal)
+    assert write_figure(tmp_path / "patches", draw([row], 0.0)).exists()
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -370,10 +351,10 @@ TINY += ["--layers", "2", "--batch", "16", "--lr", "0.01"]
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    program = "from p4torch.cli import app; app(prog_name='p4torch')"
     return subprocess.Popen(
-        [sys.executable, "-c", program, "patches", *arguments, "--out", "run"],
+        [sys.executable, "-m", "experiments", "patches", *arguments, "--out", "run"],
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -384,7 +365,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def test_help_has_an_example_and_the_true_defaults() -> None:
     shown = CliRunner(env={"TERMINAL_WIDTH": "200", "NO_COLOR": "1"}).invoke(app, ["patches", "--help"]).output
     config = Config()
-    assert "p4torch patches --ranks 2,8" in " ".join(shown.split())
+    assert "python -m experiments patches --ranks 2,8" in " ".join(shown.split())
     for default in (config.steps, config.tune_steps, config.batch, config.layers, config.optimizer_state):
         assert f"Default: {default}." in shown
     for values in (config.ranks, config.every, config.blocks, config.seeds, config.learning_rates):

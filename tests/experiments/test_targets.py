@@ -10,12 +10,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from experiments.targets import TARGETS, Target, get_target
+from experiments.targets.laws import Curve
 from torch import Tensor
 
+from experiments import targets
 from p4torch.errors import ArgumentError
-from p4torch.experiments import targets
-from p4torch.experiments.targets import TARGETS, Target, get_target
-from p4torch.experiments.targets.laws import Curve
 
 HALF_WIDTH, CELL, NODES = 5.5, 0.5, 14  # cells of [−5.5, 5.5]², and quadrature nodes a side of a cell
 CELLS = round(2 * HALF_WIDTH / CELL)

@@ -1,4 +1,4 @@
-"""The command line. It only reads options: what they mean stands in `p4torch.experiments` and `p4torch.molecules`."""
+"""The command line. It only reads options: what they mean stands in `p4torch.molecules`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ except ModuleNotFoundError as error:
     raise SystemExit('Error: this command needs more than torch: pip install "p4torch[experiments]"') from error
 
 from p4torch.cli import molecule
-from p4torch.cli.experiments import density, linear, patches
 
 app = typer.Typer(
     name="p4torch",
-    help="Networks that keep their mathematical properties while they train: experiments.",
+    help="Networks that keep their mathematical properties while they train.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
 )
-for command in (density, patches, linear):
-    app.command()(command)
 app.add_typer(molecule.app, name="molecule")
+
+
+def _moved(context: typer.Context) -> None:
+    """The experiments are no part of the package."""
+    new = f"python -m experiments {context.info_name}"
+    typer.echo(f"Error: `{context.command_path}` is `{new}` now, in a checkout of the repository", err=True)
+    raise typer.Exit(2)
+
+
+for moved in ("density", "linear", "patches"):
+    anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command(moved, hidden=True, add_help_option=False, context_settings=anything)(_moved)
 
 
 def _version(wanted: bool) -> None:
@@ -39,4 +48,4 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Networks that keep their mathematical properties while they train: experiments."""
+    """Networks that keep their mathematical properties while they train."""

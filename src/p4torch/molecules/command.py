@@ -18,7 +18,7 @@ from p4torch.molecules.simulation.noise import NoiseRun, measure_noise
 from p4torch.molecules.simulation.run import simulate
 from p4torch.molecules.simulation.tempered import Tempered
 from p4torch.molecules.system import AMBER, MolecularSystem
-from p4torch.training.checkpoint import write_whole
+from p4torch.runs.checkpoint import write_whole
 
 METHODS: dict[str, type[Biased] | type[Tempered]] = {"biased": Biased, "tempered": Tempered}
 

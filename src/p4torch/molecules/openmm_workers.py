@@ -15,7 +15,7 @@ import openmm
 from openmm import unit
 
 from p4torch.errors import ArgumentError, P4Error
-from p4torch.jobs import ignored
+from p4torch.runs.pool import ignored
 
 _FORCE = unit.kilojoule_per_mole / unit.nanometer
 

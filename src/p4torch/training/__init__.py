@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from p4torch.training.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.runs.provenance import provenance
 from p4torch.training.flat_adam import FlatAdam
-from p4torch.training.provenance import provenance
 
 if TYPE_CHECKING:
     from p4torch.training.callback import MergeCallback

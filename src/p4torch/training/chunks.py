@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -14,13 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.training.flat_adam import FlatAdam
-
-
-def warmup_cosine(step: int, steps: int, warmup: int = 100) -> float:
-    """The factor of the learning rate at a step (from 0): linear up to 1 in `warmup` steps, then a cosine to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+from p4torch.training.steps import descend, warmup_cosine
 
 
 class ChunkedFit(pl.LightningModule):
@@ -75,14 +68,8 @@ class ChunkedFit(pl.LightningModule):
 
     def step(self, batch: Tensor, optimizer: FlatAdam) -> Tensor:
         """One optimizer step; returns the detached loss. A group of parameters may have a `share` of the rate."""
-        rate = self.learning_rate * warmup_cosine(self.done, self.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("share", 1.0)
         loss = self.loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        if self.usable(optimizer.clip(self.clip)):
-            optimizer.step()
+        descend(optimizer, loss, self.learning_rate * warmup_cosine(self.done, self.steps), self.clip, self.usable)
         self.done += 1
         return loss.detach()
 

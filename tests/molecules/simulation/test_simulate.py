@@ -16,7 +16,6 @@ from rich.console import Console
 from tests.molecules.simulation.butane import butane, share_of
 
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.jobs import JobError
 from p4torch.molecules import Biased, MolecularSystem, ReferenceData, Tempered, load_frames, simulate
 from p4torch.molecules.simulation.bias import TorsionBias
 from p4torch.molecules.simulation.dynamics import Dynamics, SimulationError, Thermostat
@@ -25,6 +24,7 @@ from p4torch.molecules.simulation.method import start_of
 from p4torch.molecules.simulation.noise import NoiseRun, measure_noise
 from p4torch.molecules.simulation.parts import Walker
 from p4torch.molecules.simulation.store import Store
+from p4torch.runs.pool import JobError
 
 #: Standard errors that a right answer may be off by: one test in 16,000 fails for no reason.
 SIGMAS = 4.0

@@ -16,8 +16,8 @@ from p4torch.molecules.generator.generator import BoltzmannGenerator, seeded
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.zmatrix import ZMatrix
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import differences
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import differences
 
 _KIND = "p4torch Boltzmann generator"
 

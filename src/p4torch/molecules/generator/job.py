@@ -22,9 +22,9 @@ from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.training import Report, Training
 from p4torch.molecules.simulation.data import ReferenceData, save_array
 from p4torch.molecules.system import MolecularSystem
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import write_json
-from p4torch.training.provenance import provenance
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import write_json
+from p4torch.runs.provenance import provenance
 
 NLL = "held-out-nll.npy"
 

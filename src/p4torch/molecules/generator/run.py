@@ -9,9 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from p4torch.display import display, duration
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.jobs import Pool, Row
 from p4torch.molecules.generator.estimate import estimate_seconds, untrained
 from p4torch.molecules.generator.job import Job, run_job
 from p4torch.molecules.generator.summary import Results, summarise
@@ -20,9 +18,11 @@ from p4torch.molecules.simulation.biased import Biased
 from p4torch.molecules.simulation.method import Method
 from p4torch.molecules.simulation.run import simulate, timed
 from p4torch.molecules.system import MolecularSystem
-from p4torch.training.folder import differences, prepare, read_json
+from p4torch.runs.folder import differences, prepare, read_json
+from p4torch.runs.pool import Pool, Row
+from p4torch.runs.progress import display, duration
+from p4torch.runs.provenance import cores, provenance
 from p4torch.training.measures import parameter_count
-from p4torch.training.provenance import cores, provenance
 
 MODELS = "models"
 

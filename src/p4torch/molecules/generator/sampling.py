@@ -23,8 +23,8 @@ from p4torch.molecules.generator.reference import BINS, plane, principal_torsion
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.trajectories import write_trajectories
 from p4torch.molecules.system import MolecularSystem
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import writable_folder
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import writable_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

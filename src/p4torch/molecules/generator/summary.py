@@ -21,8 +21,8 @@ from p4torch.molecules.generator.table import cells, markdown
 from p4torch.molecules.generator.trajectories import write_trajectories
 from p4torch.molecules.generator.trust import energy_parity, findings, uncovered_share
 from p4torch.molecules.report import Molecule, Page, Plot, Table, write_page
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import read_json, write_json
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import read_json, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

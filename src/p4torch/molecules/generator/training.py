@@ -24,7 +24,9 @@ from p4torch.molecules.generator.encoded import Batches, Encoded
 from p4torch.molecules.generator.protocol import Protocol, Stage
 from p4torch.molecules.generator.stage_fit import StageFit
 from p4torch.parametrize.sites import direction_generator, sites
-from p4torch.training import MergeCallback, folder, load_checkpoint, save_checkpoint
+from p4torch.runs import folder
+from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.training import MergeCallback
 from p4torch.training.chunks import interruptible, quiet_trainer
 
 if TYPE_CHECKING:

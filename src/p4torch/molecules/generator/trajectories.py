@@ -10,7 +10,7 @@ import torch
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.simulation.data import save_array, save_dcd, save_topology
 from p4torch.molecules.system import MolecularSystem
-from p4torch.training.checkpoint import write_whole
+from p4torch.runs.checkpoint import write_whole
 
 #: Frames of the trajectory without weights.
 RESAMPLED = 10_000

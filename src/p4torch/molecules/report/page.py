@@ -10,7 +10,7 @@ from pathlib import Path
 
 from p4torch.molecules.report.contents import Finding, Molecule, Page, Plot, Table
 from p4torch.molecules.report.scene import COLOURS, elements, energy_range, energy_text, scene
-from p4torch.training.checkpoint import write_whole
+from p4torch.runs.checkpoint import write_whole
 
 #: The page may show what it holds and run its own script; a browser that obeys this loads nothing from anywhere.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.jobs import Row
 from p4torch.molecules.simulation.bias import TorsionBias
 from p4torch.molecules.simulation.data import PARTS, save_part
 from p4torch.molecules.simulation.dynamics import Thermostat
@@ -22,7 +21,8 @@ from p4torch.molecules.simulation.parts import Adaptation, Walker
 from p4torch.molecules.simulation.store import Store
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.torsion_names import Torsion, default_torsions, parse_torsions, torsion_label
-from p4torch.training.folder import read_json, write_json
+from p4torch.runs.folder import read_json, write_json
+from p4torch.runs.pool import Row
 
 #: Frames that are read, weighed and written at a time.
 _PIECE = 10_000

@@ -18,8 +18,8 @@ from torch import Tensor
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.trajectory import check_trajectory
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import read_json, write_json
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import read_json, write_json
 
 #: The parts of a biased run: frames to train on, and frames of other walkers to test with.
 PARTS = ("train", "held_out")

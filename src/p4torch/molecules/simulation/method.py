@@ -12,10 +12,10 @@ import openmm
 
 from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
-from p4torch.jobs import Row
 from p4torch.molecules.simulation.dynamics import Thermostat
 from p4torch.molecules.simulation.parts import Part, Start
 from p4torch.molecules.system import MolecularSystem
+from p4torch.runs.pool import Row
 
 #: Runs that differ in their seed share none of these numbers.
 _PARTS_OF_A_RUN = 1000

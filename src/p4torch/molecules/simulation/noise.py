@@ -19,8 +19,8 @@ from p4torch.molecules.simulation.parts import Walker
 from p4torch.molecules.simulation.run import in_processes, timed
 from p4torch.molecules.simulation.store import Store
 from p4torch.molecules.system import MolecularSystem
-from p4torch.training.folder import prepare, write_json
-from p4torch.training.provenance import cores, provenance
+from p4torch.runs.folder import prepare, write_json
+from p4torch.runs.provenance import cores, provenance
 
 _SAVE_STEPS = 100
 

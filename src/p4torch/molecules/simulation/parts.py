@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from p4torch.jobs import Report, Row
 from p4torch.molecules.simulation.bias import TorsionBias
 from p4torch.molecules.simulation.dynamics import Dynamics, SimulationError, Thermostat
 from p4torch.molecules.simulation.store import Store
 from p4torch.molecules.torsion_names import Torsion
+from p4torch.runs.pool import Report, Row
 
 #: Time steps between two looks at the torsions while the bias is found.
 _LOOK = 25

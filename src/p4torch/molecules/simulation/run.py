@@ -13,16 +13,16 @@ from typing import Any
 import openmm
 from rich.console import Console
 
-from p4torch.display import display
 from p4torch.errors import ArgumentError
-from p4torch.jobs import Pool, Row
 from p4torch.molecules.simulation.data import save_topology
 from p4torch.molecules.simulation.method import Method
 from p4torch.molecules.simulation.parts import Part, Progress, run_part
 from p4torch.molecules.simulation.summary import summarise
 from p4torch.molecules.system import MolecularSystem
-from p4torch.training.folder import prepare, read_json, write_json
-from p4torch.training.provenance import cores, provenance
+from p4torch.runs.folder import prepare, read_json, write_json
+from p4torch.runs.pool import Pool, Row
+from p4torch.runs.progress import display
+from p4torch.runs.provenance import cores, provenance
 
 #: Of the disk, for everything beside frames.
 _SPARE_BYTES = 50_000_000

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from p4torch.errors import CheckpointError
-from p4torch.training.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
 
 State = dict[str, Any]
 

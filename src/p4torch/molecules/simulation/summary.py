@@ -19,8 +19,8 @@ from p4torch.molecules.analysis.torsions import in_arc, torsion_angles
 from p4torch.molecules.simulation.data import PARTS, ReferenceData
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.torsion_names import default_torsions, parse_torsions, torsion_label
-from p4torch.training.checkpoint import write_whole
-from p4torch.training.folder import read_json, write_json
+from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.folder import read_json, write_json
 
 #: MBAR sees at most so many frames of a temperature: its time grows with them, its error hardly falls.
 _MBAR_FRAMES = 4000

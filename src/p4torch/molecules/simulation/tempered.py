@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from p4torch.errors import ArgumentError
-from p4torch.jobs import Row
 from p4torch.molecules.simulation.data import save_part
 from p4torch.molecules.simulation.dynamics import Thermostat
 from p4torch.molecules.simulation.ladder import Ladder, geometric
 from p4torch.molecules.simulation.method import Method, Parts, check_positive, check_seed, seed_of, start_of
 from p4torch.molecules.simulation.store import Store
 from p4torch.molecules.system import MolecularSystem
+from p4torch.runs.pool import Row
 
 
 @dataclass(frozen=True)

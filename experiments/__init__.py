@@ -1,0 +1,1 @@
+"""The paper's experiments, run from the repository's root: `python -m experiments density`, `linear`, `patches`."""

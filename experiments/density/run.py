@@ -1,0 +1,83 @@
+"""What a run consists of: full trainings with table and figure, or trainings that tune learning rates."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.density.config import LEARNING_RATES, OWN_RATES, TUNE_SEED, Config, Job, Rates
+from experiments.density.figure import draw
+from experiments.density.rates import best_rates
+from experiments.density.table import markdown, summarise
+from p4torch.runs.folder import read_json, write_json
+from p4torch.runs.pool import Progress, Report
+from p4torch.runs.runner import JOBS, Results, Run
+
+Row = dict[str, Any]
+
+#: What a run leaves in its folder.
+_FILES = ("config.json", "provenance.json", "metrics.json", "tune.json", "table.md", "density.png", "density.pdf")
+
+
+def results(config: Config, run: Run) -> Results:
+    """Of all jobs."""
+    summary = summarise(config, rows_of(config.jobs(), run))
+    figure = draw(config, lambda job: run.out / JOBS / job.name)
+    return Results(summary, markdown(summary), {"density": figure})
+
+
+def tune(config: Config, run: Run) -> Rates:
+    """Each model on each target with each learning rate of the short list; the best go to `tune.json`.
+
+    One seed, a shorter run, and a validation set that no full run touches.
+    """
+    jobs = [
+        Job(target, model, TUNE_SEED, config.steps, config.batch, config.every, rate, "validation")
+        for target in config.targets
+        for model in config.models
+        for rate in OWN_RATES.get(model, LEARNING_RATES)
+    ]
+    rows = sorted(rows_of(jobs, run), key=lambda row: (row["target"], row["model"], row["learning_rate"]))
+    best = best_rates(config, rows)
+    kept = ("target", "model", "learning_rate", "kl", "leakage", "skipped")
+    value = {
+        "steps": config.steps,
+        "batch": config.batch,
+        "every": config.every,
+        "seed": TUNE_SEED,
+        "best": best,
+        "rows": [{name: row[name] for name in kept} for row in rows],
+    }
+    write_json(run.out / "tune.json", value)
+    return best
+
+
+def rows_of(jobs: list[Job], run: Run) -> list[Row]:
+    """Each job has a folder, with its weights, its log and `result.json`."""
+    return list(run.rows(jobs, partial(_job, run.out), _said, "{}/result.json").values())
+
+
+def _job(out: Path, job: Job, report: Report[Progress]) -> Row | None:
+    """One job, in a process of its own."""
+    from experiments.density.job import run_job  # heavy packages: seconds that the parent need not wait for
+
+    return run_job(job, out / JOBS / job.name, report)
+
+
+def _said(job: Job, row: Row) -> str:
+    return (
+        f"{job.title}: KL {row['kl']:.4f} nats, leakage {100 * row['leakage']:.2f} %, {row['skipped']} merges skipped"
+    )
+
+
+def clear_demo(out: Path, fields: dict[str, Any]) -> None:
+    """Remove an earlier run of this kind, if the folder holds nothing else."""
+    found = out / "config.json"
+    if not found.exists() or {path.name for path in out.iterdir()} - {*_FILES, JOBS}:
+        return
+    if read_json(found).get("kind") == fields["kind"]:
+        for name in _FILES:
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / JOBS, ignore_errors=True)

@@ -1,1 +1,0 @@
-"""Experiments: what the library is proved on. Each makes a run folder and is started from the command line."""

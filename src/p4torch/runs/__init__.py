@@ -1,0 +1,1 @@
+"""Runs that take hours: folders, checkpoints, provenance, jobs in processes, and how they are shown."""
