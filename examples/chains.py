@@ -26,7 +26,7 @@ from rich.console import Console
 
 from examples.scaffold import command, parser
 from p4torch.errors import P4Error
-from p4torch.molecules import BoltzmannGenerator, Langevin, MolecularSystem, ReferenceData
+from p4torch.molecules import MALA, BoltzmannGenerator, MolecularSystem, ReferenceData
 from p4torch.molecules.analysis.free_energy import FreeEnergyDifference
 from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.sampling import shipped
@@ -55,9 +55,9 @@ class Setting:
     langevin_size: float = 0.001
 
     @property
-    def local(self) -> Langevin:
+    def local(self) -> MALA:
         """Moves between proposals."""
-        return Langevin(self.langevin_steps, self.langevin_size)
+        return MALA(self.langevin_steps, self.langevin_size)
 
 
 SHORT = Setting(samples=3200, chains=64, discard=5, local_samples=3200, langevin_steps=1)
@@ -88,16 +88,14 @@ def weighted(generator: BoltzmannGenerator, setting: Setting, seed: int) -> Row:
     return row("generator, weighted samples", generator.free_energy_difference(samples), seconds)
 
 
-def chains(
-    generator: BoltzmannGenerator, reference: Reference, setting: Setting, seed: int, local: Langevin | None
-) -> Row:
+def chains(generator: BoltzmannGenerator, reference: Reference, setting: Setting, seed: int, local: MALA | None) -> Row:
     """Monte-Carlo chains, with or without Langevin moves."""
     count = setting.local_samples if local else setting.samples
     steps = max(1, count // setting.chains)
     made, seconds = timed(
         lambda: generator.sample_mcmc(steps, setting.chains, local=local, discard=setting.discard, seed=seed)
     )
-    found = _visited(reference.free_energy(made.frames, walkers=made.walkers))
+    found = _visited(reference.free_energy(made.frames, trajectory_ids=made.trajectory_ids))
     inside = made.mixing(made.inside(reference.torsion))
     name = "generator, chains" + (f" with {local.steps} Langevin steps" if local else "")
     more = {"local_acceptance": made.local_acceptance, "energy_autocorrelation": made.mixing().autocorrelation_time}

@@ -30,12 +30,12 @@ from rich.console import Console
 
 from examples.scaffold import command, parser
 from p4torch.errors import P4Error
-from p4torch.molecules import Biased, BoltzmannGenerator, MolecularSystem, ReferenceData, simulate
+from p4torch.molecules import BoltzmannGenerator, MolecularSystem, ReferenceData, TorsionFlattening, simulate
 from p4torch.molecules.analysis.free_energy import FreeEnergyDifference
 from p4torch.molecules.analysis.weights import effective_sample_size
 from p4torch.molecules.generator.architectures import MIXING_RANK
-from p4torch.molecules.generator.protocol import PERTURBATION_RATE
 from p4torch.molecules.generator.reference import principal_difference
+from p4torch.molecules.generator.schedule import PERTURBATION_RATE
 from p4torch.runs.checkpoint import write_whole
 from p4torch.runs.folder import read_json, writable_folder, write_json
 from p4torch.runs.provenance import provenance
@@ -61,9 +61,9 @@ class Setting:
 SHORT = Setting(likelihood_steps=20, force_steps=4, judged=500)
 
 
-def dynamics(nanoseconds: float, seed: int) -> Biased:
+def dynamics(nanoseconds: float, seed: int) -> TorsionFlattening:
     """All of it is for training."""
-    return Biased(
+    return TorsionFlattening(
         walkers=2,
         held_out=0,
         adapters=1,
@@ -96,7 +96,7 @@ def length(system: MolecularSystem, nanoseconds: float, setting: Setting, out: P
         ess = effective_sample_size(samples.log_weights) if samples.weighted else 0.0
         return row(origin, principal_difference(system, samples.frames, weights), ess)
 
-    own = principal_difference(system, data.frames, data.weights, data.walkers)
+    own = principal_difference(system, data.frames, data.weights, data.trajectory_ids)
     rows = [row("dynamics", own, effective_sample_size(data.weights.log()))]
     generator = BoltzmannGenerator.create(system, data.frames, data.weights, seed=seed)
     rate = PERTURBATION_RATE / math.sqrt(MIXING_RANK)

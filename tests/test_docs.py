@@ -87,9 +87,9 @@ def test_every_table_of_results_is_in_a_page() -> None:
 
 
 def simulate_briefly() -> None:
-    from p4torch.molecules import Biased, MolecularSystem, simulate
+    from p4torch.molecules import MolecularSystem, TorsionFlattening, simulate
 
-    method = Biased(nanoseconds=0.2, adaptation_ns=0.3, equilibration_ns=0.01, walkers=2)
+    method = TorsionFlattening(nanoseconds=0.2, adaptation_ns=0.3, equilibration_ns=0.01, walkers=2)
     console = Console(file=io.StringIO())
     simulate(MolecularSystem.alanine_dipeptide(), method, "runs/molecule", workers=1, console=console)
 

@@ -42,12 +42,12 @@ def simulation(system: openmm.System, temperature: float, seed: int = 1, step: f
 
 def run(context: openmm.Context, frames: int, steps: int) -> Tensor:
     """`(frames, atoms, 3)` in nm, one every so many steps."""
-    found = []
+    result = []
     for _ in range(frames):
         context.getIntegrator().step(steps)
         state = context.getState(getPositions=True)
-        found.append(torch.from_numpy(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer).copy()))
-    return torch.stack(found)
+        result.append(torch.from_numpy(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer).copy()))
+    return torch.stack(result)
 
 
 @cache

@@ -10,7 +10,7 @@ from tests.molecules.coordinates import MOLECULES, chart_logabsdet, handedness, 
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules import InternalCoordinates, MixedCoordinates, ZMatrix, chiral_centres, mirror_share
+from p4torch.molecules import InternalCoordinates, MixedCoordinates, ZMatrix, chiral_centres, wrong_chirality_share
 from p4torch.molecules.shape import ShapeCoordinates
 
 #: What is asked of double precision: nm, and of the logarithm of the Jacobian.
@@ -88,8 +88,8 @@ def test_the_volume_is_that_of_all_coordinates(make: Make, name: str) -> None:
     x = md_frames(name)
     coordinates = make(name, x)
     z, logabsdet = coordinates(x[:8])
-    found = torch.stack([chart_logabsdet(coordinates.inverse, row) for row in z])
-    torch.testing.assert_close(-logabsdet, found, rtol=0, atol=JACOBIAN)
+    result = torch.stack([chart_logabsdet(coordinates.inverse, row) for row in z])
+    torch.testing.assert_close(-logabsdet, result, rtol=0, atol=JACOBIAN)
 
 
 @pytest.mark.parametrize("make", KINDS)
@@ -108,8 +108,8 @@ def test_the_volume_of_a_hundred_frames(make: Make) -> None:
     x = md_frames("alanine-dipeptide", frames=1000)[::10]
     coordinates = make("alanine-dipeptide", x)
     z, logabsdet = coordinates(x)
-    found = torch.stack([chart_logabsdet(coordinates.inverse, row) for row in z])
-    torch.testing.assert_close(-logabsdet, found, rtol=0, atol=JACOBIAN)
+    result = torch.stack([chart_logabsdet(coordinates.inverse, row) for row in z])
+    torch.testing.assert_close(-logabsdet, result, rtol=0, atol=JACOBIAN)
 
 
 def test_mixed_coordinates_are_standardised() -> None:
@@ -186,11 +186,11 @@ def test_mirror_forms_are_counted() -> None:
     x = md_frames("alanine-dipeptide")[:10].clone()
     centres = chiral_centres(topology)
     assert [centre.centre for centre in centres] == [8]
-    assert mirror_share(x, centres) == 0.0
+    assert wrong_chirality_share(x, centres) == 0.0
     x[:3] *= torch.tensor([1.0, 1.0, -1.0])
-    assert mirror_share(x, centres) == pytest.approx(0.3)
+    assert wrong_chirality_share(x, centres) == pytest.approx(0.3)
     weights = torch.tensor([2.0] * 3 + [1.0] * 7)
-    assert mirror_share(x, centres, weights) == pytest.approx(6 / 13)
+    assert wrong_chirality_share(x, centres, weights) == pytest.approx(6 / 13)
     assert [c.centre for c in chiral_centres(topology, x[5])] == [8]
 
 

@@ -17,7 +17,7 @@ from p4torch.molecules import MixedCoordinates, ZMatrix
 from p4torch.molecules.generator import mcmc
 from p4torch.molecules.generator.chains import Chains
 from p4torch.molecules.generator.generator import BoltzmannGenerator
-from p4torch.molecules.generator.langevin import Langevin
+from p4torch.molecules.generator.mala import MALA
 from p4torch.molecules.generator.mcmc import metropolis, weighed
 
 #: Five states: weights w ∝ p / q, and the proposal's q; one that is proposed has no weight.
@@ -65,9 +65,9 @@ def test_histogram_is_the_target() -> None:
     log_uniform = torch.rand(steps, chains, generator=draws, dtype=torch.float64).log()
     rows = metropolis(log_weight()[start], log_weight()[proposed], log_uniform)
     states = torch.cat([start[None], proposed]).gather(0, rows)[200:]  # the first steps remember the start
-    shares = torch.stack([(states == state).double().mean(0) for state in range(STATES)])  # chains are independent
-    error = shares.std(1) / math.sqrt(chains)
-    assert ((shares.mean(1) - TARGET).abs() <= ERRORS * error).all()
+    frequencies = torch.stack([(states == state).double().mean(0) for state in range(STATES)])  # chains are independent
+    error = frequencies.std(1) / math.sqrt(chains)
+    assert ((frequencies.mean(1) - TARGET).abs() <= ERRORS * error).all()
     assert (error[TARGET > 0] < 0.01).all()  # or else the line above says nothing
 
 
@@ -101,7 +101,7 @@ def chain_of_four() -> BoltzmannGenerator:
 
 
 @cache
-def long_chains(local: Langevin | None) -> Chains:
+def long_chains(local: MALA | None) -> Chains:
     """Of `chain_of_four`."""
     steps, chains = (3000, 16) if local is None else (200, 64)
     return chain_of_four().sample_mcmc(steps, chains, local=local, discard=50, seed=1)
@@ -114,8 +114,8 @@ def dipeptide() -> BoltzmannGenerator:
     return BoltzmannGenerator.create(system_of(), shaken(system_of(), 50), model="spline")
 
 
-@pytest.mark.parametrize("local", [None, Langevin(2, 0.003)])
-def test_torsion_has_its_distribution(local: Langevin | None) -> None:
+@pytest.mark.parametrize("local", [None, MALA(2, 0.003)])
+def test_torsion_has_its_distribution(local: MALA | None) -> None:
     """Against quadrature; a wrong log q after a local move would hold chains back, or let them go too early."""
     result = long_chains(local)
     inside = result.inside(TORSION, REGION).double()
@@ -129,8 +129,8 @@ def test_torsion_has_its_distribution(local: Langevin | None) -> None:
         assert result.local_acceptance is not None and 0.3 < result.local_acceptance < 1
 
 
-@pytest.mark.parametrize("local", [None, Langevin(2, 0.003)])
-def test_bonds_have_their_distribution(local: Langevin | None) -> None:
+@pytest.mark.parametrize("local", [None, MALA(2, 0.003)])
+def test_bonds_have_their_distribution(local: MALA | None) -> None:
     """p(r) ∝ r² exp(-k (r - r₀)² / 2kT), the factor r² from the volume of the shape's coordinates."""
     result = long_chains(local)
     grid = torch.linspace(0.12, 0.18, 4001, dtype=torch.float64)
@@ -157,8 +157,8 @@ def test_weights_of_frames_are_those_of_samples() -> None:
         torch.testing.assert_close(volume_again, volume, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("local", [None, Langevin(2, 0.003)])
-def test_chains_know_the_weight_of_where_they_are(local: Langevin | None) -> None:
+@pytest.mark.parametrize("local", [None, MALA(2, 0.003)])
+def test_chains_know_the_weight_of_where_they_are(local: MALA | None) -> None:
     """Also after local moves: the weight that a chain came with would not do."""
     result = chain_of_four().sample_mcmc(30, 8, local=local, seed=7)
     again = weighed(chain_of_four(), result.frames)
@@ -166,13 +166,13 @@ def test_chains_know_the_weight_of_where_they_are(local: Langevin | None) -> Non
     torch.testing.assert_close(again.energies, result.energies, rtol=0, atol=ROUND_TRIP)
 
 
-@pytest.mark.parametrize("local", [None, Langevin(2, 0.001)])
-def test_dipeptide(local: Langevin | None) -> None:
+@pytest.mark.parametrize("local", [None, MALA(2, 0.001)])
+def test_dipeptide(local: MALA | None) -> None:
     steps, chains = 12, 4
     result = dipeptide().sample_mcmc(steps, chains, local=local, seed=4)
     assert result.frames.shape == (steps * chains, 22, 3) and result.frames.dtype == torch.float32
     assert result.energies.isfinite().all() and result.energies.dtype == torch.float64
-    assert result.walkers.tolist() == list(range(chains)) * steps
+    assert result.trajectory_ids.tolist() == list(range(chains)) * steps
     assert result.accepted.shape == (steps, chains)
     assert result.acceptance == pytest.approx(float(result.accepted.sum()) / (steps * chains))
     assert result.seconds > 0 and (result.local_acceptance is None) == (local is None)
@@ -197,12 +197,12 @@ def test_start_and_discard() -> None:
     assert kept.all() and torch.equal(result.frames[:4], start)
     whole, cut = chain_of_four().sample_mcmc(20, 4, seed=3), chain_of_four().sample_mcmc(15, 4, discard=5, seed=3)
     assert torch.equal(whole.frames[20:], cut.frames) and torch.equal(whole.accepted[5:], cut.accepted)
-    assert torch.equal(cut.walkers, whole.walkers[20:])
+    assert torch.equal(cut.trajectory_ids, whole.trajectory_ids[20:])
 
 
 def test_chains_that_never_move_are_worth_nothing() -> None:
-    frames, one, walkers = torch.zeros(6, 4, 3), torch.ones(6).double(), torch.arange(2).repeat(3)
-    still = Chains(frames, one, one, walkers, torch.zeros(3, 2), None, 1.0)
+    frames, one, trajectory_ids = torch.zeros(6, 4, 3), torch.ones(6).double(), torch.arange(2).repeat(3)
+    still = Chains(frames, one, one, trajectory_ids, torch.zeros(3, 2), None, 1.0)
     mixing = still.mixing()
     assert mixing.inefficiency == math.inf and mixing.effective_samples == 0
     assert mixing.effective_samples_per_second == 0
@@ -228,8 +228,8 @@ def bounded(limit: float) -> BoltzmannGenerator:
 
 def test_no_frame_has_weight_zero() -> None:
     model = bounded(0.5)
-    drawn = model.sample(2000, generator(2))
-    assert 0.2 < float((drawn.log_weights == -math.inf).double().mean()) < 0.8
+    samples = model.sample(2000, generator(2))
+    assert 0.2 < float((samples.log_weights == -math.inf).double().mean()) < 0.8
     result = model.sample_mcmc(300, 8, seed=2)
     z, _ = model.coordinates(result.frames.double())
     assert float(z[:, -1].max()) < 0.5 + ROUND_TRIP and result.acceptance > 0.02
@@ -259,5 +259,5 @@ def test_bad_arguments(arguments: dict[str, object], name: str) -> None:
 
 def test_frames_are_weighed_in_the_dtype_of_the_flow() -> None:
     model = BoltzmannGenerator.create(system_of(), shaken(system_of(), 100), model="spline").double()
-    found = weighed(model, shaken(system_of(), 3))
-    assert torch.equal(found.log_prob, model.log_prob(found.frames)) and found.log_prob.dtype == torch.float64
+    result = weighed(model, shaken(system_of(), 3))
+    assert torch.equal(result.log_prob, model.log_prob(result.frames)) and result.log_prob.dtype == torch.float64

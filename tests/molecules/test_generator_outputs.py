@@ -17,9 +17,9 @@ from p4torch.cli import app
 from p4torch.errors import ArgumentError
 from p4torch.molecules import BoltzmannGenerator, Samples
 from p4torch.molecules.analysis import energy_violin_figure
+from p4torch.molecules.generator.diagnostics import energy_parity, findings, uncovered_share
 from p4torch.molecules.generator.table import cells, markdown
 from p4torch.molecules.generator.trajectories import write_trajectories
-from p4torch.molecules.generator.trust import energy_parity, findings, uncovered_share
 
 SYSTEM = system_of()
 #: Energies of ours and of OpenMM, both in double precision, kJ/mol.
@@ -106,21 +106,21 @@ def test_the_table_has_a_column_for_each_row_and_no_empty_lines() -> None:
 
 
 def test_mdtraj_opens_the_trajectories(tmp_path: Path) -> None:
-    drawn = samples()
-    write_trajectories(tmp_path, SYSTEM, drawn)
+    sampled = samples()
+    write_trajectories(tmp_path, SYSTEM, sampled)
     weighted = mdtraj.load(str(tmp_path / "samples.dcd"), top=str(tmp_path / "topology.pdb"))
-    assert np.allclose(weighted.xyz, drawn.frames.numpy(), atol=1e-6)  # DCD holds Å in single precision
+    assert np.allclose(weighted.xyz, sampled.frames.numpy(), atol=1e-6)  # DCD holds Å in single precision
     weights = np.load(tmp_path / "weights.npy")
     assert weights.sum() == pytest.approx(1.0) and weights[0] == 0.0
     equal = mdtraj.load(str(tmp_path / "resampled.dcd"), top=str(tmp_path / "topology.pdb"))
-    assert equal.n_frames == len(drawn)
+    assert equal.n_frames == len(sampled)
     never = np.abs(equal.xyz - weighted.xyz[0]).max(axis=(1, 2)).min()
     assert never > 1e-4, "a frame of weight zero was drawn"
 
 
 def test_no_weight_above_zero_leaves_no_unweighted_trajectory(tmp_path: Path) -> None:
-    drawn = samples(5)
-    none = Samples(drawn.frames, drawn.energies, drawn.log_prob, torch.full((5,), -math.inf, dtype=torch.float64))
+    sampled = samples(5)
+    none = Samples(sampled.frames, sampled.energies, sampled.log_prob, torch.full((5,), -math.inf, dtype=torch.float64))
     write_trajectories(tmp_path, SYSTEM, none)
     assert (tmp_path / "samples.dcd").exists() and not (tmp_path / "resampled.dcd").exists()
 

@@ -41,8 +41,8 @@ def test_a_placed_atom_is_seen_where_it_was_put(r: float, theta: float, phi: flo
     a, b, c = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     wanted = [torch.tensor(value, dtype=torch.float64) for value in (r, theta, phi)]
     seen = see(a, b, c, place(a, b, c, *wanted))
-    for found, value in zip(seen, wanted, strict=False):
-        assert abs(float(found - value)) < ROUNDING / LEAST_LENGTH**0.5
+    for result, value in zip(seen, wanted, strict=False):
+        assert abs(float(result - value)) < ROUNDING / LEAST_LENGTH**0.5
     assert abs(float(seen.log_volume - log_volume(*wanted[:2]))) < ROUNDING / LEAST_LENGTH**0.5
 
 

@@ -397,9 +397,9 @@ def test_an_interrupted_call_leaves_nothing_behind_for_the_next(pair: OpenMMEner
 def test_a_script_without_a_main_guard_is_told(tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))
-    told = subprocess.run([sys.executable, str(path), "end"], capture_output=True, text=True, timeout=PATIENCE)
-    assert told.returncode != 0
-    assert 'needs `if __name__ == "__main__":`' in told.stderr
+    output = subprocess.run([sys.executable, str(path), "end"], capture_output=True, text=True, timeout=PATIENCE)
+    assert output.returncode != 0
+    assert 'needs `if __name__ == "__main__":`' in output.stderr
 
 
 def test_threads_take_turns(pair: OpenMMEnergy) -> None:

@@ -47,9 +47,9 @@ def test_logarithm_above(energy: float) -> None:
 def test_once_continuously_differentiable(scale: float) -> None:
     distance = 1e-9
     energy = torch.tensor([LINEAR - distance, LINEAR, LINEAR + distance], dtype=torch.float64, requires_grad=True)
-    found = regularised(energy, LINEAR, scale)
-    (slope,) = torch.autograd.grad(found.sum(), energy)
-    torch.testing.assert_close(found, energy, rtol=0, atol=2 * distance**2 / scale + ROUNDING)
+    result = regularised(energy, LINEAR, scale)
+    (slope,) = torch.autograd.grad(result.sum(), energy)
+    torch.testing.assert_close(result, energy, rtol=0, atol=2 * distance**2 / scale + ROUNDING)
     torch.testing.assert_close(slope, torch.ones(3, dtype=torch.float64), rtol=0, atol=2 * distance / scale)
 
 
@@ -59,10 +59,10 @@ def test_once_continuously_differentiable(scale: float) -> None:
 def test_non_finite_energies(dtype: torch.dtype, broken: float, scale: float, largest: float) -> None:
     top = torch.finfo(dtype).max
     energy = torch.tensor([1.0, broken, top, 1e3], dtype=dtype, requires_grad=True)
-    found = regularised(energy, LINEAR, scale, largest)
-    (slope,) = torch.autograd.grad(found.sum(), energy)
-    assert found.isfinite().all() and slope.isfinite().all()
-    assert found[1] == found[2] == found.max() and slope[1] == 0 and slope[0] == 1
+    result = regularised(energy, LINEAR, scale, largest)
+    (slope,) = torch.autograd.grad(result.sum(), energy)
+    assert result.isfinite().all() and slope.isfinite().all()
+    assert result[1] == result[2] == result.max() and slope[1] == 0 and slope[0] == 1
     assert (slope[2] == 0) == (largest < top) or slope[2] < 1e-30
 
 
@@ -74,15 +74,15 @@ def test_a_broken_frame_leaves_the_others_alone() -> None:
     x = torch.cat([good, good])
     x[2, 5], x[3, 3, 0] = x[2, 12], math.nan
     x.requires_grad_()
-    found = energy(x)
-    (gradient,) = torch.autograd.grad(found.sum(), x, create_graph=True)
+    result = energy(x)
+    (gradient,) = torch.autograd.grad(result.sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), x)
     alone = good.clone().requires_grad_()
     expected = energy(alone)
     (expected_gradient,) = torch.autograd.grad(expected.sum(), alone, create_graph=True)
     (expected_second,) = torch.autograd.grad(expected_gradient.square().sum(), alone)
-    assert found.isfinite().all() and not gradient[2:].any()
-    torch.testing.assert_close((found[:2], gradient[:2]), (expected, expected_gradient))
+    assert result.isfinite().all() and not gradient[2:].any()
+    torch.testing.assert_close((result[:2], gradient[:2]), (expected, expected_gradient))
     torch.testing.assert_close(second[:2], expected_second)
 
 

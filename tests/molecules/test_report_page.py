@@ -163,8 +163,8 @@ def test_frames_are_superposed_without_a_mirror() -> None:
 def test_the_smallest_molecules_have_a_scene(atoms: int) -> None:
     x = torch.randn(2, atoms, 3)
     contents = json.loads(scene(Molecule(("Xx",) * atoms, (), x, torch.zeros(2))))
-    found = torch.tensor(contents["frames"], dtype=torch.float64).view(2, atoms, 3) * contents["unit"]
-    assert bool((found - fitted(x)).abs().le(EMBEDDED).all())
+    result = torch.tensor(contents["frames"], dtype=torch.float64).view(2, atoms, 3) * contents["unit"]
+    assert bool((result - fitted(x)).abs().le(EMBEDDED).all())
     assert contents["shades"] == [0, 0] and contents["radius"] > 0
 
 

@@ -150,8 +150,8 @@ def _deviations(log_weights: Tensor, squares: Tensor) -> tuple[float, float]:
     means = share @ squares
     errors = (share.square() @ (squares - means).square()).sqrt()
     error = (share.square().sum() - 1 / len(share)).sqrt()
-    found = log_weights.logsumexp(0) - math.log(len(log_weights))
-    return float((found - log_z).abs() / error), float(((means - exact).abs() / errors).max())
+    result = log_weights.logsumexp(0) - math.log(len(log_weights))
+    return float((result - log_z).abs() / error), float(((means - exact).abs() / errors).max())
 
 
 def _mixed(block: tuple[int, ...], rows: tuple[tuple[int, int, int, int], ...]) -> MixedCoordinates:

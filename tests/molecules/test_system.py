@@ -163,8 +163,8 @@ def test_a_fingerprint_does_not_hang_on_the_order_of_forces_or_bonds() -> None:
 def test_a_fingerprint_is_the_same_in_another_process() -> None:
     code = "from p4torch.molecules.system import MolecularSystem as M; print(M.alanine_dipeptide().fingerprint)"
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == system_of().fingerprint
+    output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == system_of().fingerprint
 
 
 # --- systems that are refused -----------------------------------------------------------------------------------------
@@ -329,8 +329,8 @@ def test_several_molecules_are_named_with_their_distance(tmp_path: Path) -> None
     with pytest.raises(ArgumentError, match=message) as caught:
         MolecularSystem.from_pdb(path)
     distance = float(torch.cdist(both[:22], both[22:]).min())
-    told = float(str(caught.value).split("apart")[0].split("are ")[-1].split()[0])
-    assert told == pytest.approx(distance, abs=1e-3)
+    output = float(str(caught.value).split("apart")[0].split("are ")[-1].split()[0])
+    assert output == pytest.approx(distance, abs=1e-3)
 
 
 def test_atoms_on_top_of_each_other_in_a_file(tmp_path: Path) -> None:

@@ -26,11 +26,11 @@ def count(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_results_come_in_order_and_settings_stay(count: int) -> None:
-    found = map_on_threads(lambda piece: (piece, torch.get_num_threads(), threading.get_ident()), range(20))
-    assert [piece for piece, _, _ in found] == list(range(20))
-    assert {threads for _, threads, _ in found} == {1}
+    result = map_on_threads(lambda piece: (piece, torch.get_num_threads(), threading.get_ident()), range(20))
+    assert [piece for piece, _, _ in result] == list(range(20))
+    assert {threads for _, threads, _ in result} == {1}
     assert torch.get_num_threads() == count
-    assert (threading.get_ident() in {thread for _, _, thread in found}) == (count == 1)
+    assert (threading.get_ident() in {thread for _, _, thread in result}) == (count == 1)
 
 
 def test_errors_arrive(count: int) -> None:
@@ -54,13 +54,13 @@ def test_inference_mode(count: int) -> None:
 def test_many_callers(count: int) -> None:
     """Threads of the user's own call at once."""
     force_field, x = ForceField(system_of().openmm_system), shaken(system_of(), FRAMES)
-    found: list[torch.Tensor] = []
-    callers = [threading.Thread(target=lambda: found.append(force_field.energy(x))) for _ in range(4)]
+    result: list[torch.Tensor] = []
+    callers = [threading.Thread(target=lambda: result.append(force_field.energy(x))) for _ in range(4)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join(TIME_LIMIT)
-    assert len(found) == 4 and all(torch.equal(energy, force_field.energy(x)) for energy in found)
+    assert len(result) == 4 and all(torch.equal(energy, force_field.energy(x)) for energy in result)
 
 
 def _squares() -> None:

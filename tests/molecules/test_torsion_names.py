@@ -58,6 +58,6 @@ def test_default_torsions_turn_about_rotatable_bonds(name: str) -> None:
 def test_prolines_phi_is_in_a_ring() -> None:
     topology = pdb("proline-dipeptide").topology
     (phi,), (psi,) = parse_torsions(topology, "phi"), parse_torsions(topology, "psi")
-    found = {torsion[1:3] for torsion in default_torsions(topology)}
-    assert phi[1:3] not in found and phi[2:0:-1] not in found
-    assert psi[1:3] in found or psi[2:0:-1] in found
+    result = {torsion[1:3] for torsion in default_torsions(topology)}
+    assert phi[1:3] not in result and phi[2:0:-1] not in result
+    assert psi[1:3] in result or psi[2:0:-1] in result

@@ -63,13 +63,13 @@ def test_methyl_hydrogens_have_narrow_torsions() -> None:
     x = md_frames("alanine-dipeptide")
     elements = [atom.element.symbol for atom in pdb("alanine-dipeptide").topology.atoms()]
     torsions = coordinates(x)[0][:, list(coordinates.layout.torsions)]
-    found = 0
+    result = 0
     for k, (atom, _, _, sibling) in enumerate(coordinates.layout.torsion_atoms):
         if elements[atom] == elements[sibling] == "H":
             off = (torsions[:, k].abs() - 2 * math.pi / 3).abs()
             assert off.max() < NARROW
-            found += 1
-    assert found >= 4 and len(zmatrix) == 22
+            result += 1
+    assert result >= 4 and len(zmatrix) == 22
 
 
 @pytest.mark.parametrize(

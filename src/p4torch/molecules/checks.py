@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+import networkx
 import openmm
 import torch
 from openmm import app, unit
@@ -91,16 +92,16 @@ def check_positions(positions: Tensor, topology: app.Topology) -> Tensor:
         closest = int(distance.argmin())
         if distance[closest] < CLASH:
             i, j = torch.triu_indices(len(atoms), len(atoms), 1)[:, closest].tolist()
-            came = f"{describe(atoms[i])} and {describe(atoms[j])} at {float(distance[closest]):.4f} nm"
-            raise ArgumentError.of("positions", f"of atoms at least {CLASH} nm apart", came)
+            got = f"{describe(atoms[i])} and {describe(atoms[j])} at {float(distance[closest]):.4f} nm"
+            raise ArgumentError.of("positions", f"of atoms at least {CLASH} nm apart", got)
     return positions
 
 
 def check_shape(x: Tensor, atoms: int, argument: str = "x") -> None:
     """Refuse what is not positions `(..., atoms, 3)` of a floating-point dtype."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        came = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise ArgumentError.of(argument, "a tensor of a floating-point dtype", came)
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentError.of(argument, "a tensor of a floating-point dtype", got)
     if x.dim() < 2 or tuple(x.shape[-2:]) != (atoms, 3):
         raise ArgumentError.of(argument, f"of shape (..., {atoms}, 3)", tuple(x.shape))
 
@@ -109,8 +110,8 @@ def check_finite(x: Tensor) -> None:
     """Refuse positions `(..., atoms, 3)` that are not all finite; the error counts the frames, and names the first."""
     broken = (~x.detach().isfinite().flatten(-2).all(-1)).flatten().nonzero().flatten()
     if len(broken):
-        came = f"{len(broken)} frames with NaN or infinite positions, the first frame {int(broken[0])}"
-        raise ArgumentError.of("x", "finite", came)
+        got = f"{len(broken)} frames with NaN or infinite positions, the first frame {int(broken[0])}"
+        raise ArgumentError.of("x", "finite", got)
 
 
 def check_same_atoms(system: openmm.System, topology: app.Topology) -> None:
@@ -123,24 +124,26 @@ def check_same_atoms(system: openmm.System, topology: app.Topology) -> None:
     known = set(harmonic_bonds(system))
     for bond in topology.bonds() if known else ():
         if _pair(bond[0].index, bond[1].index) not in known:
-            came = f"a bond of {describe(bond[0])} and {describe(bond[1])} that the System does not have"
-            raise ArgumentError.of("topology", "in the System's order of atoms", came)
+            got = f"a bond of {describe(bond[0])} and {describe(bond[1])} that the System does not have"
+            raise ArgumentError.of("topology", "in the System's order of atoms", got)
 
 
 def check_connected(topology: app.Topology, bonds: Iterable[tuple[int, int]], positions: Tensor) -> None:
     """Refuse several molecules: what holds them together is no coordinate, so they drift apart without end."""
     atoms = list(topology.atoms())
-    parts = components(len(atoms), bonds)
+    graph = networkx.Graph(list(bonds))
+    graph.add_nodes_from(range(len(atoms)))
+    parts = sorted(map(sorted, networkx.connected_components(graph)))
     if len(parts) == 1:
         return
     first, second = parts[:2]
     distance = torch.cdist(positions[first], positions[second]).min()
     named = "; ".join(_residues([atoms[index] for index in part]) for part in parts[:4])
-    came = (
+    got = (
         f"{len(parts)} that no bond connects: {named}{'; ...' if len(parts) > 4 else ''} "
         f"(the first two are {float(distance):.3f} nm apart)"
     )
-    raise ArgumentError.of("topology", "of one molecule", came)
+    raise ArgumentError.of("topology", "of one molecule", got)
 
 
 def check_invariant(system: openmm.System, positions: Tensor) -> None:
@@ -176,30 +179,8 @@ def harmonic_bonds(system: openmm.System) -> Iterator[tuple[int, int]]:
 
 def bond_pairs(system: openmm.System, topology: app.Topology) -> list[tuple[int, int]]:
     """The bonds (i, j), i < j, of topology and System together, sorted; PDB files need not tell all of them."""
-    told = {_pair(bond[0].index, bond[1].index) for bond in topology.bonds()}
-    return sorted(told | set(harmonic_bonds(system)))
-
-
-def components(atoms: int, bonds: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """The connected parts of a bond graph, each sorted, in the order of their first atoms."""
-    neighbours: list[list[int]] = [[] for _ in range(atoms)]
-    for i, j in bonds:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    seen, parts = [False] * atoms, []
-    for start in range(atoms):
-        if seen[start]:
-            continue
-        seen[start], part, border = True, [start], [start]
-        while border:
-            fresh = [index for index in neighbours[border.pop()] if not seen[index]]
-            for index in fresh:
-                if not seen[index]:
-                    seen[index] = True
-                    part.append(index)
-                    border.append(index)
-        parts.append(sorted(part))
-    return parts
+    named = {_pair(bond[0].index, bond[1].index) for bond in topology.bonds()}
+    return sorted(named | set(harmonic_bonds(system)))
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.checks import check_shape
-from p4torch.molecules.frames import shares
+from p4torch.molecules.frames import normalize_weights
 from p4torch.molecules.graph import BondGraph
 
 CARBON = 6
@@ -41,18 +41,18 @@ def chiral_centres(topology: Any, reference: Tensor | None = None) -> tuple[Chir
         ArgumentError: the topology is not one connected molecule, or the reference is not a frame of it.
     """
     graph = BondGraph.from_topology(topology)
-    found = [atom for atom in range(len(graph)) if _asymmetric(graph, atom)]
+    result = [atom for atom in range(len(graph)) if _asymmetric(graph, atom)]
     if reference is None:
-        acids = ((atom, _amino_acid(graph, atom)) for atom in found)
+        acids = ((atom, _amino_acid(graph, atom)) for atom in result)
         return tuple(ChiralCentre(atom, neighbours, 1) for atom, neighbours in acids if neighbours is not None)
     check_shape(reference, len(graph), "reference")
     if reference.dim() != 2:
         raise ArgumentError.of("reference", f"of shape ({len(graph)}, 3)", tuple(reference.shape))
-    triples = [graph.neighbours[atom][:3] for atom in found]
-    volumes = _signed_volumes(reference, found, triples).tolist()
+    triples = [graph.neighbours[atom][:3] for atom in result]
+    volumes = _signed_volumes(reference, result, triples).tolist()
     return tuple(
         ChiralCentre(atom, (triple[0], triple[1], triple[2]), 1 if volume > 0 else -1)
-        for atom, triple, volume in zip(found, triples, volumes, strict=True)
+        for atom, triple, volume in zip(result, triples, volumes, strict=True)
     )
 
 
@@ -67,17 +67,17 @@ def inverted(x: Tensor, centres: Sequence[ChiralCentre]) -> Tensor:
     return ~(volumes * torch.tensor([c.sign for c in centres], dtype=x.dtype, device=x.device) > 0)
 
 
-def mirrored(x: Tensor, centres: Sequence[ChiralCentre]) -> Tensor:
+def has_wrong_chirality(x: Tensor, centres: Sequence[ChiralCentre]) -> Tensor:
     """Whether any centre is in the form that is not wanted, bool `(...)`."""
     return inverted(x, centres).any(-1)
 
 
-def mirror_share(x: Tensor, centres: Sequence[ChiralCentre], weights: Tensor | None = None) -> float:
+def wrong_chirality_share(x: Tensor, centres: Sequence[ChiralCentre], weights: Tensor | None = None) -> float:
     """The (weighted) share of frames `(frames, atoms, 3)` with any centre in the mirror form: D, for amino acids."""
-    flags = mirrored(x, centres)
+    flags = has_wrong_chirality(x, centres)
     if flags.dim() != 1 or not len(flags):
         raise ArgumentError.of("x", "of shape (one or more, atoms, 3)", tuple(x.shape))
-    return float(shares(weights, len(flags), x) @ flags.double())
+    return float(normalize_weights(weights, len(flags), x) @ flags.double())
 
 
 def _asymmetric(graph: BondGraph, atom: int) -> bool:

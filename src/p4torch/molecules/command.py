@@ -11,16 +11,19 @@ import torch
 from rich.console import Console
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.simulation.biased import Biased
 from p4torch.molecules.simulation.data import ReferenceData, save_dcd
 from p4torch.molecules.simulation.method import Method
 from p4torch.molecules.simulation.noise import NoiseRun, measure_noise
+from p4torch.molecules.simulation.parallel_tempering import ParallelTempering
 from p4torch.molecules.simulation.run import simulate
-from p4torch.molecules.simulation.tempered import Tempered
+from p4torch.molecules.simulation.torsion_flattening import TorsionFlattening
 from p4torch.molecules.system import AMBER, MolecularSystem
 from p4torch.runs.checkpoint import write_whole
 
-METHODS: dict[str, type[Biased] | type[Tempered]] = {"biased": Biased, "tempered": Tempered}
+METHODS: dict[str, type[TorsionFlattening] | type[ParallelTempering]] = {
+    "biased": TorsionFlattening,
+    "tempered": ParallelTempering,
+}
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,14 @@ class Molecule:
         return MolecularSystem.from_pdb(self.pdb, self.forcefield or AMBER, self.temperature)
 
 
-def make_method(name: str, asked: Mapping[str, Any], *, short: bool) -> Method:
+def make_method(name: str, settings: Mapping[str, Any], *, short: bool) -> Method:
     """The method with the settings that were given; those of another method are refused."""
     if name not in METHODS:
         raise ArgumentError.of("method", " or ".join(METHODS), repr(name))
     kind = METHODS[name]
-    given = {key: value for key, value in asked.items() if value is not None}
-    own = {field.name for field in fields(kind)}
-    foreign = [key for key in given if key not in own]
+    given = {key: value for key, value in settings.items() if value is not None}
+    known = {field.name for field in fields(kind)}
+    foreign = [key for key in given if key not in known]
     if foreign:
         raise ArgumentError.of(foreign[0], f"left out with --method {name}", given[foreign[0]])
     method = kind(**given)

@@ -74,8 +74,8 @@ class ForceField(nn.Module):
             return x.new_zeros(x.shape[:-2]), torch.zeros_like(x, requires_grad=False)
         chunks = frames.split(self._frames_a_chunk(frames))
         work = partial(_evaluate, self._constants(x.dtype))
-        found = map_on_threads(work, chunks) if x.is_cpu else [work(chunk) for chunk in chunks]
-        energies, gradients = zip(*found, strict=True)
+        result = map_on_threads(work, chunks) if x.is_cpu else [work(chunk) for chunk in chunks]
+        energies, gradients = zip(*result, strict=True)
         return torch.cat(energies).view(x.shape[:-2]), torch.cat(gradients).view(x.shape)
 
     def _check(self, x: Tensor) -> None:
@@ -130,6 +130,6 @@ class _Energy(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None]:
         x, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
-            (found,) = twin_gradients(ctx.force_field.energy_reference, (True,), (x,), (slope,))
-            return found, None
+            (result,) = twin_gradients(ctx.force_field.energy_reference, (True,), (x,), (slope,))
+            return result, None
         return slope[..., None, None] * gradient, None

@@ -20,13 +20,13 @@ def components_last(x: Tensor, leading: Sequence[int]) -> Tensor:
     return x.permute(2, 1, 0).reshape(*leading, x.shape[1], 3)
 
 
-def drawn(cumulated: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+def resampled_indices(cumulated: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
     """`(count,)`: places drawn with replacement, each as often as its weight says; the weights cumulated, float64."""
     places = torch.rand(count, generator=generator, dtype=torch.float64) * cumulated[-1]
     return torch.searchsorted(cumulated, places, right=True).clamp(max=len(cumulated) - 1)
 
 
-def shares(weights: Tensor | None, frames: int, like: Tensor) -> Tensor:
+def normalize_weights(weights: Tensor | None, frames: int, like: Tensor) -> Tensor:
     """Weights `(frames,)` that sum to 1, in float64; equal ones by default.
 
     Raises:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import networkx
 
 from p4torch.errors import ArgumentError
 
@@ -57,21 +58,21 @@ class BondGraph:
         return len(self.names)
 
     @cached_property
-    def distances(self) -> tuple[tuple[int, ...], ...]:
-        """How many bonds lie between each two atoms; `len(self)` where no path does."""
-        return tuple(self._distances(atom) for atom in range(len(self)))
+    def graph(self) -> networkx.Graph:
+        """For networkx."""
+        graph = networkx.Graph(self.bonds)
+        graph.add_nodes_from(range(len(self)))
+        return graph
 
-    def _distances(self, start: int, without: int | None = None) -> tuple[int, ...]:
-        """Bonds from one atom to all others, on paths that do not pass an excluded atom."""
-        found = {start: 0}
-        queue = deque([start])
-        while queue:
-            atom = queue.popleft()
-            for other in self.neighbours[atom]:
-                if other not in found and other != without:
-                    found[other] = found[atom] + 1
-                    queue.append(other)
-        return tuple(found.get(atom, len(self)) for atom in range(len(self)))
+    @cached_property
+    def distances(self) -> dict[int, dict[int, int]]:
+        """How many bonds lie between each two atoms."""
+        return dict(networkx.all_pairs_shortest_path_length(self.graph))
+
+    @cached_property
+    def bridges(self) -> frozenset[tuple[int, int]]:
+        """Bonds without which the molecule falls apart, the lower atom first."""
+        return frozenset((min(bond), max(bond)) for bond in networkx.bridges(self.graph))
 
     @property
     def bonds(self) -> list[tuple[int, int]]:
@@ -80,24 +81,19 @@ class BondGraph:
 
     def in_ring(self, i: int, j: int) -> bool:
         """Whether two bonded atoms stay connected without their bond."""
-        reached, border = {i}, [near for near in self.neighbours[i] if near != j]
-        while border:
-            atom = border.pop()
-            if atom not in reached:
-                reached.add(atom)
-                border.extend(self.neighbours[atom])
-        return j in reached
+        return (min(i, j), max(i, j)) not in self.bridges
 
     def importance(self, centre: int, neighbour: int) -> tuple[bool, int, int]:
         """Sorts the neighbours of an atom: heavy ones first, then those that carry the larger branch."""
-        reached = sum(distance < len(self) for distance in self._distances(neighbour, without=centre))
-        return self.numbers[neighbour] == 1, -reached, neighbour
+        branch = networkx.node_connected_component(networkx.restricted_view(self.graph, [centre], []), neighbour)
+        return self.numbers[neighbour] == 1, -len(branch), neighbour
 
     def centre(self) -> int:
         """The atom in the middle of the molecule, of those with four neighbours or, failing that, with the most."""
         most = min(4, max(len(near) for near in self.neighbours))
         candidates = [atom for atom, near in enumerate(self.neighbours) if len(near) >= most]
-        return min(candidates, key=lambda atom: (max(self.distances[atom]), sum(self.distances[atom]), atom))
+        far = {atom: self.distances[atom].values() for atom in candidates}
+        return min(candidates, key=lambda atom: (max(far[atom]), sum(far[atom]), atom))
 
     @cached_property
     def colours(self) -> tuple[int, ...]:
@@ -115,10 +111,10 @@ class BondGraph:
             colours = refined
 
     def _check_connected(self) -> None:
-        apart = [atom for atom, distance in enumerate(self._distances(0)) if distance == len(self)]
+        apart = sorted(set(self.graph) - networkx.node_connected_component(self.graph, 0))
         if apart:
-            came = f"no path of bonds from {self.names[0]} to {listed(self.names, apart)}"
-            raise ArgumentError.of("topology", "one connected molecule", came)
+            got = f"no path of bonds from {self.names[0]} to {listed(self.names, apart)}"
+            raise ArgumentError.of("topology", "one connected molecule", got)
 
 
 def listed(names: tuple[str, ...], atoms: Iterable[int]) -> str:

@@ -26,8 +26,8 @@ def read_pdb(path: PathLike, argument: str = "path") -> tuple[app.Topology, Tens
     try:
         pdb = app.PDBFile(str(file))
     except Exception as error:
-        came = f"{file}: {error or type(error).__name__}"
-        raise ArgumentError.of(argument, "a PDB file with at least one atom", came) from error
+        got = f"{file}: {error or type(error).__name__}"
+        raise ArgumentError.of(argument, "a PDB file with at least one atom", got) from error
     if pdb.topology.getNumAtoms() == 0:
         raise ArgumentError.of(argument, "a PDB file with at least one atom", f"{file}, which has none")
     if pdb.getNumFrames() > 1:
@@ -85,20 +85,20 @@ def parametrise(topology: app.Topology, names: tuple[str, ...]) -> openmm.System
             raise ArgumentError.of("forcefield", "able to describe `path`", f"{names!r}: {error}") from error
         named = ", ".join(describe_residue(residue) for residue in unmatched[:6]) + (", ..." if unmatched[6:] else "")
         expected = f"of residues that {names!r} knows, complete with hydrogens"
-        came = f"{len(unmatched)} that it cannot match: {named}. {_advice(error)}"
-        raise ArgumentError.of("path", expected, came) from error
+        got = f"{len(unmatched)} that it cannot match: {named}. {_advice(error)}"
+        raise ArgumentError.of("path", expected, got) from error
 
 
 def _advice(error: Exception) -> str:
-    told = str(error).split("  For more information")[0]
-    if "missing" in told and "H atom" in told:
+    message = str(error).split("  For more information")[0]
+    if "missing" in message and "H atom" in message:
         return (
             "Hydrogens are missing: add them with openmm.app.Modeller(topology, positions).addHydrogens(forcefield), "
-            f"and write the result with openmm.app.PDBFile.writeFile. OpenMM: {told}"
+            f"and write the result with openmm.app.PDBFile.writeFile. OpenMM: {message}"
         )
     return (
         "Remove what is not part of the molecule (water, ions) with openmm.app.Modeller.delete, or name a force field "
-        f"that has these residues. OpenMM: {told}"
+        f"that has these residues. OpenMM: {message}"
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.flows.bijection import Bijection, check_event
 from p4torch.molecules.checks import check_shape
-from p4torch.molecules.frames import components_first, components_last, shares
+from p4torch.molecules.frames import components_first, components_last, normalize_weights
 from p4torch.molecules.geometry import LEAST_LENGTH
 from p4torch.molecules.rows import Rows
 from p4torch.molecules.standard import Layout, Standardiser, Torsions
@@ -101,8 +101,8 @@ class ShapeCoordinates(Bijection):
         chunks = frames.split(CHUNK)
         bad = torch.cat([self.degenerate(chunk) for chunk in chunks]).nonzero().flatten().tolist()
         if bad:
-            came = f"frames {bad[:5]}" + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-            raise ArgumentError.of("frames", "without atoms that coincide or lie in a line", came)
+            got = f"frames {bad[:5]}" + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+            raise ArgumentError.of("frames", "without atoms that coincide or lie in a line", got)
         with torch.no_grad():
             y = torch.cat([self._measure(components_first(chunk))[0] for chunk in chunks], -1)
         self.standard.fit(y, share)
@@ -149,7 +149,7 @@ def usable_frames(zmatrix: ZMatrix, frames: Tensor, weights: Tensor | None) -> t
     broken = (~frames.isfinite().all(-1).all(-1)).nonzero().flatten().tolist()
     if broken:
         raise ArgumentError.of("frames", "finite", f"{len(broken)} that are not, the first is frame {broken[0]}")
-    return frames.detach().double(), shares(weights, len(frames), frames)
+    return frames.detach().double(), normalize_weights(weights, len(frames), frames)
 
 
 def _numbers(zmatrix: ZMatrix) -> list[int]:

@@ -118,8 +118,8 @@ def _cuts(phi: Tensor, weights: Tensor) -> Tensor:
     stretch of a smoothed circular histogram."""
     bins = ((wrapped(phi) + math.pi) * (BINS / (2 * math.pi))).long().clamp(max=BINS - 1)
     cuts = [_emptiest(torch.bincount(row, weights, minlength=BINS)) for row in bins]
-    found = torch.tensor(cuts, dtype=phi.dtype, device=phi.device).reshape(-1, 1)
-    return found * (2 * math.pi / BINS) - math.pi
+    result = torch.tensor(cuts, dtype=phi.dtype, device=phi.device).reshape(-1, 1)
+    return result * (2 * math.pi / BINS) - math.pi
 
 
 def _emptiest(counts: Tensor) -> float:

@@ -41,10 +41,10 @@ def default_torsions(topology: Any) -> tuple[Torsion, ...]:
     phi = list(_named(topology, "phi").values())
     if len(phi) == 1 and not graph.in_ring(phi[0][1], phi[0][2]):
         return (phi[0],)
-    found = tuple(_about(graph, i, j) for i, j in graph.bonds if _rotatable(graph, i, j))
-    if not found:
+    result = tuple(_about(graph, i, j) for i, j in graph.bonds if _rotatable(graph, i, j))
+    if not result:
         raise ArgumentError.of("torsions", "given: the molecule has no rotatable bond", "none")
-    return found
+    return result
 
 
 def torsion_label(topology: Any, torsion: Torsion) -> str:
@@ -59,10 +59,10 @@ def torsion_label(topology: Any, torsion: Torsion) -> str:
 def _parse(topology: Any, text: str) -> Torsion:
     kind, _, residue = text.partition(":")
     if kind in _BACKBONE:
-        found = _named(topology, kind)
-        chosen = [atoms for name, atoms in found.items() if residue in ("", name)]
+        result = _named(topology, kind)
+        chosen = [atoms for name, atoms in result.items() if residue in ("", name)]
         if len(chosen) != 1:
-            names = ", ".join(f"{kind}:{name}" for name in found) or "none"
+            names = ", ".join(f"{kind}:{name}" for name in result) or "none"
             raise ArgumentError.of("torsions", f"one {kind} of the molecule, which has {names}", repr(text))
         return chosen[0]
     parts = text.split("-")
@@ -80,7 +80,7 @@ def _named(topology: Any, kind: str) -> dict[str, Torsion]:
     """By residue."""
     residues = {residue.index: residue for residue in topology.residues()}
     near = BondGraph.from_topology(topology).neighbours
-    found: dict[str, Torsion] = {}
+    result: dict[str, Torsion] = {}
     for index, residue in residues.items():
         atoms = []
         for name, step in _BACKBONE[kind]:
@@ -88,8 +88,8 @@ def _named(topology: Any, kind: str) -> dict[str, Torsion]:
             atoms += [atom.index for atom in other.atoms() if atom.name == name] if other is not None else []
         if len(atoms) == 4 and all(b in near[a] for a, b in itertools.pairwise(atoms)):
             i, j, k, m = atoms
-            found[residue.id] = (i, j, k, m)
-    return found
+            result[residue.id] = (i, j, k, m)
+    return result
 
 
 def _rotatable(graph: BondGraph, i: int, j: int) -> bool:

@@ -35,11 +35,11 @@ def check_trajectory(trajectory: mdtraj.Trajectory, system: MolecularSystem) -> 
     theirs, ours = list(trajectory.topology.atoms), list(system.topology.atoms())
     if len(theirs) != len(ours):
         raise ArgumentError.of("trajectory", f"of the {len(ours)} atoms of {system!r}", f"{len(theirs)} atoms")
-    for came, atom in zip(theirs, ours, strict=True):
-        named, wanted = (came.name, _symbol(came.element)), (atom.name, _symbol(atom.element))
+    for got, atom in zip(theirs, ours, strict=True):
+        named, wanted = (got.name, _symbol(got.element)), (atom.name, _symbol(atom.element))
         if named != wanted:
             expected = f"of {system!r}, with {wanted[0]} ({wanted[1]}), {describe(atom)}"
-            raise ArgumentError.of("trajectory", expected, f"{named[0]} ({named[1]}) of {came.residue} there")
+            raise ArgumentError.of("trajectory", expected, f"{named[0]} ({named[1]}) of {got.residue} there")
     if trajectory.n_frames == 0:
         raise ArgumentError.of("trajectory", "of at least one frame", "none")
     x = torch.from_numpy(trajectory.xyz)

@@ -33,15 +33,15 @@ class TwoStates:
         """The standard error of the difference: √(g P (1 − P) / n) / (P (1 − P))."""
         return math.sqrt(self.inefficiency / (frames * self.share * (1 - self.share)))
 
-    def walk(self, frames: int, walkers: int) -> Tensor:
-        """`(walkers, frames)` of 0 and 1, from the stationary distribution on."""
-        state = torch.rand(walkers) < self.share
+    def walk(self, frames: int, trajectories: int) -> Tensor:
+        """`(trajectories, frames)` of 0 and 1, from the stationary distribution on."""
+        state = torch.rand(trajectories) < self.share
         states = []
-        for random in torch.rand(frames, walkers):
+        for random in torch.rand(frames, trajectories):
             state = torch.where(state, random >= self.down, random < self.up)
             states.append(state)
         return torch.stack(states, -1).long()
 
-    def angles(self, frames: int, walkers: int) -> Tensor:
-        """`(walkers, frames)`: 1 rad in state 1, −1 in state 0."""
-        return 2.0 * self.walk(frames, walkers) - 1
+    def angles(self, frames: int, trajectories: int) -> Tensor:
+        """`(trajectories, frames)`: 1 rad in state 1, −1 in state 0."""
+        return 2.0 * self.walk(frames, trajectories) - 1

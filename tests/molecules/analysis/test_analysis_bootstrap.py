@@ -26,20 +26,20 @@ ROUNDING = 1e-10
 
 def test_inefficiency_of_a_chain() -> None:
     chain = TwoStates(up=0.05, down=0.1)
-    walkers = torch.arange(50).repeat_interleave(4000)
-    blocks = correlation_blocks(chain.walk(4000, 50).flatten().double(), walkers)
+    trajectory_ids = torch.arange(50).repeat_interleave(4000)
+    blocks = correlation_blocks(chain.walk(4000, 50).flatten().double(), trajectory_ids)
     assert INEFFICIENCY[0] < blocks.inefficiency / chain.inefficiency < INEFFICIENCY[1]
     assert blocks.length >= 5 * blocks.inefficiency * (1 - ROUNDING) or blocks.count == MOST_BLOCKS
 
 
 def test_blocks_are_consecutive_frames_of_one_walker() -> None:
     lengths = torch.tensor([500, 37, 900])
-    walkers = torch.arange(3).repeat_interleave(lengths)
-    shuffled = walkers[torch.randperm(len(walkers))]
-    blocks = correlation_blocks(torch.randn(len(walkers)).double(), shuffled)
+    trajectory_ids = torch.arange(3).repeat_interleave(lengths)
+    shuffled = trajectory_ids[torch.randperm(len(trajectory_ids))]
+    blocks = correlation_blocks(torch.randn(len(trajectory_ids)).double(), shuffled)
     assert int(blocks.index.max()) + 1 == blocks.count == len(blocks.index.unique())
-    for walker in range(3):
-        steps = blocks.index[shuffled == walker].diff()
+    for trajectory in range(3):
+        steps = blocks.index[shuffled == trajectory].diff()
         assert int(steps.min()) >= 0
         assert int(steps.max()) <= 1
     sizes = torch.bincount(blocks.index)

@@ -21,9 +21,9 @@ def test_only_a_change_of_cores_is_a_crossing() -> None:
         (over_pi, 1, 1),
         (round_the_back, 0, 2),
     ):
-        found = count_crossings(walk)
-        assert found.between_cores.tolist() == [crossings]
-        assert found.sign_changes.tolist() == [changes]
+        result = count_crossings(walk)
+        assert result.between_cores.tolist() == [crossings]
+        assert result.sign_changes.tolist() == [changes]
 
 
 def test_angles_are_taken_on_the_circle() -> None:
@@ -34,18 +34,18 @@ def test_angles_are_taken_on_the_circle() -> None:
 
 def test_walkers_are_apart_and_may_be_interleaved() -> None:
     walks = torch.tensor([[1.0, -1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [-1.0, -1.0, 0.0, 1.0]])
-    walkers = torch.tensor([[4], [5], [8]]).expand_as(walks)
+    trajectory_ids = torch.tensor([[4], [5], [8]]).expand_as(walks)
     for turn in (lambda x: x, lambda x: x.T):
-        found = count_crossings(turn(walks).flatten(), turn(walkers).flatten())
-        assert found.between_cores.tolist() == [2, 0, 1]
-        assert found.sign_changes.tolist() == [2, 0, 1]
+        result = count_crossings(turn(walks).flatten(), turn(trajectory_ids).flatten())
+        assert result.between_cores.tolist() == [2, 0, 1]
+        assert result.sign_changes.tolist() == [2, 0, 1]
 
 
 def test_a_chain_crosses_as_often_as_it_must() -> None:
     chain, frames = TwoStates(up=0.02, down=0.05), 100_000
     expected = 2 * frames * chain.share * chain.down
-    found = int(count_crossings(chain.angles(frames, 1)[0]).between_cores)
-    assert abs(found - expected) < 5 * math.sqrt(expected)
+    result = int(count_crossings(chain.angles(frames, 1)[0]).between_cores)
+    assert abs(result - expected) < 5 * math.sqrt(expected)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_chain_crosses_as_often_as_it_must() -> None:
     [
         (lambda: count_crossings(torch.zeros(0)), "phi"),
         (lambda: count_crossings(torch.tensor([math.inf])), "phi"),
-        (lambda: count_crossings(torch.zeros(3), torch.zeros(2).long()), "walkers"),
+        (lambda: count_crossings(torch.zeros(3), torch.zeros(2).long()), "trajectory_ids"),
         (lambda: count_crossings(torch.zeros(3), positive=(0.0, 1.0), negative=(0.5, 2.0)), "negative"),
         (lambda: count_crossings(torch.zeros(3), positive=(0.0, 0.0)), "positive"),
     ],

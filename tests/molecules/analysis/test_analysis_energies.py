@@ -21,12 +21,12 @@ def normal(samples: int = SAMPLES) -> torch.Tensor:
 
 def test_shift_of_a_gaussian() -> None:
     data, samples = normal(), normal() + 0.5
-    found = compare_energies(samples, data)
-    assert found.threshold == float(data.max())
-    assert abs(found.median_shift.value - 0.5) < PULL * found.median_shift.error
-    assert found.mean_shift.value == pytest.approx(0.5, abs=PULL * found.mean_shift.error + 1e-3)
-    assert found.mean_shift.error == pytest.approx(math.sqrt(2 / SAMPLES), rel=SPREAD)
-    assert found.median_shift.error == pytest.approx(math.sqrt(math.pi / SAMPLES), rel=2 * SPREAD)
+    result = compare_energies(samples, data)
+    assert result.threshold == float(data.max())
+    assert abs(result.median_shift.value - 0.5) < PULL * result.median_shift.error
+    assert result.mean_shift.value == pytest.approx(0.5, abs=PULL * result.mean_shift.error + 1e-3)
+    assert result.mean_shift.error == pytest.approx(math.sqrt(2 / SAMPLES), rel=SPREAD)
+    assert result.median_shift.error == pytest.approx(math.sqrt(math.pi / SAMPLES), rel=2 * SPREAD)
 
 
 def test_enormous_energies_count_in_the_fraction_only() -> None:
@@ -34,26 +34,26 @@ def test_enormous_energies_count_in_the_fraction_only() -> None:
     samples = normal()[: SAMPLES // 2].clamp(max=float(data.max()))
     samples = torch.stack([samples, torch.full_like(samples, 1e12)]).T.flatten()
     samples[1] = math.inf
-    found = compare_energies(samples, data)
-    assert found.low_energy_fraction.value == pytest.approx(0.5)
-    assert abs(found.mean_shift.value) < PULL * found.mean_shift.error
-    assert math.isfinite(found.median_shift.value)
+    result = compare_energies(samples, data)
+    assert result.low_energy_fraction.value == pytest.approx(0.5)
+    assert abs(result.mean_shift.value) < PULL * result.mean_shift.error
+    assert math.isfinite(result.median_shift.value)
 
 
 def test_quantile_moves_the_threshold_and_cuts_both_means() -> None:
     data = normal()
-    found = compare_energies(normal(), data, quantile=0.9)
-    assert found.threshold == pytest.approx(1.2816, abs=0.05)
-    assert abs(found.low_energy_fraction.value - 0.9) < PULL * math.hypot(found.low_energy_fraction.error, 0.003)
-    assert abs(found.mean_shift.value) < PULL * found.mean_shift.error
+    result = compare_energies(normal(), data, quantile=0.9)
+    assert result.threshold == pytest.approx(1.2816, abs=0.05)
+    assert abs(result.low_energy_fraction.value - 0.9) < PULL * math.hypot(result.low_energy_fraction.error, 0.003)
+    assert abs(result.mean_shift.value) < PULL * result.mean_shift.error
 
 
 def test_weights_make_one_distribution_of_another() -> None:
     data, samples = normal(), normal() * 1.5
     log_weights = samples**2 * (1 / 1.5**2 - 1) / 2
-    found = compare_energies(samples, data, weights=log_weights.exp())
-    assert abs(found.mean_shift.value) < PULL * found.mean_shift.error
-    assert abs(found.median_shift.value) < PULL * found.median_shift.error
+    result = compare_energies(samples, data, weights=log_weights.exp())
+    assert abs(result.mean_shift.value) < PULL * result.mean_shift.error
+    assert abs(result.median_shift.value) < PULL * result.median_shift.error
     turned = compare_energies(data, samples, data_weights=log_weights.exp(), quantile=0.99)
     assert turned.threshold == pytest.approx(2.326, abs=0.15)
 
@@ -67,18 +67,18 @@ def test_errors_cover_what_they_promise() -> None:
         for frame, random in enumerate(step.tolist()):
             value = 0.9 * value + random
             data[frame] = value
-        found = compare_energies(normal(2000).clamp(max=float(data.max())) + 0.0, data, seed=number)
-        shifts = (found.mean_shift, found.median_shift)
+        result = compare_energies(normal(2000).clamp(max=float(data.max())) + 0.0, data, seed=number)
+        shifts = (result.mean_shift, result.median_shift)
         covered += torch.tensor([abs(shift.value) < 2 * shift.error for shift in shifts])
     assert float(covered.min()) / REPEATS > COVERAGE[0], covered
 
 
 def test_no_low_sample_leaves_the_mean_unsaid() -> None:
-    found = compare_energies(torch.full((50,), 9.0), torch.linspace(0, 1, 50))
-    assert found.low_energy_fraction.value == 0
-    assert math.isnan(found.mean_shift.value)
-    assert found.mean_shift.error == math.inf
-    assert found.median_shift.value == pytest.approx(8.5, abs=0.02)
+    result = compare_energies(torch.full((50,), 9.0), torch.linspace(0, 1, 50))
+    assert result.low_energy_fraction.value == 0
+    assert math.isnan(result.mean_shift.value)
+    assert result.mean_shift.error == math.inf
+    assert result.median_shift.value == pytest.approx(8.5, abs=0.02)
 
 
 def test_weighted_quantiles() -> None:
@@ -100,7 +100,10 @@ def test_weighted_quantiles() -> None:
         (lambda: compare_energies(torch.zeros(3), torch.zeros(3), quantile=0.0), "quantile"),
         (lambda: compare_energies(torch.zeros(3), torch.zeros(3), weights=torch.zeros(3)), "weights"),
         (lambda: compare_energies(torch.zeros(3), torch.zeros(4), data_weights=torch.ones(3)), "data_weights"),
-        (lambda: compare_energies(torch.zeros(3), torch.zeros(4), data_walkers=torch.ones(4)), "data_walkers"),
+        (
+            lambda: compare_energies(torch.zeros(3), torch.zeros(4), data_trajectory_ids=torch.ones(4)),
+            "data_trajectory_ids",
+        ),
         (lambda: weighted_quantile(torch.zeros(3), torch.tensor([1.1])), "levels"),
     ],
 )

@@ -39,9 +39,9 @@ def test_errors_cover_what_they_promise() -> None:
 
 def test_walkers_are_apart_and_may_be_interleaved() -> None:
     walks = CHAIN.angles(FRAMES, 4)
-    walkers = torch.arange(4)[:, None].expand_as(walks)
-    behind = free_energy_difference(walks.flatten(), walkers=walkers.flatten())
-    beside = free_energy_difference(walks.T.flatten(), walkers=walkers.T.flatten())
+    trajectory_ids = torch.arange(4)[:, None].expand_as(walks)
+    behind = free_energy_difference(walks.flatten(), trajectory_ids=trajectory_ids.flatten())
+    beside = free_energy_difference(walks.T.flatten(), trajectory_ids=trajectory_ids.T.flatten())
     assert behind == beside
     assert behind.error == pytest.approx(CHAIN.error(4 * FRAMES), rel=3 * MEAN_ERROR)
 
@@ -51,9 +51,9 @@ def test_reweighting_finds_the_unbiased_difference() -> None:
     biased = TwoStates(up=0.02, down=0.02 * math.exp(-0.5))
     angles = biased.angles(20_000, 1)[0]
     weights = torch.where(angles > 0, math.exp(-1.0), 1.0)
-    found = free_energy_difference(angles, weights=weights)
-    assert abs(found.value - (biased.difference + 1)) < 4 * found.error
-    assert found.error == pytest.approx(free_energy_difference(angles).error, rel=ROUNDING)
+    result = free_energy_difference(angles, weights=weights)
+    assert abs(result.value - (biased.difference + 1)) < 4 * result.error
+    assert result.error == pytest.approx(free_energy_difference(angles).error, rel=ROUNDING)
 
 
 def test_seeds_repeat() -> None:
@@ -65,9 +65,9 @@ def test_seeds_repeat() -> None:
 def test_a_region_seen_once_has_an_infinite_error() -> None:
     angles = torch.full((1000,), -1.0)
     angles[500] = 1.0
-    found = free_energy_difference(angles)
-    assert found.value == pytest.approx(math.log(999))
-    assert found.error == math.inf
+    result = free_energy_difference(angles)
+    assert result.value == pytest.approx(math.log(999))
+    assert result.error == math.inf
 
 
 def test_profile_of_a_known_potential() -> None:
@@ -99,8 +99,8 @@ def test_profile_knows_weights_and_empty_bins() -> None:
 
 def test_profile_of_a_chain_has_the_error_of_its_memory() -> None:
     angles = CHAIN.angles(FRAMES, 20)
-    walkers = torch.arange(20)[:, None].expand_as(angles)
-    profile = free_energy_profile(angles.flatten(), bins=2, walkers=walkers.flatten())
+    trajectory_ids = torch.arange(20)[:, None].expand_as(angles)
+    profile = free_energy_profile(angles.flatten(), bins=2, trajectory_ids=trajectory_ids.flatten())
     share_error = CHAIN.error(20 * FRAMES) * (1 - CHAIN.share)
     assert float(profile.error[1]) == pytest.approx(share_error, rel=2 * MEAN_ERROR)
 
@@ -112,7 +112,7 @@ def test_profile_of_a_chain_has_the_error_of_its_memory() -> None:
         (lambda: free_energy_difference(torch.full((9,), -1.0)), "`region` must be a region with frames"),
         (lambda: free_energy_difference(torch.full((9,), 1.0)), "`other` must be a region with frames"),
         (lambda: free_energy_difference(torch.full((9,), 1.0), (0, 2), (0.5, 3)), "`other` must be apart"),
-        (lambda: free_energy_difference(torch.ones(9), walkers=torch.zeros(8).long()), "`walkers`"),
+        (lambda: free_energy_difference(torch.ones(9), trajectory_ids=torch.zeros(8).long()), "`trajectory_ids`"),
         (lambda: free_energy_difference(torch.ones(9), weights=-torch.ones(9)), "`weights`"),
         (lambda: free_energy_difference(torch.tensor([1.0, -1.0] * 9), replicates=1), "`replicates`"),
         (lambda: free_energy_profile(torch.tensor([math.nan, 0.0])), "`angles` must be finite, got 1 of 2"),

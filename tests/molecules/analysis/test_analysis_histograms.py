@@ -28,10 +28,10 @@ def histogram(*probabilities: float) -> Histogram:
 def test_ramachandran_counts_weighs_and_wraps() -> None:
     phi = torch.tensor([-3.0, 3.0, 3.0, math.pi])
     psi = torch.tensor([0.1, -0.1, -0.1, 0.1])
-    found = ramachandran_histogram(phi, psi, bins=2, weights=torch.tensor([1.0, 2, 3, 4]))
-    assert torch.allclose(found.probabilities, torch.tensor([[0, 0.5], [0.5, 0]], dtype=torch.float64))
-    assert found.edges.tolist() == [-math.pi, 0, math.pi]
-    assert float((found.density * math.pi**2).sum()) == pytest.approx(1)
+    result = ramachandran_histogram(phi, psi, bins=2, weights=torch.tensor([1.0, 2, 3, 4]))
+    assert torch.allclose(result.probabilities, torch.tensor([[0, 0.5], [0.5, 0]], dtype=torch.float64))
+    assert result.edges.tolist() == [-math.pi, 0, math.pi]
+    assert float((result.density * math.pi**2).sum()) == pytest.approx(1)
     assert ramachandran_histogram(phi, psi).probabilities.shape == (64, 64)
 
 
@@ -58,10 +58,10 @@ def test_known_distances() -> None:
 
 def test_smoothing_bounds_the_price_of_an_empty_bin() -> None:
     smoothing = 1e-3
-    found = kl_divergence(histogram(1, 0), histogram(0, 1), smoothing)
+    result = kl_divergence(histogram(1, 0), histogram(0, 1), smoothing)
     half = smoothing / 2
-    assert found == pytest.approx((1 - half) * math.log((1 - half) / half) + half * math.log(half / (1 - half)))
-    assert found < math.log(2 / smoothing)
+    assert result == pytest.approx((1 - half) * math.log((1 - half) / half) + half * math.log(half / (1 - half)))
+    assert result < math.log(2 / smoothing)
 
 
 @pytest.mark.parametrize("shift", [0.3, 1.0, 2.0])

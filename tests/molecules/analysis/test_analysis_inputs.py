@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.analysis.inputs import series, shares, thermal_energy, walker_index
+from p4torch.molecules.analysis.inputs import normalize_weights, series, thermal_energy, trajectory_index
 
 
 def test_says_how_many_values_are_bad_and_which_is_first() -> None:
@@ -29,17 +29,17 @@ def test_says_how_many_values_are_bad_and_which_is_first() -> None:
 )
 def test_refuses_weights(weights: torch.Tensor, message: str) -> None:
     with pytest.raises(ArgumentError, match=f"`weights` must be {message}|`weights` .*{message}"):
-        shares(weights, torch.zeros(3))
+        normalize_weights(weights, torch.zeros(3))
 
 
 def test_huge_weights_do_not_overflow() -> None:
-    assert shares(torch.tensor([1e308, 1e308], dtype=torch.float64), torch.zeros(2)).tolist() == [0.5, 0.5]
+    assert normalize_weights(torch.tensor([1e308, 1e308], dtype=torch.float64), torch.zeros(2)).tolist() == [0.5, 0.5]
 
 
 def test_walkers_are_renumbered() -> None:
-    assert walker_index(torch.tensor([7, 3, 7]), torch.zeros(3)).tolist() == [1, 0, 1]
-    with pytest.raises(ArgumentError, match="`walkers`"):
-        walker_index(torch.zeros(3), torch.zeros(3))
+    assert trajectory_index(torch.tensor([7, 3, 7]), torch.zeros(3)).tolist() == [1, 0, 1]
+    with pytest.raises(ArgumentError, match="`trajectory_ids`"):
+        trajectory_index(torch.zeros(3), torch.zeros(3))
 
 
 def test_thermal_energy() -> None:

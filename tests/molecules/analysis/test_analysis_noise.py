@@ -25,23 +25,23 @@ def harmonic(frames: Tensor) -> Tensor:
 
 def test_harmonic_modes_gain_half_k_sigma_squared() -> None:
     frames = 0.01 * torch.randn(5000, 4, 3, dtype=torch.float64)
-    found = noise_baseline(harmonic, frames, SIGMA, 300.0, batch=999)
+    result = noise_baseline(harmonic, frames, SIGMA, 300.0, batch=999)
     expected = 12 * STIFFNESS * SIGMA**2 / 2
     variance = 12 * (STIFFNESS * SIGMA**2) ** 2 / 2 + STIFFNESS**2 * SIGMA**2 * 12 * 0.01**2
-    assert abs(found.shift - expected) < PULL * math.sqrt(variance / 5000)
-    assert found.noisy_mean - found.data_mean == found.shift
-    assert found.data_mean == pytest.approx(float(harmonic(frames).mean()))
-    assert found.in_kT(found.kT) == 1
-    assert found.noisy_quantiles.diff().min() > 0
-    assert float(found.data_quantiles[2]) == pytest.approx(float(harmonic(frames).median()), rel=1e-2)
+    assert abs(result.shift - expected) < PULL * math.sqrt(variance / 5000)
+    assert result.noisy_mean - result.data_mean == result.shift
+    assert result.data_mean == pytest.approx(float(harmonic(frames).mean()))
+    assert result.in_kT(result.kT) == 1
+    assert result.noisy_quantiles.diff().min() > 0
+    assert float(result.data_quantiles[2]) == pytest.approx(float(harmonic(frames).median()), rel=1e-2)
 
 
 def test_no_noise_changes_nothing_and_weights_count() -> None:
     frames = torch.zeros(3, 2, 3)
     frames[1] = 1.0
-    found = noise_baseline(harmonic, frames, 0.0, weights=torch.tensor([1.0, 3.0, 0.0]))
-    assert found.shift == 0
-    assert found.data_mean == pytest.approx(0.75 * float(harmonic(frames)[1]))
+    result = noise_baseline(harmonic, frames, 0.0, weights=torch.tensor([1.0, 3.0, 0.0]))
+    assert result.shift == 0
+    assert result.data_mean == pytest.approx(0.75 * float(harmonic(frames)[1]))
 
 
 def test_generators_repeat_and_batches_do_not_matter() -> None:
@@ -72,8 +72,8 @@ def test_alanine_dipeptide_gains_what_its_curvatures_say() -> None:
     moves = step * torch.eye(66, dtype=torch.float64).reshape(66, 22, 3)
     curvatures = (energy(minimum + moves) + energy(minimum - moves) - 2 * energy(minimum[None])) / step**2
     small = SIGMA / 10
-    found = noise_baseline(energy, minimum.expand(3000, 22, 3), small)
-    assert found.shift == pytest.approx(float(curvatures.sum()) * small**2 / 2, rel=0.03)
+    result = noise_baseline(energy, minimum.expand(3000, 22, 3), small)
+    assert result.shift == pytest.approx(float(curvatures.sum()) * small**2 / 2, rel=0.03)
 
 
 @pytest.mark.parametrize(

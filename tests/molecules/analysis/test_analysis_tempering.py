@@ -35,18 +35,18 @@ def oscillator() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("temperature", [300.0, 350.0, 700.0])
 def test_harmonic_oscillator(temperature: float) -> None:
     energies, state, beyond = oscillator()
-    found = tempering_free_energy_difference(energies, TEMPERATURES, state, beyond, temperature)
-    assert abs(found.value - exact(temperature)) < PULL * found.error
-    assert found.error < 0.2
+    result = tempering_free_energy_difference(energies, TEMPERATURES, state, beyond, temperature)
+    assert abs(result.value - exact(temperature)) < PULL * result.error
+    assert result.error < 0.2
 
 
 def test_errors_cover_what_they_promise() -> None:
     pulls, errors = [], []
     for _ in range(50):
         energies, state, beyond = oscillator()
-        found = tempering_free_energy_difference(energies, TEMPERATURES, state, beyond, 300.0)
-        pulls.append((found.value - exact(300.0)) / found.error)
-        errors.append(found.error)
+        result = tempering_free_energy_difference(energies, TEMPERATURES, state, beyond, 300.0)
+        pulls.append((result.value - exact(300.0)) / result.error)
+        errors.append(result.error)
     pull = torch.tensor(pulls)
     assert float((pull.abs() < 2).double().mean()) > COVERAGE[0]
     assert float(pull.std()) == pytest.approx(1, abs=SPREAD)

@@ -38,14 +38,14 @@ def test_agrees_with_mdtraj() -> None:
 
 @given(angle=st.floats(-math.pi, math.pi))
 def test_finds_the_angle_that_was_made(angle: float) -> None:
-    (found,) = torsion_angles(turned(torch.tensor(angle, dtype=torch.float64)), torch.tensor([[0, 1, 2, 3]]))
-    assert abs(float(wrap(found - angle))) < DOUBLE
+    (result,) = torsion_angles(turned(torch.tensor(angle, dtype=torch.float64)), torch.tensor([[0, 1, 2, 3]]))
+    assert abs(float(wrap(result - angle))) < DOUBLE
 
 
 @pytest.mark.parametrize("angle", [1e-9, -1e-9, math.pi - 1e-9])
 def test_small_angles_keep_their_digits(angle: float) -> None:
-    (found,) = torsion_angles(turned(torch.tensor(angle, dtype=torch.float64)), torch.tensor([[0, 1, 2, 3]]))
-    assert abs(float(found) - angle) < DOUBLE * 1e-3
+    (result,) = torsion_angles(turned(torch.tensor(angle, dtype=torch.float64)), torch.tensor([[0, 1, 2, 3]]))
+    assert abs(float(result) - angle) < DOUBLE * 1e-3
 
 
 def test_atoms_on_a_line_give_zero() -> None:

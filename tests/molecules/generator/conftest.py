@@ -15,7 +15,7 @@ from p4torch.molecules import BoltzmannGenerator
 def whole(
     one_thread: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[BoltzmannGenerator, Path]]:
-    """Trainings of both stages that nobody stops, by model."""
+    """Trainings of both phases that nobody stops, by model."""
     made: dict[str, tuple[BoltzmannGenerator, Path]] = {}
 
     def of(model: str) -> tuple[BoltzmannGenerator, Path]:

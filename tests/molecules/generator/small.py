@@ -12,18 +12,17 @@ from tests.molecules.systems import system_of
 from torch import Tensor
 
 from p4torch.molecules import BoltzmannGenerator, MixedCoordinates, MolecularSystem
-from p4torch.molecules.generator.architectures import affine, spline
+from p4torch.molecules.generator.architectures import affine, default_zmatrix, seeded, spline
 from p4torch.molecules.generator.encoded import Encoded
-from p4torch.molecules.generator.generator import default_zmatrix, seeded
-from p4torch.molecules.generator.protocol import Protocol, Stage
+from p4torch.molecules.generator.schedule import Phase, Schedule
 from p4torch.molecules.generator.training import Training
 
 COUPLINGS = 2
 
 #: Chunks of one batch (2560 points) and a line of the log every 50 steps; chunks of 5 batches of both terms.
-STAGES = (Stage(60, frames=2560), Stage(12, frames=256, samples=256, learning_rate=1e-4))
+PHASES = (Phase(60, frames=2560), Phase(12, frames=256, samples=256, learning_rate=1e-4))
 #: Chunks of 10 and of 5 batches: splines take longer.
-FEWER = (Stage(20), Stage(10, frames=256, samples=256, learning_rate=1e-4))
+FEWER = (Phase(20), Phase(10, frames=256, samples=256, learning_rate=1e-4))
 
 
 @cache
@@ -59,10 +58,10 @@ def stirred(generator: BoltzmannGenerator, scale: float = 0.02, seed: int = 1) -
 
 
 def training(generator: BoltzmannGenerator, out: Any = None, **options: Any) -> Training:
-    """Of two stages, with merges every 7 steps."""
-    stages = FEWER if generator.model.startswith("spline") else STAGES
-    protocol = options.pop("protocol", Protocol(stages, merge_every=7))
-    return Training(generator, Encoded(generator.coordinates, frames()), protocol, out=out, **options)
+    """Of two phases, with merges every 7 steps."""
+    phases = FEWER if generator.model.startswith("spline") else PHASES
+    schedule = options.pop("schedule", Schedule(phases, merge_every=7))
+    return Training(generator, Encoded(generator.coordinates, frames()), schedule, out=out, **options)
 
 
 def same(one: BoltzmannGenerator, other: BoltzmannGenerator) -> bool:

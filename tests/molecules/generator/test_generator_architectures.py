@@ -10,8 +10,7 @@ from tests.molecules.systems import system_of
 from p4torch.errors import ArgumentError
 from p4torch.flows import InvertibleLinear, Swap
 from p4torch.molecules import BoltzmannGenerator
-from p4torch.molecules.generator.architectures import affine, architecture, spline
-from p4torch.molecules.generator.generator import seeded
+from p4torch.molecules.generator.architectures import affine, architecture, seeded, spline
 from p4torch.parametrize import sites
 from p4torch.training.measures import parameter_count
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules import BoltzmannGenerator, Samples, ZMatrix
-from p4torch.molecules.generator.generator import LARGEST, LINEAR
+from p4torch.molecules.generator.molecular_flow import LARGEST, LINEAR
 from p4torch.molecules.mixed import MixedCoordinates
 
 MODELS = ["rnvp", "p4inv", "spline-p4inv"]
@@ -49,9 +49,9 @@ def test_log_prob_of_a_sample_is_the_one_it_came_with(model: str) -> None:
     samples = generator.sample(100, torch.Generator().manual_seed(0))
     usable = samples.select(samples.log_weights > -math.inf)
     with torch.no_grad():
-        found = generator.log_prob(usable.frames)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), usable.log_prob, atol=SINGLE, rtol=0)
+        result = generator.log_prob(usable.frames)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), usable.log_prob, atol=SINGLE, rtol=0)
     assert generator.log_prob(usable.frames[:6].reshape(2, 3, 22, 3)).shape == (2, 3)
 
 
@@ -121,9 +121,9 @@ def test_resampling_follows_the_weights() -> None:
     log_weights = torch.tensor([-math.inf, 0.0, math.log(3.0)]).double()
     stamps = torch.arange(3.0).reshape(3, 1, 1).expand(3, 2, 3)
     samples = Samples(stamps, log_weights, log_weights, log_weights)
-    drawn = samples.resample(4000, torch.Generator().manual_seed(0))[:, 0, 0]
-    assert set(drawn.tolist()) == {1.0, 2.0}
-    assert float((drawn == 2).double().mean()) == pytest.approx(0.75, abs=SIGMAS * math.sqrt(0.75 * 0.25 / 4000))
+    resampled = samples.resample(4000, torch.Generator().manual_seed(0))[:, 0, 0]
+    assert set(resampled.tolist()) == {1.0, 2.0}
+    assert float((resampled == 2).double().mean()) == pytest.approx(0.75, abs=SIGMAS * math.sqrt(0.75 * 0.25 / 4000))
 
 
 # --- importance sampling of a molecule whose averages are known -------------------------------------------------------
@@ -151,10 +151,10 @@ def test_training_by_energies_alone_and_reweighting_gives_the_exact_free_energy(
     assert gained[1] > 0.4 > 2 * gained[0]
     assert run.finished and run.evaluations == 150 * 256 and run.broken == 0
     share = share_of(0.0, 2.4, generator.system.kT)
-    found = generator.free_energy_difference(samples, (0, 1, 2, 3))
-    assert found.error < 0.1
-    assert abs(found.value - math.log((1 - share) / share)) < SIGMAS * found.error
-    assert generator.free_energy_difference(samples) == found
+    result = generator.free_energy_difference(samples, (0, 1, 2, 3))
+    assert result.error < 0.1
+    assert abs(result.value - math.log((1 - share) / share)) < SIGMAS * result.error
+    assert generator.free_energy_difference(samples) == result
 
 
 @pytest.mark.slow
@@ -211,8 +211,8 @@ def test_there_is_no_score_where_the_energy_is_broken(value: float) -> None:
 
 def _flat(generator: BoltzmannGenerator, loss: Tensor) -> Tensor:
     values = [value for value in generator.parameters() if value.requires_grad]
-    found = torch.autograd.grad(loss, values, allow_unused=True)
-    return torch.cat([(torch.zeros_like(v) if g is None else g).flatten() for v, g in zip(values, found, strict=True)])
+    result = torch.autograd.grad(loss, values, allow_unused=True)
+    return torch.cat([(torch.zeros_like(v) if g is None else g).flatten() for v, g in zip(values, result, strict=True)])
 
 
 def test_the_loss_is_the_mean_of_u_less_volume_plus_log_q() -> None:
@@ -238,13 +238,13 @@ def test_the_losss_gradient_agrees_with_finite_differences(model: str) -> None:
         draw, step = torch.Generator().manual_seed(seed), 1e-6
         ways = [torch.randn(value.shape, generator=draw, dtype=value.dtype) for value in values]
         ways = [way / math.sqrt(len(gradient)) for way in ways]
-        found = []
+        result = []
         for sign in (1, -2, 1):  # +step, -step, back
             with torch.no_grad():
                 for value, way in zip(values, ways, strict=True):
                     value += sign * step * way
-            found.append(float(generator.energy_loss(latent)[0].detach()))
-        slope = (found[0] - found[1]) / (2 * step)
+            result.append(float(generator.energy_loss(latent)[0].detach()))
+        slope = (result[0] - result[1]) / (2 * step)
         exact = float(gradient @ torch.cat([way.flatten() for way in ways]))
         # the square of the step, and rounding of energies, which clashes of a spline's uniform torsions make large
         assert slope == pytest.approx(exact, rel=1e-4, abs=1e-4 * float(gradient.norm()) / math.sqrt(len(gradient)))
@@ -275,12 +275,12 @@ def test_a_broken_energy_is_counted_and_does_not_touch_the_others(value: float) 
     def constant(x: Tensor) -> Tensor:
         return torch.where(torch.arange(len(x)) == 3, 0.0, true(x))
 
-    found = []
+    result = []
     for energy in (breaks, constant):
         generator.potential.unregularised = energy
         loss, broken = generator.energy_loss(latent)
-        found.append((loss, int(broken), _flat(generator, loss)))
-    (bad, one, gradient), (good, none, expected) = found
+        result.append((loss, int(broken), _flat(generator, loss)))
+    (bad, one, gradient), (good, none, expected) = result
     assert (one, none) == (1, 0)
     torch.testing.assert_close(gradient, expected)
     top = LINEAR + math.log1p(LARGEST - LINEAR)

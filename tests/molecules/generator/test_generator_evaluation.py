@@ -78,15 +78,15 @@ def test_differences_of_the_same_frames_have_small_errors() -> None:
     nll = held_out_nll(trained(), frames)
     noise = torch.randn(len(nll), generator=torch.Generator().manual_seed(0), dtype=nll.dtype)
     mean, difference = held_out_mean(reference(), nll), held_out_mean(reference(), 0.1 + 1e-3 * noise)
-    assert mean.value == pytest.approx(float(frames.shares @ nll))
+    assert mean.value == pytest.approx(float(frames.weights @ nll))
     assert difference.value == pytest.approx(0.1, abs=5 * difference.error)
     assert 0 < difference.error < mean.error / 10
 
 
 def test_turning_phi_turns_phi_alone() -> None:
-    found = torsion_angles(reference().train.frames, torch.tensor([reference().torsion]))[:, 0]
-    assert float(found.min()) < -3.0 and float(found.max()) > 3.0
-    assert (torch.histc(found, 6, -math.pi, math.pi) > 10).all()
+    result = torsion_angles(reference().train.frames, torch.tensor([reference().torsion]))[:, 0]
+    assert float(result.min()) < -3.0 and float(result.max()) > 3.0
+    assert (torch.histc(result, 6, -math.pi, math.pi) > 10).all()
 
 
 def test_a_row_has_every_figure_and_all_are_finite() -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from p4torch.cli import app
 from p4torch.molecules import BoltzmannGenerator, MolecularSystem
 from p4torch.molecules.generator.estimate import estimate_seconds
-from p4torch.molecules.generator.presets import PRESETS, protocol
+from p4torch.molecules.generator.presets import PRESETS, schedule
 
 STEPS = ["--likelihood-steps", "20", "--force-steps", "0", "--energy-steps", "2"]
 CHECK = ["fit", "--preset", "check", "--workers", "1", "--samples", "500"]
@@ -30,9 +30,9 @@ def call(*arguments: str):
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run with a simulation of its own, and what it said."""
     out = tmp_path_factory.mktemp("fit") / "run"
-    found = call(*CHECK, *STEPS, "--models", "spline", "--out", str(out))
-    assert found.exit_code == 0, found.output
-    return out, found.output
+    result = call(*CHECK, *STEPS, "--models", "spline", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    return out, result.output
 
 
 @pytest.mark.slow
@@ -53,8 +53,8 @@ def test_a_run_says_what_it_will_cost_and_leaves_a_model(run: tuple[Path, str]) 
 @pytest.mark.slow
 def test_an_own_molecule_with_a_ring_leaves_frames_figures_and_a_page(tmp_path: Path) -> None:
     out = tmp_path / "proline"
-    found = call(*CHECK, *STEPS, "--models", "p4inv-rank2", "--out", str(out), str(pdb_of("proline-dipeptide")))
-    assert found.exit_code == 0, found.output
+    result = call(*CHECK, *STEPS, "--models", "p4inv-rank2", "--out", str(out), str(pdb_of("proline-dipeptide")))
+    assert result.exit_code == 0, result.output
     assert {path.name for path in out.iterdir()} >= {
         *("metrics.json", "md.json", "table.md", "report.html", "energies.pdf", "ramachandran.png", "training.png"),
         *("data", "models", "samples"),
@@ -72,8 +72,8 @@ def test_resuming_a_finished_run_trains_nothing_anew(run: tuple[Path, str]) -> N
     out, _ = run
     made = [path for path in out.glob("models/*/*") if path.is_file()]
     before = [path.stat().st_mtime_ns for path in made]
-    found = call(*CHECK, *STEPS, "--models", "spline", "--out", str(out), "--resume")
-    assert found.exit_code == 0, found.output
+    result = call(*CHECK, *STEPS, "--models", "spline", "--out", str(out), "--resume")
+    assert result.exit_code == 0, result.output
     assert [path.stat().st_mtime_ns for path in made] == before
 
 
@@ -82,29 +82,29 @@ def test_stages_may_be_added_to_a_finished_run_but_not_taken_away(run: tuple[Pat
     out = tmp_path / "run"
     shutil.copytree(run[0], out)
     options = ["--models", "spline", "--out", str(out), "--resume"]
-    found = call(*CHECK, *STEPS, "--force-steps", "3", *options)
-    assert found.exit_code != 0 and "got one with stages" in found.output  # forces come before energies
+    result = call(*CHECK, *STEPS, "--force-steps", "3", *options)
+    assert result.exit_code != 0 and "got one with stages" in result.output  # forces come before energies
     start = ["--likelihood-steps", "20", "--force-steps", "0"]
     first = tmp_path / "first"
     data = ["--data", str(run[0] / "data"), "--models", "spline", "--out", str(first)]
     assert call(*CHECK, *start, *data).exit_code == 0
     before = [json.loads(line) for line in (first / "models" / "spline" / "metrics.jsonl").read_text().splitlines()]
-    found = call(*CHECK, "--likelihood-steps", "20", "--force-steps", "3", *data, "--resume")
-    assert found.exit_code == 0, found.output
+    result = call(*CHECK, "--likelihood-steps", "20", "--force-steps", "3", *data, "--resume")
+    assert result.exit_code == 0, result.output
     after = [json.loads(line) for line in (first / "models" / "spline" / "metrics.jsonl").read_text().splitlines()]
     assert after[: len(before)] == before and after[-1]["stage"] == 1
     row = json.loads((first / "metrics.json").read_text())[0]
     assert row["energy_evaluations"] == 3 * 256 and len(row["protocol"]["stages"]) == 2
-    found = call(*CHECK, *start, *data, "--resume")
-    assert found.exit_code != 0 and "must be of the protocol that is asked for" in found.output
+    result = call(*CHECK, *start, *data, "--resume")
+    assert result.exit_code != 0 and "must be of the schedule that is asked for" in result.output
 
 
 @pytest.mark.slow
 def test_models_that_come_later_are_compared_on_the_same_frames(run: tuple[Path, str], tmp_path: Path) -> None:
     data = ["--data", str(run[0] / "data"), "--out", str(tmp_path / "run"), "--models", "spline", *STEPS]
     assert call(*CHECK, *data).exit_code == 0
-    found = call(*CHECK, *data, "--seeds", "0,1", "--resume")
-    assert found.exit_code == 0, found.output
+    result = call(*CHECK, *data, "--seeds", "0,1", "--resume")
+    assert result.exit_code == 0, result.output
     first, second = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert "nll_difference" not in first and second["seed"] == 1
     assert second["nll_difference"] == pytest.approx(second["nll"] - first["nll"], abs=1e-9)
@@ -117,13 +117,13 @@ def test_models_that_come_later_are_compared_on_the_same_frames(run: tuple[Path,
     ("options", "message"),
     [
         ([], "--resume goes on"),
-        (["--resume", "--merge-every", "9"], "must be of the protocol that is asked for, got one with merge_every"),
+        (["--resume", "--merge-every", "9"], "must be of the schedule that is asked for, got one with merge_every"),
         (["--resume", "--temperature", "310"], "temperature: expected 300.0, got 310.0"),
     ],
 )
 def test_another_run_in_its_folder_is_refused(run: tuple[Path, str], options: list[str], message: str) -> None:
-    found = call(*CHECK, *STEPS, "--models", "spline", "--out", str(run[0]), *options)
-    assert found.exit_code == 2 and message in found.output and "Traceback" not in found.output
+    result = call(*CHECK, *STEPS, "--models", "spline", "--out", str(run[0]), *options)
+    assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
 
 
 @pytest.mark.slow
@@ -135,16 +135,18 @@ def test_another_run_in_its_folder_is_refused(run: tuple[Path, str], options: li
     ],
 )
 def test_foreign_data_are_refused(run: tuple[Path, str], tmp_path: Path, options: list[str], message: str) -> None:
-    found = call(*CHECK, *options, "--models", "spline", "--data", str(run[0] / "data"), "--out", str(tmp_path / "run"))
-    assert found.exit_code == 2 and f"Error: {message}" in found.output
+    result = call(
+        *CHECK, *options, "--models", "spline", "--data", str(run[0] / "data"), "--out", str(tmp_path / "run")
+    )
+    assert result.exit_code == 2 and f"Error: {message}" in result.output
 
 
 @pytest.mark.slow
 def test_data_that_miss_a_mode_are_refused_but_by_a_check(run: tuple[Path, str], tmp_path: Path) -> None:
     """The simulation of a check is much too short."""
     options = ["--models", "spline", "--data", str(run[0] / "data"), "--out", str(tmp_path / "run"), "--workers", "1"]
-    found = call("fit", "--preset", "quick", *STEPS, *options)
-    assert found.exit_code == 2 and "Error: `frames` must be for training that cover all modes" in found.output
+    result = call("fit", "--preset", "quick", *STEPS, *options)
+    assert result.exit_code == 2 and "Error: `frames` must be for training that cover all modes" in result.output
     assert "Good for a check only: `frames` must be for training that cover all modes" in run[1]
 
 
@@ -173,10 +175,10 @@ def test_data_that_miss_a_mode_are_refused_but_by_a_check(run: tuple[Path, str],
     ],
 )
 def test_bad_options_are_one_line_and_leave_nothing(tmp_path: Path, options: list[str], message: str) -> None:
-    found = call(*CHECK, *options, "--out", str(tmp_path / "run"))
-    assert found.exit_code == 2
-    assert f"Error: {message}" in found.output and "Traceback" not in found.output
-    assert len([line for line in found.output.splitlines() if line.startswith("Error")]) == 1
+    result = call(*CHECK, *options, "--out", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert f"Error: {message}" in result.output and "Traceback" not in result.output
+    assert len([line for line in result.output.splitlines() if line.startswith("Error")]) == 1
     assert os.listdir(tmp_path) == []
 
 
@@ -184,31 +186,31 @@ def test_help_has_an_example() -> None:
     assert "p4torch molecule fit" in call("fit", "--help").output
 
 
-# --- protocols by name, and how long they take ------------------------------------------------------------------------
+# --- schedules by name, and how long they take ------------------------------------------------------------------------
 
 
 def test_protocols_by_name() -> None:
-    paper = protocol("p4inv", "paper", seed=4)
-    assert [(stage.steps, stage.frames, stage.samples) for stage in paper.stages] == [
+    paper = schedule("p4inv", "paper", seed=4)
+    assert [(phase.steps, phase.frames, phase.samples) for phase in paper.phases] == [
         (40_000, 256, 0),
         (2000, 256, 4000),
     ]
     assert paper.seed == 4 and paper.evaluations == 8_000_000
-    assert [(stage.steps, stage.forces) for stage in protocol("spline", "paper").stages] == [
+    assert [(phase.steps, phase.forces) for phase in schedule("spline", "paper").phases] == [
         (24_000, False),
         (6_000, True),
     ]
-    assert protocol("spline", "paper", energy_steps=5).stages[2].samples == 1024
-    assert protocol("spline", "paper").evaluations == 6_000 * 256
-    lengths = [protocol("rnvp", preset).points for preset in PRESETS]
+    assert schedule("spline", "paper", energy_steps=5).phases[2].samples == 1024
+    assert schedule("spline", "paper").evaluations == 6_000 * 256
+    lengths = [schedule("rnvp", preset).points for preset in PRESETS]
     assert lengths == sorted(lengths, reverse=True)
-    assert [stage.steps for stage in protocol("rnvp", "check", likelihood_steps=7).stages] == [7, 2]
-    assert [stage.samples for stage in protocol("rnvp", "check", likelihood_steps=0).stages] == [4000]
-    assert [stage.samples for stage in protocol("rnvp", "check", energy_steps=0).stages] == [0]
+    assert [phase.steps for phase in schedule("rnvp", "check", likelihood_steps=7).phases] == [7, 2]
+    assert [phase.samples for phase in schedule("rnvp", "check", likelihood_steps=0).phases] == [4000]
+    assert [phase.samples for phase in schedule("rnvp", "check", energy_steps=0).phases] == [0]
 
 
 def test_an_estimate_grows_with_the_steps_and_leaves_threads_as_they_were() -> None:
     system = MolecularSystem.alanine_dipeptide()
-    short, long = (protocol("spline", "check", likelihood_steps=steps, force_steps=0) for steps in (10, 10_000))
+    short, long = (schedule("spline", "check", likelihood_steps=steps, force_steps=0) for steps in (10, 10_000))
     seconds = [estimate_seconds(system, "spline", one) for one in (short, long)]
     assert 0 < 10 * seconds[0] < seconds[1]

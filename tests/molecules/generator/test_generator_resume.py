@@ -12,24 +12,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.molecules.generator.small import FEWER, STAGES, frames, lines, same, small, training
+from tests.molecules.generator.small import FEWER, PHASES, frames, lines, same, small, training
 from tests.molecules.systems import system_of
 
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.molecules import BoltzmannGenerator, MolecularSystem
-from p4torch.molecules.generator.protocol import Protocol
+from p4torch.molecules.generator.schedule import Schedule
 from p4torch.molecules.generator.training import Progress
 from p4torch.training import load_checkpoint
 
 ROOT = Path(__file__).parents[3]
-POINTS = [stage.points for stage in STAGES]
+POINTS = [phase.points for phase in PHASES]
 
 
 @pytest.mark.parametrize("model", ["p4inv", "rnvp", "spline-p4inv"])
 def test_a_stopped_training_goes_on_exactly(whole, tmp_path: Path, model: str) -> None:
-    """Stopped within both stages, and exactly at the end of the first."""
+    """Stopped within both phases, and exactly at the end of the first."""
     expected, path = whole(model)
-    first, second = FEWER if model == "spline-p4inv" else STAGES
+    first, second = FEWER if model == "spline-p4inv" else PHASES
     middle = first.chunk * first.frames  # after one chunk
     for stop in (middle, first.points, first.points + 5 * 512):
         start = small(model, seed=0 if stop == middle else 1)  # what it starts with does not matter to a resume
@@ -149,18 +149,18 @@ def test_a_full_disk_leaves_the_checkpoint_before(whole, tmp_path: Path, limit: 
 def test_a_checkpoint_of_another_training_is_refused(whole, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes((whole("p4inv")[1] / "checkpoint.pt").read_bytes())
     warm = MolecularSystem.alanine_dipeptide(310.0)
-    others: list[tuple[BoltzmannGenerator, Protocol, str]] = [
-        (small(system=warm), Protocol(STAGES, 7), "temperature: expected 310.0, got 300.0"),
-        (small(system=system_of(forcefield="amber96, obc1")), Protocol(STAGES, 7), "fingerprint: expected '.*', got '"),
-        (small("rnvp"), Protocol(STAGES, 7), "model: expected 'rnvp', got 'p4inv'"),
-        (small(), Protocol(STAGES, 8), "merge_every: expected 8, got 7"),
-        (small(), Protocol(STAGES, 7, seed=1), "seed: expected 1, got 0"),
-        (small(), Protocol(STAGES[:1], 7), "stages: expected"),
+    others: list[tuple[BoltzmannGenerator, Schedule, str]] = [
+        (small(system=warm), Schedule(PHASES, 7), "temperature: expected 310.0, got 300.0"),
+        (small(system=system_of(forcefield="amber96, obc1")), Schedule(PHASES, 7), "fingerprint: expected '.*', got '"),
+        (small("rnvp"), Schedule(PHASES, 7), "model: expected 'rnvp', got 'p4inv'"),
+        (small(), Schedule(PHASES, 8), "merge_every: expected 8, got 7"),
+        (small(), Schedule(PHASES, 7, seed=1), "seed: expected 1, got 0"),
+        (small(), Schedule(PHASES[:1], 7), "stages: expected"),
     ]
-    for generator, protocol, message in others:
+    for generator, schedule, message in others:
         before = {name: value.clone() for name, value in generator.state_dict().items()}
         with pytest.raises(CheckpointError, match=rf"`.*checkpoint\.pt` must be of the training.*{message}"):
-            training(generator, tmp_path, protocol=protocol, resume=True)
+            training(generator, tmp_path, schedule=schedule, resume=True)
         assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
 
 

@@ -46,9 +46,9 @@ def test_a_bias_flattens_what_it_saw() -> None:
     log_p = 1.5 * grid.cos() + (2 * grid).sin()
     angles = grid[torch.multinomial(log_p.exp(), 200_000, replacement=True)].unsqueeze(-1)
     bias = TorsionBias.zero(((0, 1, 2, 3),)).flattened(angles, KT, gain=1.0)
-    found = bias.energy(grid.unsqueeze(-1)) / KT
+    result = bias.energy(grid.unsqueeze(-1)) / KT
     often = log_p > log_p.max() - 2.5  # where it is rare, the share that is spread evenly shows
-    off = (found - log_p)[often]
+    off = (result - log_p)[often]
     assert (off - off.mean()).abs().max() < FOURIER_NOISE
     half = TorsionBias.zero(((0, 1, 2, 3),)).flattened(angles, KT, gain=0.5)
     torch.testing.assert_close(half.coefficients, bias.coefficients / 2, rtol=0, atol=1e-6)  # they are rounded
@@ -59,7 +59,7 @@ def test_a_softened_bias_keeps_the_effective_sample_size(wanted: float) -> None:
     coefficients = torch.zeros(2, 12, dtype=torch.float64)
     coefficients[0, 0], coefficients[1, 3] = 3 * KT, 2 * KT
     full = TorsionBias(((0, 1, 2, 3), (1, 2, 3, 4)), coefficients)
-    soft = full.softened(KT, wanted)
+    soft = full.scaled_to_ess(KT, wanted)
     strength = float(soft.coefficients[0, 0] / coefficients[0, 0])
     assert 0 < strength < 1
     grid = (torch.arange(500, dtype=torch.float64) + 0.5) / 500 * 2 * math.pi - math.pi
@@ -74,5 +74,5 @@ def test_a_softened_bias_keeps_the_effective_sample_size(wanted: float) -> None:
 
 def test_a_weak_bias_is_left_as_it_is() -> None:
     coefficients = torch.full((1, 12), 0.01, dtype=torch.float64)
-    soft = TorsionBias(((0, 1, 2, 3),), coefficients).softened(KT, 0.4)
+    soft = TorsionBias(((0, 1, 2, 3),), coefficients).scaled_to_ess(KT, 0.4)
     torch.testing.assert_close(soft.coefficients, coefficients)

@@ -16,7 +16,14 @@ from rich.console import Console
 from tests.molecules.simulation.butane import butane, share_of
 
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.molecules import Biased, MolecularSystem, ReferenceData, Tempered, load_frames, simulate
+from p4torch.molecules import (
+    MolecularSystem,
+    ParallelTempering,
+    ReferenceData,
+    TorsionFlattening,
+    load_frames,
+    simulate,
+)
 from p4torch.molecules.simulation.bias import TorsionBias
 from p4torch.molecules.simulation.dynamics import Dynamics, SimulationError, Thermostat
 from p4torch.molecules.simulation.ladder import Ladder, geometric
@@ -31,7 +38,7 @@ SIGMAS = 4.0
 #: A DCD file holds Å in single precision; nm.
 DCD_ROUNDING = 1e-6
 
-SMALL = Biased(nanoseconds=2.0, walkers=3, adaptation_ns=0.3, rounds=6, equilibration_ns=0.02, save_ps=0.2)
+SMALL = TorsionFlattening(nanoseconds=2.0, walkers=3, adaptation_ns=0.3, rounds=6, equilibration_ns=0.02, save_ps=0.2)
 
 
 def quiet() -> Console:
@@ -56,11 +63,11 @@ def test_reweighted_averages_are_exact(run: Path) -> None:
     share = share_of(0.0, 2.4, system.kT)
     exact = math.log((1 - share) / share)
     for part in ("train", "held_out"):
-        found = summary["parts"][part]
-        assert abs(found["delta_f_kT"] - exact) < SIGMAS * found["error_kT"]
-        assert found["error_kT"] < 0.3
-        assert found["effective_share"] > 0.3
-        assert found["crossings"] > 50
+        result = summary["parts"][part]
+        assert abs(result["delta_f_kT"] - exact) < SIGMAS * result["error_kT"]
+        assert result["error_kT"] < 0.3
+        assert result["effective_share"] > 0.3
+        assert result["crossings"] > 50
 
 
 @pytest.mark.slow
@@ -68,7 +75,7 @@ def test_the_folder_holds_what_it_should(run: Path) -> None:
     system = butane()
     data, held_out = (ReferenceData.load(run, part, system) for part in ("train", "held_out"))
     assert len(data) == 2 * len(held_out) == 2 * SMALL.frames
-    assert set(data.walkers.tolist()) == {0, 1} and set(held_out.walkers.tolist()) == {2}
+    assert set(data.trajectory_ids.tolist()) == {0, 1} and set(held_out.trajectory_ids.tolist()) == {2}
     assert float(data.weights.mean()) == pytest.approx(1.0)
     torch.testing.assert_close(data.energies, system.potential.energy(data.frames.double()), atol=1e-2, rtol=1e-4)
     frames = load_frames(run / "train" / "frames.dcd", system)
@@ -84,7 +91,7 @@ def test_the_folder_holds_what_it_should(run: Path) -> None:
 @pytest.mark.slow
 def test_tempering_has_each_temperatures_averages(tmp_path: Path) -> None:
     system = butane()
-    method = Tempered(replicas=3, ladders=2, nanoseconds=1.0, exchange_ps=0.5, equilibration_ns=0.02)
+    method = ParallelTempering(replicas=3, ladders=2, nanoseconds=1.0, exchange_ps=0.5, equilibration_ns=0.02)
     simulate(system, method, tmp_path / "run", workers=2, console=quiet())
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     for name, part in summary["parts"].items():
@@ -101,7 +108,7 @@ def test_tempering_has_each_temperatures_averages(tmp_path: Path) -> None:
 def test_temperatures_have_equal_ratios() -> None:
     assert geometric(300.0, 600.0, 3) == (300.0, 424.264, 600.0)
     with pytest.raises(ArgumentError, match="`highest` must be above the 700 K"):
-        Tempered().temperatures(butane(700.0))
+        ParallelTempering().temperatures(butane(700.0))
 
 
 # --- resumable --------------------------------------------------------------------------------------------------------
@@ -172,7 +179,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        Biased(**settings)  # type: ignore[arg-type]
+        TorsionFlattening(**settings)  # type: ignore[arg-type]
 
 
 def test_a_simulation_that_explodes_says_so() -> None:
@@ -182,7 +189,7 @@ def test_a_simulation_that_explodes_says_so() -> None:
 
 
 def test_an_exploding_walker_ends_the_run(tmp_path: Path) -> None:
-    method = Biased(nanoseconds=0.1, adaptation_ns=0.1, step_fs=500.0, torsions="0-1-2-3")
+    method = TorsionFlattening(nanoseconds=0.1, adaptation_ns=0.1, step_fs=500.0, torsions="0-1-2-3")
     with pytest.raises(JobError, match="bias 1: the simulation has failed"):
         simulate(butane(), method, tmp_path / "run", workers=1, console=quiet())
 
@@ -202,7 +209,9 @@ def test_resampling_takes_frames_as_often_as_their_weights_say() -> None:
 
 
 def test_data_of_another_molecule_are_refused(tmp_path: Path) -> None:
-    method = Biased(nanoseconds=0.01, adaptation_ns=0.01, rounds=1, walkers=1, held_out=0, equilibration_ns=0.0)
+    method = TorsionFlattening(
+        nanoseconds=0.01, adaptation_ns=0.01, rounds=1, walkers=1, held_out=0, equilibration_ns=0.0
+    )
     simulate(butane(), method, tmp_path / "run", workers=1, console=quiet())
     with pytest.raises(ArgumentError, match="`run` must be of MolecularSystem"):
         ReferenceData.load(tmp_path / "run", system=MolecularSystem.alanine_dipeptide())

@@ -49,8 +49,8 @@ class Blocks:
         return values.new_zeros(self.count, values.shape[-1]).index_add_(0, self.index, values)
 
 
-def correlation_blocks(series: Tensor, walkers: Tensor) -> Blocks:
-    """Blocks of consecutive frames of one walker, long enough to be nearly independent of each other.
+def correlation_blocks(series: Tensor, trajectory_ids: Tensor) -> Blocks:
+    """Blocks of consecutive frames of one trajectory, long enough to be nearly independent of each other.
 
     A block has 5 g frames, with g the statistical inefficiency of the series, and at least a thousandth of all frames;
     but never more than a twentieth, so that at least 20 blocks remain. With g above a hundredth of the frames, blocks
@@ -58,15 +58,15 @@ def correlation_blocks(series: Tensor, walkers: Tensor) -> Blocks:
 
     Args:
         series: `(frames,)` or `(frames, k)`, finite; g is the largest of the columns.
-        walkers: `(frames,)` as 0, 1, ...; the frames of each walker in the order of time.
+        trajectory_ids: `(frames,)` as 0, 1, ...; the frames of each trajectory in the order of time.
     """
-    lengths = torch.bincount(walkers)
-    order = torch.argsort(walkers, stable=True)
+    lengths = torch.bincount(trajectory_ids)
+    order = torch.argsort(trajectory_ids, stable=True)
     inefficiency = _inefficiency(series.reshape(len(series), -1)[order], lengths)
     frames = len(series)
     length = max(min(max(BLOCK_LENGTH * inefficiency, frames / MOST_BLOCKS), frames / LEAST_BLOCKS), 1.0)
     blocks = (lengths / length).ceil().long()
-    of_frame = walkers[order]
+    of_frame = trajectory_ids[order]
     position = torch.arange(frames, device=series.device) - (lengths.cumsum(0) - lengths)[of_frame]
     index = torch.empty_like(order)
     index[order] = (blocks.cumsum(0) - blocks)[of_frame] + position * blocks[of_frame] // lengths[of_frame]
@@ -81,9 +81,9 @@ def resample(sums: Tensor, replicates: int = 200, seed: int = 0) -> Tensor:
     """
     count_of(replicates, "replicates", least=2)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(sums), (replicates, len(sums)), generator=generator)
-    counts = torch.zeros(drawn.shape, dtype=torch.float64)
-    counts.scatter_add_(1, drawn, torch.ones_like(counts))
+    indices = torch.randint(len(sums), (replicates, len(sums)), generator=generator)
+    counts = torch.zeros(indices.shape, dtype=torch.float64)
+    counts.scatter_add_(1, indices, torch.ones_like(counts))
     return counts.to(sums.device) @ sums
 
 
@@ -105,7 +105,7 @@ def resampled_ratio(numerator: Tensor, denominator: Tensor, blocks: Blocks, repl
 
 
 def _inefficiency(columns: Tensor, lengths: Tensor) -> float:
-    """The largest g of the columns of `(frames, k)`, sorted by walkers; 1 for a constant one.
+    """The largest g of the columns of `(frames, k)`, sorted by trajectories; 1 for a constant one.
 
     The sum over lags takes ever larger steps: a second for 600,000 frames, and g comes out up to a fifth too large.
     """

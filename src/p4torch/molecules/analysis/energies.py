@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from p4torch.molecules.analysis.bootstrap import Estimate, correlation_blocks, resampled_ratio, standard_error
-from p4torch.molecules.analysis.inputs import log_series, refuse, series, share_of, shares, walker_index
+from p4torch.molecules.analysis.inputs import log_series, normalize_weights, refuse, series, share_of, trajectory_index
+from p4torch.molecules.renamed import renamed_keywords
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,15 @@ class EnergyComparison:
     median_shift: Estimate
 
 
+@renamed_keywords(walkers="trajectory_ids", data_walkers="data_trajectory_ids")
 def compare_energies(
     samples: Tensor,
     data: Tensor,
     *,
     weights: Tensor | None = None,
     data_weights: Tensor | None = None,
-    walkers: Tensor | None = None,
-    data_walkers: Tensor | None = None,
+    trajectory_ids: Tensor | None = None,
+    data_trajectory_ids: Tensor | None = None,
     quantile: float = 1.0,
     replicates: int = 200,
     seed: int = 0,
@@ -50,7 +52,7 @@ def compare_energies(
         samples: finite, or +∞, which lies above every threshold.
         data: finite, in the order of time.
         weights: of the samples, not negative; `data_weights`: of the data.
-        walkers: which chain each sample is from, integers; one chain if None. `data_walkers`: the same of the data.
+        trajectory_ids: the chain of each sample, integers; one chain if None. `data_trajectory_ids`: of the data.
         quantile: of the data's energies, where the threshold lies; 1 is the largest energy.
         replicates: of the block bootstrap behind the errors.
 
@@ -59,12 +61,14 @@ def compare_energies(
     """
     samples, data = log_series(samples, "samples", zero=math.inf), series(data, "data")
     share_of(quantile, "quantile", whole=True)
-    sample_shares, data_shares = shares(weights, samples), shares(data_weights, data, "data_weights")
-    counted = data[data_shares > 0]
+    sample_weights = normalize_weights(weights, samples)
+    normalized = normalize_weights(data_weights, data, "data_weights")
+    counted = data[normalized > 0]
     threshold = float(counted.max() if quantile == 1 else weighted_quantile(data, _levels(quantile), data_weights))
-    chain, walker = walker_index(walkers, samples), walker_index(data_walkers, data, "data_walkers")
-    ours = _Sample(samples, sample_shares, chain, threshold, replicates, seed)
-    theirs = _Sample(data, data_shares, walker, threshold, replicates, seed + 1)
+    chain = trajectory_index(trajectory_ids, samples)
+    trajectory = trajectory_index(data_trajectory_ids, data, "data_trajectory_ids")
+    ours = _Sample(samples, sample_weights, chain, threshold, replicates, seed)
+    theirs = _Sample(data, normalized, trajectory, threshold, replicates, seed + 1)
     return EnergyComparison(
         threshold=threshold,
         low_energy_fraction=ours.low_fraction,
@@ -81,7 +85,7 @@ def weighted_quantile(values: Tensor, levels: Tensor, weights: Tensor | None = N
     """
     values, levels = log_series(values, "values", zero=math.inf), series(levels, "levels")
     refuse((levels < 0) | (levels > 1), "levels", "in [0, 1]", "not")
-    weights = shares(weights, values)
+    weights = normalize_weights(weights, values)
     order = values.argsort()
     order = order[weights[order] > 0]
     place = torch.searchsorted(weights[order].cumsum(0), levels.to(values.device) - _ROUNDING)
@@ -89,19 +93,19 @@ def weighted_quantile(values: Tensor, levels: Tensor, weights: Tensor | None = N
 
 
 class _Sample:
-    """Energies with shares and blocks, cut at a threshold."""
+    """Energies with normalised weights and blocks, cut at a threshold."""
 
     def __init__(
-        self, energies: Tensor, shares: Tensor, walkers: Tensor, threshold: float, replicates: int, seed: int
+        self, energies: Tensor, weights: Tensor, trajectory_ids: Tensor, threshold: float, replicates: int, seed: int
     ) -> None:
-        self.energies, self.shares, self.replicates, self.seed = energies, shares, replicates, seed
-        self.low = (energies <= threshold) * shares
+        self.energies, self.weights, self.replicates, self.seed = energies, weights, replicates, seed
+        self.low = (energies <= threshold) * weights
         self.clamped = energies.clamp(max=threshold)
-        self.blocks = correlation_blocks(shares * (self.clamped - shares @ self.clamped), walkers)
+        self.blocks = correlation_blocks(weights * (self.clamped - weights @ self.clamped), trajectory_ids)
 
     @property
     def low_fraction(self) -> Estimate:
-        return self._ratio(self.low, self.shares)
+        return self._ratio(self.low, self.weights)
 
     @property
     def low_mean(self) -> Estimate:
@@ -111,9 +115,11 @@ class _Sample:
     def median(self) -> Estimate:
         """The error is half of what the median moves by as the share below it moves by ± its error (Woodruff, 1952)."""
         levels = _levels(0.5)
-        (median,) = weighted_quantile(self.energies, levels, self.shares)
-        moved = self._ratio((self.energies <= median) * self.shares, self.shares).error
-        low, high = weighted_quantile(self.energies, _levels(max(0.5 - moved, 0.0), min(0.5 + moved, 1.0)), self.shares)
+        (median,) = weighted_quantile(self.energies, levels, self.weights)
+        moved = self._ratio((self.energies <= median) * self.weights, self.weights).error
+        low, high = weighted_quantile(
+            self.energies, _levels(max(0.5 - moved, 0.0), min(0.5 + moved, 1.0)), self.weights
+        )
         error = float(high - low) / 2
         return Estimate(float(median), error if math.isfinite(error) else math.inf)
 
@@ -131,4 +137,4 @@ def _levels(*levels: float) -> Tensor:
     return torch.tensor(levels, dtype=torch.float64)
 
 
-_ROUNDING = 1e-12  # of the cumulative sum of shares: a level that a share reaches exactly must find it
+_ROUNDING = 1e-12  # of the cumulative sum of weights: a level that a share reaches exactly must find it

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.analysis.bootstrap import correlation_blocks, resample, standard_error
-from p4torch.molecules.analysis.inputs import count_of, series, shares, walker_index
+from p4torch.molecules.analysis.inputs import count_of, normalize_weights, series, trajectory_index
 from p4torch.molecules.analysis.torsions import Arc, bin_edges, bin_index, in_arc
+from p4torch.molecules.renamed import renamed_keywords
 
 POSITIVE_PHI: Arc = (0.0, 2.4)
 """The region of φ, in rad, whose free energy a generator is most often judged by."""
@@ -42,28 +43,29 @@ class FreeEnergyDifference:
     inefficiency: float
 
 
+@renamed_keywords(walkers="trajectory_ids")
 def free_energy_profile(
     angles: Tensor,
     bins: int = 64,
     *,
     weights: Tensor | None = None,
-    walkers: Tensor | None = None,
+    trajectory_ids: Tensor | None = None,
     replicates: int = 200,
     seed: int = 0,
 ) -> FreeEnergyProfile:
     """F_i = −ln p_i + const, in kT, with p_i the share of angles `(frames,)` (rad) in bin i; the lowest bin is 0.
 
     Errors are those of −ln p_i, the constant left out, so the lowest bin has one, too. Infinite where a resample
-    emptied the bin: it was visited in too few blocks. `walkers` as in `free_energy_difference`.
+    emptied the bin: it was visited in too few blocks. `trajectory_ids` as in `free_energy_difference`.
 
     Raises:
         ArgumentError: empty, not finite, of different lengths; unusable weights.
     """
     angles = series(angles, "angles", least=2)
-    weight, place = shares(weights, angles), bin_index(angles, count_of(bins, "bins", least=2))
+    weight, place = normalize_weights(weights, angles), bin_index(angles, count_of(bins, "bins", least=2))
     circle = torch.stack([angles.cos(), angles.sin()], -1)
     influence = weight[:, None] * (circle - weight @ circle)
-    blocks = correlation_blocks(influence, walker_index(walkers, angles))
+    blocks = correlation_blocks(influence, trajectory_index(trajectory_ids, angles))
     sums = torch.bincount(blocks.index * bins + place, weight, minlength=blocks.count * bins).reshape(-1, bins)
     replicas = resample(sums, replicates, seed)
     free_energy = -sums.sum(0).log()
@@ -74,13 +76,14 @@ def free_energy_profile(
     )
 
 
+@renamed_keywords(walkers="trajectory_ids")
 def free_energy_difference(
     angles: Tensor,
     region: Arc = POSITIVE_PHI,
     other: Arc | None = None,
     *,
     weights: Tensor | None = None,
-    walkers: Tensor | None = None,
+    trajectory_ids: Tensor | None = None,
     replicates: int = 200,
     seed: int = 0,
 ) -> FreeEnergyDifference:
@@ -94,15 +97,16 @@ def free_energy_difference(
         angles: `(frames,)` in rad.
         region: A, from its first to its second angle, counter-clockwise; `other` is B.
         weights: of the frames, not negative.
-        walkers: `(frames,)` integers, the walker of each frame; its frames in the order of time. None: one walker.
+        trajectory_ids: `(frames,)` integers, the trajectory of each frame, whose frames are in the order of time; one
+            trajectory if None.
         replicates: of the bootstrap, drawn with `seed`.
 
     Raises:
         ArgumentError: a region in which no frame (of positive weight) lies; regions that overlap; angles empty, not
-            finite or of another length than weights or walkers.
+            finite or of another length than weights or trajectories.
     """
     angles = series(angles, "angles", least=2)
-    weight, walker = shares(weights, angles), walker_index(walkers, angles)
+    weight, trajectory = normalize_weights(weights, angles), trajectory_index(trajectory_ids, angles)
     inside = in_arc(angles, region)
     beyond = ~inside if other is None else in_arc(angles, other, "other")
     if bool((inside & beyond).any()):
@@ -110,7 +114,7 @@ def free_energy_difference(
     first, second = inside * weight, beyond * weight
     shares_of_regions = _occupied(first.sum(), "region", region), _occupied(second.sum(), "other", other or "the rest")
     influence = first / shares_of_regions[0] - second / shares_of_regions[1]
-    blocks = correlation_blocks(influence, walker)
+    blocks = correlation_blocks(influence, trajectory)
     over, under = resample(blocks.sums(torch.stack([first, second], -1)), replicates, seed).unbind(-1)
     return FreeEnergyDifference(
         value=math.log(shares_of_regions[1] / shares_of_regions[0]),

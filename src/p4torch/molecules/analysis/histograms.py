@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.analysis.inputs import count_of, same_length, series, share_of, shares
+from p4torch.molecules.analysis.inputs import count_of, normalize_weights, same_length, series, share_of
 from p4torch.molecules.analysis.torsions import bin_edges, bin_index
 
 
@@ -40,7 +40,7 @@ def ramachandran_histogram(phi: Tensor, psi: Tensor, bins: int = 64, weights: Te
     phi, psi = series(phi, "phi"), series(psi, "psi")
     same_length(psi, phi, "psi")
     cell = bin_index(phi, count_of(bins, "bins")) * bins + bin_index(psi, bins)
-    probabilities = torch.bincount(cell, shares(weights, phi), minlength=bins * bins)
+    probabilities = torch.bincount(cell, normalize_weights(weights, phi), minlength=bins * bins)
     return Histogram(probabilities.reshape(bins, bins), bin_edges(bins))
 
 
@@ -60,7 +60,7 @@ def energy_histogram(energies: Tensor, edges: Tensor, weights: Tensor | None = N
     cell = torch.bucketize(energies, edges, right=True) - 1
     cell = cell.where(energies != edges[-1], bins - 1)
     inside = (cell >= 0) & (cell < bins)
-    weight = shares(weights, energies)[inside]
+    weight = normalize_weights(weights, energies)[inside]
     return Histogram(torch.bincount(cell[inside], weight, minlength=bins), edges)
 
 

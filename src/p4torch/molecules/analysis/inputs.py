@@ -53,7 +53,7 @@ def log_series(values: Tensor, name: str, zero: float) -> Tensor:
     return values
 
 
-def shares(weights: Tensor | None, frames: Tensor, name: str = "weights") -> Tensor:
+def normalize_weights(weights: Tensor | None, frames: Tensor, name: str = "weights") -> Tensor:
     """`(frames,)`, non-negative, of sum 1; equal for all frames where no weights are given.
 
     Raises:
@@ -71,18 +71,19 @@ def shares(weights: Tensor | None, frames: Tensor, name: str = "weights") -> Ten
     return weights / weights.sum()
 
 
-def walker_index(walkers: Tensor | None, frames: Tensor, name: str = "walkers") -> Tensor:
-    """`(frames,)`: the walker of each frame as 0, 1, ...; one walker where none are given.
+def trajectory_index(trajectory_ids: Tensor | None, frames: Tensor, name: str = "trajectory_ids") -> Tensor:
+    """`(frames,)`: the trajectory of each frame as 0, 1, ...; one trajectory where none are given.
 
     Raises:
         ArgumentError: another length, or not integers.
     """
-    if walkers is None:
+    if trajectory_ids is None:
         return torch.zeros(len(frames), dtype=torch.long, device=frames.device)
-    if walkers.dim() != 1 or walkers.is_floating_point() or walkers.is_complex():
-        raise ArgumentError.of(name, "integers of shape (frames,)", f"{walkers.dtype} of {tuple(walkers.shape)}")
-    same_length(walkers, frames, name)
-    return torch.unique(walkers, return_inverse=True)[1]
+    if trajectory_ids.dim() != 1 or trajectory_ids.is_floating_point() or trajectory_ids.is_complex():
+        got = f"{trajectory_ids.dtype} of {tuple(trajectory_ids.shape)}"
+        raise ArgumentError.of(name, "integers of shape (frames,)", got)
+    same_length(trajectory_ids, frames, name)
+    return torch.unique(trajectory_ids, return_inverse=True)[1]
 
 
 def same_length(values: Tensor, frames: Tensor, name: str) -> None:
@@ -91,11 +92,11 @@ def same_length(values: Tensor, frames: Tensor, name: str) -> None:
         raise ArgumentError.of(name, f"of length {len(frames)}, as all series of one call", len(values))
 
 
-def refuse(bad: Tensor, name: str, expected: str, came: str) -> None:
+def refuse(bad: Tensor, name: str, expected: str, got: str) -> None:
     """Refuse values by a mask `(n,)`: how many are bad, and which is the first."""
     if bad.any():
         first = int(bad.nonzero()[0, 0])
-        raise ArgumentError.of(name, expected, f"{int(bad.sum())} of {len(bad)} that are {came}, the first at {first}")
+        raise ArgumentError.of(name, expected, f"{int(bad.sum())} of {len(bad)} that are {got}, the first at {first}")
 
 
 def _row(values: Tensor, name: str, least: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from p4torch.errors import ArgumentError
 from p4torch.molecules.analysis.energies import weighted_quantile
 from p4torch.molecules.analysis.histograms import energy_histogram
-from p4torch.molecules.analysis.inputs import shares
+from p4torch.molecules.analysis.inputs import normalize_weights
 from p4torch.molecules.analysis.plots import COLOURS, PAGE, blank, plain
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def energy_violin_figure(
     figure = blank(min(PAGE, 0.85 * len(groups) + 0.9), 2.6)
     axis = figure.subplots()
     for place, (energies, weights) in enumerate(groups.values()):
-        share = shares(weights, energies)
+        share = normalize_weights(weights, energies)
         outline = energy_histogram(energies.clamp(max=2 * float(edges[-1]) - floor), edges, share)
         width = 0.42 * outline.probabilities / outline.probabilities.max()
         height = (outline.centres - origin).numpy()

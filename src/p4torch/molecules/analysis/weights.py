@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.analysis.inputs import log_series, refuse, same_length, series, share_of, shares
+from p4torch.molecules.analysis.inputs import log_series, normalize_weights, refuse, same_length, series, share_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def forward_effective_sample_size(
         sample_log_weights: the same difference, constants included, at samples of q, `(samples,)`.
     """
     log_weights = series(log_weights, "log_weights")
-    log_frames = shares(weights, log_weights).log()
+    log_frames = normalize_weights(weights, log_weights).log()
     log_mean = (log_frames + log_weights).logsumexp(0)
     if sample_log_weights is None:
         log_partition = -(log_frames - log_weights).logsumexp(0)

@@ -128,15 +128,15 @@ class GeneralizedBorn(nn.Module):
         rho, s = self.descreened[:, 0].to(r.dtype), self.scaled[:, 0].to(r.dtype)
         lower = torch.maximum(rho, (r - s).abs())
         upper = torch.where(r + s > rho, r + s, lower)
-        found = 0.5 * (1 / lower - 1 / upper + 0.25 * (r - s.square() / r) * (upper**-2 - lower**-2))
-        found = found + 0.25 * torch.log(lower / upper) / r
+        result = 0.5 * (1 / lower - 1 / upper + 0.25 * (r - s.square() / r) * (upper**-2 - lower**-2))
+        result = result + 0.25 * torch.log(lower / upper) / r
         if self.engulfed:
-            found = found + (1 / rho - 1 / torch.maximum(s - r, rho))
+            result = result + (1 / rho - 1 / torch.maximum(s - r, rho))
         if self.neck is not None:
             height, place, cutoff = self.neck[..., 0].to(r.dtype)
             t2 = (r - place).square()
-            found = found + torch.where(r <= cutoff, height / (1 + NECK2 * t2 + NECK6 * t2**3), 0.0)
-        return found
+            result = result + torch.where(r <= cutoff, height / (1 + NECK2 * t2 + NECK6 * t2**3), 0.0)
+        return result
 
     # --- by hand ----------------------------------------------------------------------------------------------
 
@@ -189,9 +189,9 @@ class GeneralizedBorn(nn.Module):
         t2 = t.square()
         t4 = t2.square()
         factor = (t4 * t2).mul_(NECK6).add_(t2, alpha=NECK2).add_(1).reciprocal_()
-        found = (height * factor).masked_fill_(r > cutoff, 0.0)
-        integrals += found
-        slopes -= t4.mul_(6 * NECK6).add_(2 * NECK2).mul_(t).mul_(factor).mul_(found).mul_(inverse)
+        result = (height * factor).masked_fill_(r > cutoff, 0.0)
+        integrals += result
+        slopes -= t4.mul_(6 * NECK6).add_(2 * NECK2).mul_(t).mul_(factor).mul_(result).mul_(inverse)
 
     def _born(self, integrals: Tensor) -> tuple[Tensor, Tensor]:
         """B and dB/dI, `(atoms, batch)`."""

@@ -46,10 +46,10 @@ _UNKNOWN = "its expressions are not those of OpenMM's implicit/obc1, obc2, gbn o
 
 def read_custom_born(force: openmm.CustomGBForce) -> Solvent | str:
     """The solvent that a CustomGBForce describes, or the reason why it cannot be told."""
-    found = _recognised(force)
-    if found is None:
+    result = _recognised(force)
+    if result is None:
         return _UNKNOWN
-    integral, born, alone, surface = found
+    integral, born, alone, surface = result
     names = [force.getPerParticleParameterName(index) for index in range(force.getNumPerParticleParameters())]
     rows = [force.getParticleParameters(index) for index in range(force.getNumParticles())]
     columns = dict(zip(names, torch.tensor(rows, dtype=torch.float64).T, strict=True))
@@ -85,16 +85,16 @@ def _recognised(
     if [kind for _, kind in terms] != [single] * (len(terms) - 1) + [pair] or force.getNumGlobalParameters():
         return None
     (_, integral, _), (_, born, _) = values
-    found = [
+    result = [
         _numbers(integral, _INTEGRAL, _INTEGRAL_NECKS),
         _numbers(born, _BORN),
         _numbers(terms[0][0], _SELF),
         _numbers(terms[-1][0], _PAIR),
     ]
     surface = _numbers(terms[1][0], _SURFACE) if len(terms) == 3 else None
-    if None in found or (len(terms) == 3 and surface is None):
+    if None in result or (len(terms) == 3 and surface is None):
         return None
-    first, second, alone, paired = (numbers for numbers in found if numbers is not None)
+    first, second, alone, paired = (numbers for numbers in result if numbers is not None)
     same = all(float(alone[name]) == float(paired[name]) for name in ("coulomb", "solute", "solvent"))
     if not same or float(alone["kappa"]) != 0:
         return None

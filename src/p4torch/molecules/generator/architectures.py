@@ -24,6 +24,8 @@ from p4torch.flows import (
     Swap,
 )
 from p4torch.molecules.standard import Layout, Torsions
+from p4torch.molecules.system import MolecularSystem
+from p4torch.molecules.zmatrix import ZMatrix
 
 #: Couplings of the paper's flows, and of spline flows.
 AFFINE, SPLINE = 50, 12
@@ -112,3 +114,17 @@ def spline(layout: Layout, mixing: bool, couplings: int = SPLINE, hidden: int = 
                 yield Partial(layout.size, line, mixed)
 
     return Flow(Chain(layers()), NormalAndUniform(layout.size, layout.torsions))
+
+
+def seeded(build: Callable[[], Flow], seed: int) -> Flow:
+    """Build something that draws from torch's global generator, and leave that as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def default_zmatrix(system: MolecularSystem) -> ZMatrix:
+    """The published one for alanine dipeptide in Amber's order of atoms, else one made from the bonds."""
+    published = ZMatrix.alanine_dipeptide()
+    names = tuple(f"{atom.residue.name}{atom.residue.index + 1}-{atom.name}" for atom in system.topology.atoms())
+    return published if names == published.names else ZMatrix.from_topology(system.topology)

@@ -12,6 +12,7 @@ from p4torch.molecules.analysis.bootstrap import correlation_blocks
 from p4torch.molecules.analysis.free_energy import POSITIVE_PHI
 from p4torch.molecules.analysis.inputs import same_length
 from p4torch.molecules.analysis.torsions import Arc, in_arc, torsion_angles
+from p4torch.molecules.renamed import renamed_fields
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,19 @@ class Mixing:
         return (self.inefficiency - 1) / 2
 
 
+@renamed_fields(walkers="trajectory_ids")
 @dataclass(frozen=True)
 class Chains:
     """Frames of the Boltzmann distribution, all of the same weight, but correlated along each chain.
 
-    Step after step, and in each one chain after another: functions of the analysis take `walkers` beside a series.
+    Step after step, and in each one chain after another: the analysis takes `trajectory_ids` beside a series.
 
     Attributes:
         frames: `(steps * chains, atoms, 3)` in nm.
         energies: u(x) = U(x) / kT, `(steps * chains,)`, float64.
         log_weights: of the frames as samples of the generator, `(steps * chains,)`, float64: chains stay long where
             they are large.
-        walkers: the chain of each frame, `(steps * chains,)`.
+        trajectory_ids: the chain of each frame, `(steps * chains,)`.
         accepted: which of the generator's proposals were, `(steps, chains)`.
         local_acceptance: the share of the local moves that were accepted; None without such.
         seconds: of wall time, the discarded steps included.
@@ -51,7 +53,7 @@ class Chains:
     frames: Tensor
     energies: Tensor
     log_weights: Tensor
-    walkers: Tensor
+    trajectory_ids: Tensor
     accepted: Tensor
     local_acceptance: float | None
     seconds: float
@@ -76,6 +78,6 @@ class Chains:
         values = (self.energies if series is None else series).double()
         same_length(values, self.energies, "series")
         constant = bool((values == values[0]).all())
-        inefficiency = math.inf if constant else correlation_blocks(values, self.walkers).inefficiency
+        inefficiency = math.inf if constant else correlation_blocks(values, self.trajectory_ids).inefficiency
         effective = len(self) / inefficiency
         return Mixing(inefficiency, effective, effective / self.seconds)

@@ -10,9 +10,9 @@ from rich.console import Console
 from p4torch.errors import ArgumentError
 from p4torch.molecules.command import Molecule
 from p4torch.molecules.generator.job import Job
-from p4torch.molecules.generator.presets import protocol
+from p4torch.molecules.generator.presets import schedule
 from p4torch.molecules.generator.run import Request, train_generators
-from p4torch.molecules.simulation.biased import Biased
+from p4torch.molecules.simulation.torsion_flattening import TorsionFlattening
 
 #: Samples that a model is judged by; fewer in a check.
 SAMPLES, CHECK_SAMPLES = 200_000, 2_000
@@ -35,35 +35,35 @@ class Asked:
 
 
 def run_fit(
-    molecule: Molecule, asked: Asked, out: Path, workers: int | None, console: Console, *, resume: bool
+    molecule: Molecule, options: Asked, out: Path, workers: int | None, console: Console, *, resume: bool
 ) -> None:
     """Simulate, train, measure, report."""
     system = molecule.system()
     console.print(f"{system!r}", markup=False, highlight=False, soft_wrap=True)
-    if asked.data is not None and not (asked.data / "train" / "frames.dcd").exists():
-        raise ArgumentError.of("data", "the folder of a finished simulation, with train/frames.dcd", asked.data)
-    check = asked.preset == "check"
-    samples = (CHECK_SAMPLES if check else SAMPLES) if asked.samples is None else asked.samples
+    if options.data is not None and not (options.data / "train" / "frames.dcd").exists():
+        raise ArgumentError.of("data", "the folder of a finished simulation, with train/frames.dcd", options.data)
+    check = options.preset == "check"
+    samples = (CHECK_SAMPLES if check else SAMPLES) if options.samples is None else options.samples
     jobs = tuple(
         Job(
             system,
-            (asked.data or out / "data").absolute(),
+            (options.data or out / "data").absolute(),
             model,
-            protocol(
+            schedule(
                 model,
-                asked.preset,
-                likelihood_steps=asked.likelihood_steps,
-                force_steps=asked.force_steps,
-                energy_steps=asked.energy_steps,
-                merge_every=asked.merge_every,
-                perturbation_rate=asked.perturbation_rate,
+                options.preset,
+                likelihood_steps=options.likelihood_steps,
+                force_steps=options.force_steps,
+                energy_steps=options.energy_steps,
+                merge_every=options.merge_every,
+                perturbation_rate=options.perturbation_rate,
                 seed=seed,
             ),
             samples,
         )
-        for model in asked.models
-        for seed in asked.seeds
+        for model in options.models
+        for seed in options.seeds
     )
-    request = Request(system, jobs, Biased().short() if check else Biased(), strict=not check)
+    request = Request(system, jobs, TorsionFlattening().short() if check else TorsionFlattening(), strict=not check)
     train_generators(request, out, workers=workers, resume=resume, console=console)
     console.print(f"Rows, weights and samples: {out}", highlight=False, soft_wrap=True)

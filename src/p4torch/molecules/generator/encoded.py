@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from p4torch.flows.latent import Distribution
-from p4torch.molecules.frames import drawn, shares
-from p4torch.molecules.generator.protocol import Stage
+from p4torch.molecules.frames import normalize_weights, resampled_indices
+from p4torch.molecules.generator.schedule import Phase
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.parametrize.sites import direction_generator
 
@@ -27,21 +27,21 @@ class Encoded:
         for start in range(0, len(frames), CHUNK):
             chosen = slice(start, start + CHUNK)
             self.z[chosen], self.logabsdet[chosen] = coordinates(frames[chosen].double())
-        self.shares = shares(weights, len(frames), frames)
-        self._cumulated = self.shares.cumsum(0)
+        self.weights = normalize_weights(weights, len(frames), frames)
+        self._cumulated = self.weights.cumsum(0)
 
     def __len__(self) -> int:
         return len(self.z)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """`(count, n)`: frames drawn with replacement, each as often as its weight says."""
-        return self.z[drawn(self._cumulated, count, generator)]
+        return self.z[resampled_indices(self._cumulated, count, generator)]
 
 
 class Batches(IterableDataset[Tensor]):
-    """Chunks `(c, samples + frames, n)` of c batches of a stage, from step `done` on: latent points, then frames.
+    """Chunks `(c, samples + frames, n)` of c batches of a phase, from step `done` on: latent points, then frames.
 
-    A chunk is a pure function of the seed, the stage's index and the step, so that a run that was stopped sees what it
+    A chunk is a pure function of the seed, the phase's index and the step, so that a run that was stopped sees what it
     would have seen. Chunks end at multiples of c.
     """
 
@@ -49,23 +49,23 @@ class Batches(IterableDataset[Tensor]):
         self,
         data: Encoded | None,
         base: Distribution,
-        stage: Stage,
+        phase: Phase,
         seed: int,
         index: int = 0,
         done: int = 0,
     ) -> None:
-        self.data, self.base, self.stage = data, base, stage
+        self.data, self.base, self.phase = data, base, phase
         self.seed, self.index, self.done = seed, index, done
 
     def __iter__(self) -> Iterator[Tensor]:
-        for start in range(self.done, self.stage.steps, self.stage.chunk):
-            count = min(self.stage.chunk, self.stage.steps - start)
+        for start in range(self.done, self.phase.steps, self.phase.chunk):
+            count = min(self.phase.chunk, self.phase.steps - start)
             generator = direction_generator(self.seed, f"batches/{self.index}", start)
             yield torch.stack([self._batch(generator) for _ in range(count)])
 
     def _batch(self, generator: torch.Generator) -> Tensor:
-        latent, frames = self.stage.samples, self.stage.frames
-        drawn = [self.base.sample(latent, generator)] if latent else []
+        latent, frames = self.phase.samples, self.phase.frames
+        parts = [self.base.sample(latent, generator)] if latent else []
         if self.data is not None and frames:
-            drawn.append(self.data.draw(frames, generator))
-        return torch.cat(drawn)
+            parts.append(self.data.draw(frames, generator))
+        return torch.cat(parts)

@@ -6,10 +6,10 @@ import time
 
 import torch
 
-from p4torch.molecules.generator.architectures import architecture
-from p4torch.molecules.generator.generator import BoltzmannGenerator, default_zmatrix, seeded
-from p4torch.molecules.generator.protocol import Protocol, Stage
-from p4torch.molecules.generator.stage_fit import StageFit
+from p4torch.molecules.generator.architectures import architecture, default_zmatrix, seeded
+from p4torch.molecules.generator.molecular_flow import MolecularFlow
+from p4torch.molecules.generator.phase_fit import PhaseFit
+from p4torch.molecules.generator.schedule import Phase, Schedule
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.molecules.system import MolecularSystem
 
@@ -17,28 +17,28 @@ from p4torch.molecules.system import MolecularSystem
 TIMED = 3
 
 
-def untrained(system: MolecularSystem, model: str) -> BoltzmannGenerator:
+def untrained(system: MolecularSystem, model: str) -> MolecularFlow:
     """A generator whose coordinates know a single frame: as large and as fast as one that is trained."""
     kind = architecture(model)
     coordinates = MixedCoordinates(default_zmatrix(system), reference=system.positions, torsions=kind.torsions)
-    return BoltzmannGenerator(system, coordinates, seeded(lambda: kind.build(coordinates.layout), 0), model)
+    return MolecularFlow(system, coordinates, seeded(lambda: kind.build(coordinates.layout), 0), model)
 
 
-def estimate_seconds(system: MolecularSystem, model: str, protocol: Protocol) -> float:
-    """Seconds on one core, from a few steps of each stage with an untrained flow."""
+def estimate_seconds(system: MolecularSystem, model: str, schedule: Schedule) -> float:
+    """Seconds on one core, from a few steps of each phase with an untrained flow."""
     generator = untrained(system, model)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as jobs have
     try:
-        return sum(stage.steps * _step_seconds(generator, stage, protocol) for stage in protocol.stages)
+        return sum(phase.steps * _step_seconds(generator, phase, schedule) for phase in schedule.phases)
     finally:
         torch.set_num_threads(threads)
 
 
-def _step_seconds(generator: BoltzmannGenerator, stage: Stage, protocol: Protocol) -> float:
-    fit = StageFit(generator, stage, protocol)
+def _step_seconds(generator: MolecularFlow, phase: Phase, schedule: Schedule) -> float:
+    fit = PhaseFit(generator, phase, schedule)
     optimizer = fit.configure_optimizers()
-    points = generator.flow.sample(stage.samples + stage.frames)
+    points = generator.flow.sample(phase.samples + phase.frames)
     fit.step(points, optimizer)
     started = time.perf_counter()
     for _ in range(TIMED):

@@ -56,7 +56,7 @@ def evaluate(
         **_pair("delta_f_kT", reweighted),
         **_pair("md_delta_f_kT", md),
         "unusable_share": float((samples.log_weights == -math.inf).double().mean()),
-        "mirror_share": _mirrors(reference.system, samples.frames),
+        "mirror_share": _wrong_chirality(reference.system, samples.frames),
         "inverse_residual": inverse_residual(generator.flow),
         "energy_shift_kJ_mol": None if shape["energy_shift_kT"] is None else shape["energy_shift_kT"] * kT,
     }
@@ -78,11 +78,13 @@ def held_out_mean(reference: Reference, values: Tensor) -> Estimate:
     Of the difference of two models' -log q it has a far smaller error than either mean: frames are the same.
     """
     data = reference.held_out
-    shares = data.weights / data.weights.sum()
-    mean = float(shares @ values)
-    walkers = data.walkers.unique(return_inverse=True)[1]
-    blocks = correlation_blocks(shares * (values - mean), walkers)
-    return Estimate(mean, float(standard_error(resampled_ratio(shares * values, shares, blocks, 200, 0), blocks.count)))
+    weights = data.weights / data.weights.sum()
+    mean = float(weights @ values)
+    trajectory_ids = data.trajectory_ids.unique(return_inverse=True)[1]
+    blocks = correlation_blocks(weights * (values - mean), trajectory_ids)
+    return Estimate(
+        mean, float(standard_error(resampled_ratio(weights * values, weights, blocks, 200, 0), blocks.count))
+    )
 
 
 def floors(reference: Reference, sigma: float = NOISE, count: int = 50_000) -> list[dict[str, Any]]:
@@ -94,8 +96,8 @@ def floors(reference: Reference, sigma: float = NOISE, count: int = 50_000) -> l
         train.energies / kT,
         weights=held_out.weights,
         data_weights=train.weights,
-        walkers=held_out.walkers,
-        data_walkers=train.walkers,
+        trajectory_ids=held_out.trajectory_ids,
+        data_trajectory_ids=train.trajectory_ids,
     )
     first, second = (reference.histogram(part.frames, part.weights) for part in (train, held_out))
     split = {
@@ -104,8 +106,8 @@ def floors(reference: Reference, sigma: float = NOISE, count: int = 50_000) -> l
         **_energies(halves),
         "ramachandran_tv": total_variation(first, second),
         "ramachandran_kl": kl_divergence(first, second),
-        **_pair("delta_f_kT", reference.free_energy(held_out.frames, held_out.weights, held_out.walkers)),
-        **_pair("md_delta_f_kT", reference.free_energy(train.frames, train.weights, train.walkers)),
+        **_pair("delta_f_kT", reference.free_energy(held_out.frames, held_out.weights, held_out.trajectory_ids)),
+        **_pair("md_delta_f_kT", reference.free_energy(train.frames, train.weights, train.trajectory_ids)),
     }
     frames = noisy_frames(reference, sigma, count)
     noisy = {
@@ -142,18 +144,18 @@ def _shape(reference: Reference, energies: Tensor) -> dict[str, Any]:
         energies,
         data.energies / reference.system.kT,
         data_weights=data.weights,
-        data_walkers=data.walkers,
+        data_trajectory_ids=data.trajectory_ids,
     )
     return _energies(compared)
 
 
 def _energies(compared: Any) -> dict[str, Any]:
     names = {"energy_shift_kT": "mean_shift", "energy_shift_median_kT": "median_shift", "low_energy_fraction": None}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, attribute in names.items():
         estimate: Estimate = getattr(compared, attribute or name)
-        found |= {name: _known(estimate.value), f"{name}_error": _known(estimate.error)}
-    return {**found, "threshold_kT": compared.threshold}
+        result |= {name: _known(estimate.value), f"{name}_error": _known(estimate.error)}
+    return {**result, "threshold_kT": compared.threshold}
 
 
 def _known(value: float) -> float | None:
@@ -164,17 +166,19 @@ def _known(value: float) -> float | None:
 def _ramachandran(reference: Reference, frames: Tensor) -> dict[str, float]:
     """With errors of a bootstrap over the samples."""
     exact = reference.ramachandran
-    found = reference.histogram(frames)
+    result = reference.histogram(frames)
     generator = torch.Generator().manual_seed(0)
-    shares = found.probabilities.flatten()
+    probabilities = result.probabilities.flatten()
     counts = [
-        torch.bincount(torch.multinomial(shares, len(frames), True, generator=generator), minlength=len(shares))
+        torch.bincount(
+            torch.multinomial(probabilities, len(frames), True, generator=generator), minlength=len(probabilities)
+        )
         for _ in range(REPLICATES)
     ]
-    replicas = [Histogram((count / len(frames)).reshape(found.probabilities.shape), found.edges) for count in counts]
+    replicas = [Histogram((count / len(frames)).reshape(result.probabilities.shape), result.edges) for count in counts]
     row = {}
     for name, distance in (("tv", total_variation), ("kl", lambda p, q: kl_divergence(q, p))):
-        row[f"ramachandran_{name}"] = distance(found, exact)
+        row[f"ramachandran_{name}"] = distance(result, exact)
         row[f"ramachandran_{name}_error"] = float(torch.tensor([distance(one, exact) for one in replicas]).std())
     return row
 
@@ -201,16 +205,16 @@ def _forward(reference: Reference, held_out: Encoded, nll: Tensor, samples: Samp
     """The effective share of held-out frames: they see modes that samples miss."""
     log_weights = -reference.held_out.energies / reference.system.kT - held_out.logabsdet.double() + nll
     return forward_effective_sample_size(
-        log_weights, held_out.shares, samples.log_weights if samples.weighted else None
+        log_weights, held_out.weights, samples.log_weights if samples.weighted else None
     )
 
 
-def _mirrors(system: MolecularSystem, frames: Tensor) -> float | None:
+def _wrong_chirality(system: MolecularSystem, frames: Tensor) -> float | None:
     """The share of frames with a chiral centre in the other form than the system's positions: D, for amino acids."""
     centres = chiral_centres(system.topology, system.positions)
     return float(inverted(frames, centres).any(-1).double().mean()) if centres else None
 
 
-def _pair(name: str, found: FreeEnergyDifference | None) -> dict[str, float | None]:
-    value, error = (None, None) if found is None else (found.value, found.error)
+def _pair(name: str, result: FreeEnergyDifference | None) -> dict[str, float | None]:
+    value, error = (None, None) if result is None else (result.value, result.error)
     return {name: value, f"{name}_error": error}

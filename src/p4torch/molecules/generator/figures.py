@@ -47,7 +47,9 @@ def energies(reference: Reference, models: Mapping[str, Samples]) -> Figure:
 def ramachandran(reference: Reference, models: Mapping[str, Samples]) -> Figure:
     """MD and each model, without weights."""
     panels = {"MD": reference.ramachandran}
-    return ramachandran_figure(panels | {title: reference.histogram(drawn.frames) for title, drawn in models.items()})
+    return ramachandran_figure(
+        panels | {title: reference.histogram(samples.frames) for title, samples in models.items()}
+    )
 
 
 def free_energies(reference: Reference, title: str, samples: Samples) -> Figure:
@@ -56,7 +58,9 @@ def free_energies(reference: Reference, title: str, samples: Samples) -> Figure:
     data = reference.all
     angles = torsion_angles(samples.frames, atoms)[:, 0]
     profiles = {
-        "MD": free_energy_profile(torsion_angles(data.frames, atoms)[:, 0], weights=data.weights, walkers=data.walkers),
+        "MD": free_energy_profile(
+            torsion_angles(data.frames, atoms)[:, 0], weights=data.weights, trajectory_ids=data.trajectory_ids
+        ),
         title: free_energy_profile(angles),
     }
     if samples.weighted:
@@ -85,9 +89,9 @@ def training(logs: Mapping[str, Sequence[Line]]) -> Figure:
         colour = COLOURS[number % len(COLOURS)]
         minutes = [line["seconds"] / 60 for line in lines]
         axes[0].plot(minutes, [line.get("nll") for line in lines], color=colour, lw=1.0, label=title)
-        shares = [100 * (line.get("ess") or 0.0) for line in lines]
-        axes[1].plot(minutes, shares, color=colour, lw=1.0)
-        with_energies = [(line["energy_evaluations"] / 1e6, share) for line, share in zip(lines, shares, strict=True)]
+        percents = [100 * (line.get("ess") or 0.0) for line in lines]
+        axes[1].plot(minutes, percents, color=colour, lw=1.0)
+        with_energies = [(line["energy_evaluations"] / 1e6, share) for line, share in zip(lines, percents, strict=True)]
         later = [pair for pair in with_energies if pair[0] > 0]
         axes[2].plot([x for x, _ in later], [y for _, y in later], color=colour, lw=1.0)
     axes[0].set(xlabel="wall time / min", ylabel="held-out −log q / nats")

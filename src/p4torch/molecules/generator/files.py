@@ -10,9 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.flows import Flow
 from p4torch.flows.structure import with_structure
-from p4torch.molecules.generator.architectures import architecture
-from p4torch.molecules.generator.generator import BoltzmannGenerator, seeded
+from p4torch.molecules.generator.architectures import architecture, seeded
+from p4torch.molecules.generator.molecular_flow import MolecularFlow
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.zmatrix import ZMatrix
@@ -22,7 +23,7 @@ from p4torch.runs.folder import differences
 _KIND = "p4torch Boltzmann generator"
 
 
-def save_generator(generator: BoltzmannGenerator, path: Path) -> None:
+def save_generator(generator: MolecularFlow, path: Path) -> None:
     """Tensors of flow and coordinates; model, molecule and z-matrix as metadata."""
     parts = {"flow": generator.flow, "coordinates": generator.coordinates}
     tensors = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.state_dict().items()}
@@ -38,8 +39,11 @@ def save_generator(generator: BoltzmannGenerator, path: Path) -> None:
         raise ArgumentError.of("path", "a file that can be written", f"{path} ({error})") from error
 
 
-def load_generator(path: Path, system: MolecularSystem) -> BoltzmannGenerator:
-    """Raises CheckpointError unless the file is a generator of this molecule, force field and temperature."""
+def load_parts(path: Path, system: MolecularSystem) -> tuple[MixedCoordinates, Flow, str]:
+    """Coordinates, flow and model of the generator in a file.
+
+    Raises CheckpointError unless the file is a generator of this molecule, force field and temperature.
+    """
     try:
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
@@ -60,14 +64,13 @@ def load_generator(path: Path, system: MolecularSystem) -> BoltzmannGenerator:
         ZMatrix(tuple(zmatrix["block"]), tuple(tuple(row) for row in zmatrix["rows"])), torsions=kind.torsions
     )
     flow = seeded(lambda: kind.build(coordinates.layout), 0)
-    generator = BoltzmannGenerator(system, coordinates, flow, said["model"])
-    for part, module in (("flow", generator.flow), ("coordinates", generator.coordinates)):
-        own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{part}.")}
+    for part, module in (("flow", flow), ("coordinates", coordinates)):
+        state = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{part}.")}
         try:
-            module.load_state_dict(with_structure(module, own))
+            module.load_state_dict(with_structure(module, state))
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"`{path}` must be a whole generator of model {said['model']!r}: {error}") from error
-    return generator
+    return coordinates, flow, said["model"]
 
 
 def _identity(system: MolecularSystem) -> dict[str, str]:

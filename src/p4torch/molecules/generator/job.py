@@ -16,9 +16,9 @@ from p4torch.molecules.generator.architectures import architecture
 from p4torch.molecules.generator.encoded import Encoded
 from p4torch.molecules.generator.evaluation import evaluate, held_out_nll
 from p4torch.molecules.generator.generator import BoltzmannGenerator
-from p4torch.molecules.generator.protocol import Protocol
 from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.samples import Samples
+from p4torch.molecules.generator.schedule import Schedule
 from p4torch.molecules.generator.training import Report, Training
 from p4torch.molecules.simulation.data import ReferenceData, save_array
 from p4torch.molecules.system import MolecularSystem
@@ -31,12 +31,12 @@ NLL = "held-out-nll.npy"
 
 @dataclass(frozen=True)
 class Job:
-    """A model of a molecule, trained on the data of a run folder by a protocol, judged by so many samples."""
+    """A model of a molecule, trained on the data of a run folder by a schedule, judged by so many samples."""
 
     system: MolecularSystem
     data: Path
     model: str
-    protocol: Protocol
+    schedule: Schedule
     samples: int
 
     def __post_init__(self) -> None:
@@ -45,18 +45,18 @@ class Job:
     @property
     def name(self) -> str:
         """Of its folder."""
-        return self.model if self.protocol.seed == 0 else f"{self.model}-seed{self.protocol.seed}"
+        return self.model if self.schedule.seed == 0 else f"{self.model}-seed{self.schedule.seed}"
 
     @property
     def title(self) -> str:
         """For people."""
-        seed = f", seed {self.protocol.seed}" if self.protocol.seed else ""
+        seed = f", seed {self.schedule.seed}" if self.schedule.seed else ""
         return architecture(self.model).title + seed
 
     @property
     def steps(self) -> int:
         """Its length in points through the flow."""
-        return self.protocol.points
+        return self.schedule.points
 
     def reference(self) -> Reference:
         """The data."""
@@ -73,28 +73,28 @@ def run_job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
     torch.set_flush_denormal(True)
     path = out / job.name
     path.mkdir(parents=True, exist_ok=True)
-    record = provenance(seed=job.protocol.seed)
+    record = provenance(seed=job.schedule.seed)
     generator, held_out, training = _prepare(path, job, report)
     if not training.fit():
         return None
     training.data = None  # memory for what follows
     reference = job.reference()
     generator.save(path / "generator.safetensors")
-    samples = generator.sample(job.samples, torch.Generator().manual_seed(job.protocol.seed))
+    samples = generator.sample(job.samples, torch.Generator().manual_seed(job.schedule.seed))
     save_samples(path / "samples.npz", samples)
     nll = held_out_nll(generator, held_out)
     save_nll(path, nll - held_out.logabsdet.double())
-    steps = [stage.steps for stage in job.protocol.stages]
+    steps = [phase.steps for phase in job.schedule.phases]
     row = {
         **evaluate(generator, reference, samples, held_out, nll),
-        "seed": job.protocol.seed,
+        "seed": job.schedule.seed,
         "step_seconds": training.step_seconds[0] / max(1, steps[0]),
         "step_seconds_by_stage": [seconds / max(1, n) for seconds, n in zip(training.step_seconds, steps, strict=True)],
         "train_hours": training.seconds / 3600,
         "energy_evaluations": training.evaluations,
         "steps_left_out": training.left_out,
         "energies_left_out": training.broken,
-        "protocol": job.protocol.fields(),
+        "protocol": job.schedule.fields(),
     }
     write_json(path / "provenance.json", {**record, "wall_seconds": training.seconds})
     write_json(path / "result.json", row)
@@ -105,12 +105,12 @@ def _prepare(path: Path, job: Job, report: Report) -> tuple[BoltzmannGenerator, 
     """What is trained, held-out frames, and the training. The frames themselves are let go meanwhile."""
     reference = job.reference()
     train = reference.train
-    generator = BoltzmannGenerator.create(job.system, train.frames, train.weights, job.model, seed=job.protocol.seed)
+    generator = BoltzmannGenerator.create(job.system, train.frames, train.weights, job.model, seed=job.schedule.seed)
     held_out = Encoded(generator.coordinates, reference.held_out.frames, reference.held_out.weights)
     training = Training(
         generator,
         Encoded(generator.coordinates, train.frames, train.weights),
-        job.protocol,
+        job.schedule,
         out=path,
         resume=True,
         held_out=held_out,

@@ -12,8 +12,8 @@ from torch import Tensor
 from p4torch.errors import ArgumentError
 from p4torch.molecules.analysis.inputs import count_of, refuse
 from p4torch.molecules.generator.chains import Chains
-from p4torch.molecules.generator.generator import BATCH, BoltzmannGenerator
-from p4torch.molecules.generator.langevin import Langevin
+from p4torch.molecules.generator.mala import MALA
+from p4torch.molecules.generator.molecular_flow import BATCH, MolecularFlow
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.trajectory import check_frames
 
@@ -23,11 +23,11 @@ ATTEMPTS = 100
 
 @torch.no_grad()
 def sample_mcmc(
-    generator: BoltzmannGenerator,
+    generator: MolecularFlow,
     steps: int,
     chains: int = 16,
     *,
-    local: Langevin | None = None,
+    local: MALA | None = None,
     start: Tensor | None = None,
     discard: int = 0,
     seed: int = 0,
@@ -58,7 +58,7 @@ def sample_mcmc(
     total = count_of(steps, "steps") + count_of(discard, "discard", least=0)
     count_of(chains, "chains")
     draws = torch.Generator().manual_seed(seed)
-    state = _drawn(generator, chains, draws) if start is None else _given(generator, chains, start)
+    state = _sampled_starts(generator, chains, draws) if start is None else _given_starts(generator, chains, start)
     frames, energies, weights, accepted, moves = [], [], [], [], []
     for part in _proposals(generator, total, chains, 1 if local else total, draws):
         log_weights = part.log_weights.reshape(-1, chains)
@@ -77,7 +77,7 @@ def sample_mcmc(
         frames=torch.cat(frames)[discard * chains :],
         energies=torch.cat(energies)[discard * chains :],
         log_weights=torch.cat(weights)[discard * chains :],
-        walkers=torch.arange(chains).repeat(steps),
+        trajectory_ids=torch.arange(chains).repeat(steps),
         accepted=torch.cat(accepted)[discard:],
         local_acceptance=float(torch.stack(moves)[discard:].double().mean()) / local.steps if local else None,
         seconds=time.perf_counter() - began,
@@ -104,7 +104,7 @@ def metropolis(current: Tensor, log_weights: Tensor, log_uniform: Tensor) -> Ten
     return rows
 
 
-def weighed(generator: BoltzmannGenerator, frames: Tensor) -> Samples:
+def weighed(generator: MolecularFlow, frames: Tensor) -> Samples:
     """Frames `(n, atoms, 3)` as if the generator had drawn them; one that it cannot draw has log-weight ∞."""
     x = frames.double()
     z, logabsdet = generator.coordinates(x)
@@ -116,7 +116,7 @@ def weighed(generator: BoltzmannGenerator, frames: Tensor) -> Samples:
 
 
 def _proposals(
-    generator: BoltzmannGenerator, steps: int, chains: int, size: int, draws: torch.Generator
+    generator: MolecularFlow, steps: int, chains: int, size: int, draws: torch.Generator
 ) -> Iterator[Samples]:
     """Samples of `steps` steps, drawn for many of them together, handed out for at most `size` of them."""
     together = max(1, BATCH // chains)
@@ -126,9 +126,7 @@ def _proposals(
             yield samples.select(slice(begin, begin + size * chains))
 
 
-def _moved(
-    generator: BoltzmannGenerator, state: Samples, local: Langevin, draws: torch.Generator
-) -> tuple[Samples, Tensor]:
+def _moved(generator: MolecularFlow, state: Samples, local: MALA, draws: torch.Generator) -> tuple[Samples, Tensor]:
     """(the states after local moves, how many each made `(chains,)`); those without one are what they were."""
     x, count = local.run(state.frames.double(), generator.potential.unregularised, draws)
     moved = count > 0
@@ -140,22 +138,22 @@ def _moved(
     return state, count
 
 
-def _drawn(generator: BoltzmannGenerator, chains: int, draws: torch.Generator) -> Samples:
+def _sampled_starts(generator: MolecularFlow, chains: int, draws: torch.Generator) -> Samples:
     """Samples of positive weight; the others are drawn again."""
-    found = generator.sample(chains, draws)
-    found = found.select(found.log_weights.isfinite())
+    result = generator.sample(chains, draws)
+    result = result.select(result.log_weights.isfinite())
     for _ in range(1, ATTEMPTS):
-        if len(found) >= chains:
+        if len(result) >= chains:
             break
         more = generator.sample(chains, draws)
-        found = Samples.cat([found, more.select(more.log_weights.isfinite())])
-    if len(found) < chains:
+        result = Samples.cat([result, more.select(more.log_weights.isfinite())])
+    if len(result) < chains:
         expected = f"one whose samples have positive weight: {chains} of {ATTEMPTS * chains} are needed to start from"
-        raise ArgumentError.of("generator", expected, len(found))
-    return found.select(slice(chains))
+        raise ArgumentError.of("generator", expected, len(result))
+    return result.select(slice(chains))
 
 
-def _given(generator: BoltzmannGenerator, chains: int, start: Tensor) -> Samples:
+def _given_starts(generator: MolecularFlow, chains: int, start: Tensor) -> Samples:
     """The frames to start from."""
     check_frames(start, generator.system)
     if start.dim() != 3 or len(start) != chains:

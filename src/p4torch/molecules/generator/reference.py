@@ -63,7 +63,7 @@ class Reference:
     @cached_property
     def difference(self) -> FreeEnergyDifference | None:
         """ΔF of all data; None if a region was not visited."""
-        return self.free_energy(self.all.frames, self.all.weights, self.all.walkers)
+        return self.free_energy(self.all.frames, self.all.weights, self.all.trajectory_ids)
 
     def check_temperature(self) -> None:
         """Refuse data of another temperature than the system's. Raises ArgumentError."""
@@ -79,10 +79,10 @@ class Reference:
         """
         torsions = torch.tensor([self.torsion, *self.plane])
         seen, unseen = (torsion_angles(part.frames, torsions) for part in (self.train, self.held_out))
-        shares = self.held_out.weights / self.held_out.weights.sum()
+        weights = self.held_out.weights / self.held_out.weights.sum()
         for column, torsion in enumerate(torsions.tolist()):
             trained = torch.bincount(bin_index(seen[:, column], MODE_BINS), minlength=MODE_BINS)
-            held_out = torch.bincount(bin_index(unseen[:, column], MODE_BINS), shares, minlength=MODE_BINS)
+            held_out = torch.bincount(bin_index(unseen[:, column], MODE_BINS), weights, minlength=MODE_BINS)
             missing = float(held_out[trained == 0].sum())
             if missing > MISSING:
                 where = torsion_label(self.system.topology, tuple(torsion))
@@ -99,10 +99,10 @@ class Reference:
         return ramachandran_histogram(first, second, BINS, weights)
 
     def free_energy(
-        self, frames: Tensor, weights: Tensor | None = None, walkers: Tensor | None = None
+        self, frames: Tensor, weights: Tensor | None = None, trajectory_ids: Tensor | None = None
     ) -> FreeEnergyDifference | None:
         """ΔF of frames of the molecule: `principal_difference`."""
-        return principal_difference(self.system, frames, weights, walkers)
+        return principal_difference(self.system, frames, weights, trajectory_ids)
 
 
 def principal_torsion(system: MolecularSystem) -> Torsion:
@@ -111,7 +111,7 @@ def principal_torsion(system: MolecularSystem) -> Torsion:
 
 
 def principal_difference(
-    system: MolecularSystem, frames: Tensor, weights: Tensor | None = None, walkers: Tensor | None = None
+    system: MolecularSystem, frames: Tensor, weights: Tensor | None = None, trajectory_ids: Tensor | None = None
 ) -> FreeEnergyDifference | None:
     """ΔF in kT of 0 < θ < 2.4 of the principal torsion against the rest; None where one of them holds no weight."""
     theta = torsion_angles(frames, torch.tensor([principal_torsion(system)]))[:, 0]
@@ -119,7 +119,7 @@ def principal_difference(
     inside = in_arc(theta, POSITIVE_PHI)
     if not bool((counted[inside] > 0).any() and (counted[~inside] > 0).any()):
         return None
-    return free_energy_difference(theta, weights=weights, walkers=walkers)
+    return free_energy_difference(theta, weights=weights, trajectory_ids=trajectory_ids)
 
 
 def plane(system: MolecularSystem) -> tuple[Torsion, Torsion]:

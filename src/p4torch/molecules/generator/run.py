@@ -14,9 +14,9 @@ from p4torch.molecules.generator.estimate import estimate_seconds, untrained
 from p4torch.molecules.generator.job import Job, run_job
 from p4torch.molecules.generator.summary import Results, summarise
 from p4torch.molecules.generator.training import Progress
-from p4torch.molecules.simulation.biased import Biased
 from p4torch.molecules.simulation.method import Method
 from p4torch.molecules.simulation.run import simulate, timed
+from p4torch.molecules.simulation.torsion_flattening import TorsionFlattening
 from p4torch.molecules.system import MolecularSystem
 from p4torch.runs.folder import differences, prepare, read_json
 from p4torch.runs.pool import Pool, Row
@@ -32,18 +32,18 @@ class Request:
     """What to train, and how far.
 
     Attributes:
-        jobs: models with their protocols; their data may be there already.
+        jobs: models with their schedules; their data may be there already.
         simulation: how data are made, if the jobs' folder of data has none.
         strict: refuse frames for training that miss a mode; otherwise say so and go on.
     """
 
     system: MolecularSystem
     jobs: tuple[Job, ...]
-    simulation: Method = field(default_factory=Biased)
+    simulation: Method = field(default_factory=TorsionFlattening)
     strict: bool = True
 
     def fields(self) -> dict[str, Any]:
-        """For config.json: models may come to a folder later, each checks its own protocol."""
+        """For config.json: models may come to a folder later, each checks its own schedule."""
         return {
             "kind": "generators",
             "molecule": repr(self.system),
@@ -107,30 +107,30 @@ def _check_data(request: Request, console: Console) -> None:
 
 
 def finished(job: Job, out: Path) -> Row | None:
-    """The row of a job that is done; None also if it was done with the first of the stages that are asked for.
+    """The row of a job that is done; None also if it was done with the first of the phases that are asked for.
 
-    Raises CheckpointError if it was of another protocol.
+    Raises CheckpointError if it was of another schedule.
     """
     path = out / MODELS / job.name / "result.json"
     if not path.exists():
         return None
     row: Row = read_json(path)
     recorded = row.get("protocol", {})
-    if wrong := differences(job.protocol.fields(), job.protocol.adopted(recorded)):
-        raise CheckpointError(f"`{path}` must be of the protocol that is asked for, got one with {wrong}")
-    return row if len(recorded["stages"]) == len(job.protocol.stages) else None
+    if wrong := differences(job.schedule.fields(), job.schedule.adopted(recorded)):
+        raise CheckpointError(f"`{path}` must be of the schedule that is asked for, got one with {wrong}")
+    return row if len(recorded["stages"]) == len(job.schedule.phases) else None
 
 
 def _tell(request: Request, workers: int, console: Console) -> None:
     """Parameters, time and energy evaluations, before hours of work."""
     total = 0.0
     for job in request.jobs:
-        seconds = estimate_seconds(request.system, job.model, job.protocol)
+        seconds = estimate_seconds(request.system, job.model, job.schedule)
         total = max(total, seconds) if workers >= len(request.jobs) else total + seconds / workers
         _say(
             console,
             f"{job.title}: {parameter_count(untrained(request.system, job.model)):,} parameters, "
-            f"{job.protocol.evaluations:,} energy evaluations, about {duration(seconds)} on one core",
+            f"{job.schedule.evaluations:,} energy evaluations, about {duration(seconds)} on one core",
         )
     _say(console, f"All: about {duration(total)} with {workers} at a time, after the simulation")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from p4torch._options import check_integer
 from p4torch.molecules.analysis.weights import normalized_weights
-from p4torch.molecules.frames import drawn
+from p4torch.molecules.frames import resampled_indices
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Samples:
         There are no more independent ones among them than the effective sample size.
         """
         count = check_integer("count", count, 1)
-        return self.frames[drawn(self.weights.cumsum(0), count, generator)]
+        return self.frames[resampled_indices(self.weights.cumsum(0), count, generator)]
 
     @classmethod
     def cat(cls, parts: list[Samples]) -> Samples:

@@ -68,8 +68,8 @@ def _words(generator: BoltzmannGenerator, samples: Samples, seconds: float) -> l
     lines = [f"{generator.system!r}, model {generator.model}", f"{len(samples):,} samples in {seconds:.1f} s"]
     if not samples.weighted:
         return [*lines, "None of them has a weight above zero: this generator is not trained for this molecule."]
-    found = summarize_weights(samples.log_weights)
-    effective, largest = 100 * found.raw, 100 * found.largest_share
+    result = summarize_weights(samples.log_weights)
+    effective, largest = 100 * result.raw, 100 * result.largest_share
     lines.append(f"Effective sample size: {effective:.1f} %, the largest weight is {largest:.2g} % of all")
     try:
         difference = generator.free_energy_difference(samples)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from p4torch.molecules.generator import figures
+from p4torch.molecules.generator.diagnostics import energy_parity, findings, uncovered_share
 from p4torch.molecules.generator.evaluation import floors, held_out_mean
 from p4torch.molecules.generator.job import Job, has_nll, load_nll, load_samples
 from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.table import cells, markdown
 from p4torch.molecules.generator.trajectories import write_trajectories
-from p4torch.molecules.generator.trust import energy_parity, findings, uncovered_share
 from p4torch.molecules.report import Molecule, Page, Plot, Table, write_page
 from p4torch.runs.checkpoint import write_whole
 from p4torch.runs.folder import read_json, write_json
@@ -61,13 +61,13 @@ class Results:
     def rows(self) -> list[Row]:
         """As jobs left them; all but the first with their difference from it in the log-density of the same held-out
         frames. It is that of shapes: models may have different coordinates, whose -log q cannot be compared."""
-        found: list[Row] = [read_json(self.models / job.name / "result.json") for job in self.jobs]
+        result: list[Row] = [read_json(self.models / job.name / "result.json") for job in self.jobs]
         first, *others = (self.models / job.name for job in self.jobs)
-        for row, path in zip(found[1:], others, strict=True):
+        for row, path in zip(result[1:], others, strict=True):
             if has_nll(first) and has_nll(path):
                 difference = held_out_mean(self.reference, load_nll(path) - load_nll(first))
                 row |= {"nll_difference": difference.value, "nll_difference_error": difference.error}
-        return found
+        return result
 
     @property
     def samples(self) -> dict[str, Samples]:
@@ -94,18 +94,18 @@ def summarise(results: Results, out: Path) -> None:
     write_whole(out / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     title = results.jobs[best].title
     chosen = samples.get(title) or load_samples(results.models / results.jobs[best].name / "samples.npz")
-    drawn = {
+    figures_by_name = {
         "energies": figures.energies(reference, samples),
         "ramachandran": figures.ramachandran(reference, dict(list(samples.items())[:2])),
         "free-energy": figures.free_energies(reference, title, chosen),
         "ess": figures.sizes(samples),
         "training": figures.training(results.logs),
     }
-    for name, figure in drawn.items():
+    for name, figure in figures_by_name.items():
         for kind in ("png", "pdf"):
             write_whole(out / f"{name}.{kind}", partial(figure.savefig, format=kind, dpi=200))
     write_trajectories(out / "samples", reference.system, chosen)
-    write_page(out / "report.html", page(reference, title, rows, best, chosen, drawn, baseline))
+    write_page(out / "report.html", page(reference, title, rows, best, chosen, figures_by_name, baseline))
 
 
 def page(
@@ -114,14 +114,14 @@ def page(
     rows: Sequence[Row],
     best: int,
     samples: Samples,
-    drawn: dict[str, Figure],
+    figures_by_name: dict[str, Figure],
     baseline: Sequence[Row],
 ) -> Page:
     """The page of a run; its findings are of the model at `best`."""
     system = reference.system
     residues = "-".join(residue.name for residue in system.topology.residues())
     histogram = reference.histogram(samples.frames).probabilities
-    trust = findings(
+    diagnostics = findings(
         rows[best], energy_parity(system, samples), uncovered_share(reference.ramachandran.probabilities, histogram)
     )
     header, lines = cells([*rows, *baseline])
@@ -131,8 +131,8 @@ def page(
         lead=f"{system.atoms} atoms at {system.temperature:g} K. {len(reference.all):,} weighted frames of a "
         f"simulation, {len(reference.train):,} of them for training. What follows is about the model {title}, whose "
         f"{len(samples):,} samples are worth most; the table has all.",
-        findings=trust,
-        plots=tuple(Plot(*FIGURES[name], png(figure)) for name, figure in drawn.items()),
+        findings=diagnostics,
+        plots=tuple(Plot(*FIGURES[name], png(figure)) for name, figure in figures_by_name.items()),
         tables=(
             Table(
                 "All figures",

@@ -63,4 +63,4 @@ def _number(value: float | None, digits: int) -> str:
 def _percent(row: Row, kind: str) -> str:
     """At each number of samples."""
     at = row.get("ess_at") or ({str(row["samples"]): {kind: row[f"ess_{kind}"]}} if f"ess_{kind}" in row else {})
-    return ", ".join(f"{100 * found[kind]:.3g} at {int(size):,}" for size, found in at.items())
+    return ", ".join(f"{100 * result[kind]:.3g} at {int(size):,}" for size, result in at.items())

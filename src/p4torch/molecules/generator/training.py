@@ -1,4 +1,4 @@
-"""Training of a generator under Lightning: stages, log, checkpoints, exact resume."""
+"""Training of a generator under Lightning: phases, log, checkpoints, exact resume."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,20 +20,23 @@ from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.flows.structure import with_structure
 from p4torch.molecules.analysis.weights import effective_sample_size
 from p4torch.molecules.generator.encoded import Batches, Encoded
-from p4torch.molecules.generator.protocol import Protocol, Stage
-from p4torch.molecules.generator.stage_fit import StageFit
+from p4torch.molecules.generator.log_files import write_board, written
+from p4torch.molecules.generator.molecular_flow import MolecularFlow
+from p4torch.molecules.generator.phase_fit import PhaseFit
+from p4torch.molecules.generator.schedule import Phase, Schedule
+from p4torch.molecules.trajectory import check_frames
 from p4torch.parametrize.sites import direction_generator, sites
 from p4torch.runs import folder
-from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
-from p4torch.training import MergeCallback
+from p4torch.training import MergeCallback, load_checkpoint, save_checkpoint
 from p4torch.training.chunks import interruptible, quiet_trainer
 
 if TYPE_CHECKING:
     from p4torch.flows.latent import Distribution
-    from p4torch.molecules.generator.generator import BoltzmannGenerator
 
 #: Held-out frames and samples that a line of the log rests on.
 LOG_FRAMES, LOG_SAMPLES = 5000, 2000
+#: Options of a schedule.
+SHARED = ("merge_every", "perturbation_rate", "clip", "seed")
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,15 @@ Report = Callable[[Progress], bool]
 
 
 class Training(pl.Callback):
-    """A generator's training by a protocol, from the checkpoint in `out`, if it has one and `resume` is true.
+    """A generator's training by a schedule, from the checkpoint in `out`, if it has one and `resume` is true.
 
     What a step does is a pure function of the seed and its number: a training that was stopped, or killed, and goes on
     ends with the same bits.
 
     Args:
         generator: trained in place.
-        data: frames, for stages with likelihood.
-        protocol: the stages.
+        data: frames, for phases with likelihood.
+        schedule: the phases.
         out: a folder for `checkpoint.pt` and `metrics.jsonl`; None keeps the log in memory, in `lines`.
         resume: go on from the checkpoint.
         held_out: frames that the log's likelihood is of.
@@ -65,15 +67,15 @@ class Training(pl.Callback):
         report: called after each chunk; asks to stop by returning true.
 
     Raises:
-        ArgumentError: no data for a stage that needs them.
-        CheckpointError: a checkpoint of another molecule, model or protocol, or one that cannot be written.
+        ArgumentError: no data for a phase that needs them.
+        CheckpointError: a checkpoint of another molecule, model or schedule, or one that cannot be written.
     """
 
     def __init__(
         self,
-        generator: BoltzmannGenerator,
+        generator: MolecularFlow,
         data: Encoded | None,
-        protocol: Protocol,
+        schedule: Schedule,
         *,
         out: Path | str | None = None,
         resume: bool = False,
@@ -81,17 +83,17 @@ class Training(pl.Callback):
         level: tuple[float, float] | None = None,
         report: Report | None = None,
     ) -> None:
-        if data is None and any(stage.frames for stage in protocol.stages):
-            raise ArgumentError.of("frames", "given, for a stage with likelihood", None)
-        self.generator, self.data, self.protocol = generator, data, protocol
+        if data is None and any(phase.frames for phase in schedule.phases):
+            raise ArgumentError.of("frames", "given, for a phase with likelihood", None)
+        self.generator, self.data, self.schedule = generator, data, schedule
         self.out = None if out is None else Path(out)
         self.held_out, self.level = held_out, level
         self.report = report or (lambda progress: False)
         self.lines: list[dict[str, Any]] = []
-        self.stage_index, self.done, self.points, self.seconds = 0, 0, 0, 0.0
+        self.phase_index, self.done, self.points, self.seconds = 0, 0, 0, 0.0
         self.evaluations, self.left_out, self.broken = 0, 0, 0
-        self.step_seconds = [0.0 for _ in protocol.stages]
-        self.merge_counts = [[0, 0] for _ in protocol.stages]  # merged and skipped
+        self.step_seconds = [0.0 for _ in schedule.phases]
+        self.merge_counts = [[0, 0] for _ in schedule.phases]  # merged and skipped
         self._pending: dict[str, Any] | None = None
         self._since_log: list[Tensor] = []
         self._note = ""
@@ -104,8 +106,8 @@ class Training(pl.Callback):
 
     @property
     def finished(self) -> bool:
-        """Whether all stages are done."""
-        return self.stage_index >= len(self.protocol.stages)
+        """Whether all phases are done."""
+        return self.phase_index >= len(self.schedule.phases)
 
     def fit(self) -> bool:
         """Train to the end, or until the report asks to stop; whether it is finished.
@@ -117,31 +119,31 @@ class Training(pl.Callback):
             for message in (".*does not have many workers", ".*treespec"):  # Lightning's, about matters of its own
                 warnings.filterwarnings("ignore", message)
             while not self.finished and not self._stopped:
-                self._fit_stage(self.protocol.stages[self.stage_index])
+                self._fit_phase(self.schedule.phases[self.phase_index])
         return self.finished
 
-    def _fit_stage(self, stage: Stage) -> None:
-        self._fit = StageFit(self.generator, stage, self.protocol, self.done)
+    def _fit_phase(self, phase: Phase) -> None:
+        self._fit = PhaseFit(self.generator, phase, self.schedule, self.done)
         self._started = time.perf_counter() - self.seconds
         perturbed = any(True for _ in sites(self.generator.flow))
-        seed = self.protocol.seed + 1000 * self.stage_index  # directions of another stage are others
-        self._merges = MergeCallback(every=self.protocol.merge_every, seed=seed) if perturbed else None
+        seed = self.schedule.seed + 1000 * self.phase_index  # directions of another phase are others
+        self._merges = MergeCallback(every=self.schedule.merge_every, seed=seed) if perturbed else None
         if self._merges and self._pending:
             self._merges.load_state_dict(self._pending["merges"])
-        if self.done < stage.steps:
+        if self.done < phase.steps:
             batches = Batches(
                 self.data,
                 cast("Distribution", self.generator.flow.base),
-                stage,
-                self.protocol.seed,
-                self.stage_index,
+                phase,
+                self.schedule.seed,
+                self.phase_index,
                 self.done,
             )
             callbacks = [*([self._merges] if self._merges else []), self]
             with interruptible():
                 quiet_trainer(*callbacks).fit(self._fit, DataLoader(batches, batch_size=None))
-        if self.done >= stage.steps:
-            self.stage_index, self.done = self.stage_index + 1, 0
+        if self.done >= phase.steps:
+            self.phase_index, self.done = self.phase_index + 1, 0
 
     # --- Lightning's hooks ------------------------------------------------------------------------------------------
 
@@ -154,13 +156,13 @@ class Training(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        stage, made = self._fit.stage, len(batch)
+        phase, made = self._fit.phase, len(batch)
         self.done = self._fit.done
-        self.points += made * (stage.samples + stage.frames)
-        self.evaluations += made * stage.samples
+        self.points += made * (phase.samples + phase.frames)
+        self.evaluations += made * phase.samples
         self._since_log.append(outputs["loss"])
-        last = self.done >= stage.steps
-        log = last or self.done % stage.every < made
+        last = self.done >= phase.steps
+        log = last or self.done % phase.every < made
         self.seconds = time.perf_counter() - self._started
         self._count()
         if log:
@@ -168,24 +170,24 @@ class Training(pl.Callback):
         stop = self.report(Progress(self.points, f"loss {float(outputs['loss']):.3f}{self._note}"))
         if self.out is not None and (log or stop):
             self._write_checkpoint(None if last else trainer.optimizers[0], last)
-        if stop and not (last and self.stage_index + 1 == len(self.protocol.stages)):
+        if stop and not (last and self.phase_index + 1 == len(self.schedule.phases)):
             self._stopped = trainer.should_stop = True
 
     def _count(self) -> None:
-        """Take over what the stage has counted since the last time."""
+        """Take over what the phase has counted since the last time."""
         fit, merges = self._fit, self._merges
-        self.step_seconds[self.stage_index] += fit.seconds
+        self.step_seconds[self.phase_index] += fit.seconds
         self.left_out, self.broken = self.left_out + fit.left_out, self.broken + int(fit.broken)
         fit.seconds, fit.left_out, fit.broken = 0.0, 0, torch.zeros_like(fit.broken)
         if merges:
-            self.merge_counts[self.stage_index] = [merges.merged, merges.skipped]
+            self.merge_counts[self.phase_index] = [merges.merged, merges.skipped]
 
     def _log_line(self) -> None:
         """Counts are of the whole run."""
         merged, skipped = map(sum, zip(*self.merge_counts, strict=True))
         row = {
             "step": self.points,
-            "stage": self.stage_index,
+            "stage": self.phase_index,
             "stage_step": self.done,
             "loss": float(torch.stack(self._since_log).mean()),
             **self._quality(),
@@ -206,26 +208,26 @@ class Training(pl.Callback):
             notes.append(f"not finite: {self.left_out} gradients, {self.broken} energies, left out")
         self._note = ", " + ", ".join(notes)
         if self.out is not None:
-            with _written(self.out / "metrics.jsonl"):
+            with written(self.out / "metrics.jsonl"):
                 folder.append_line(self.out / "metrics.jsonl", row)
-                _board(self.out / "tensorboard", row)
+                write_board(self.out / "tensorboard", row)
 
     @torch.no_grad()
     def _quality(self) -> dict[str, float | None]:
         """Held-out likelihood, and what samples are worth."""
-        generator = direction_generator(self.protocol.seed, "log", self.points)
+        generator = direction_generator(self.schedule.seed, "log", self.points)
         samples = self.generator.sample(LOG_SAMPLES, generator)
         usable = bool((samples.log_weights > -math.inf).any())
-        found: dict[str, float | None] = {"ess": effective_sample_size(samples.log_weights) if usable else None}
+        result: dict[str, float | None] = {"ess": effective_sample_size(samples.log_weights) if usable else None}
         if self.held_out is not None:
-            frames = self.held_out.draw(LOG_FRAMES, direction_generator(self.protocol.seed, "held out", 0))
-            found["nll"] = -float(self.generator.flow.log_prob(frames).mean())
+            frames = self.held_out.draw(LOG_FRAMES, direction_generator(self.schedule.seed, "held out", 0))
+            result["nll"] = -float(self.generator.flow.log_prob(frames).mean())
         if self.level is not None:
             mean, largest = self.level
             low = samples.energies[samples.energies <= largest]
-            found["energy_shift_kT"] = float(low.mean()) - mean if len(low) else None
-            found["low_energy_fraction"] = len(low) / len(samples)
-        return found
+            result["energy_shift_kT"] = float(low.mean()) - mean if len(low) else None
+            result["low_energy_fraction"] = len(low) / len(samples)
+        return result
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -239,34 +241,34 @@ class Training(pl.Callback):
             "fingerprint": self.generator.system.fingerprint,
             "temperature": self.generator.system.temperature,
             "model": self.generator.model,
-            **self.protocol.fields(),
+            **self.schedule.fields(),
         }
 
-    def _write_checkpoint(self, optimizer: torch.optim.Optimizer | None, stage_done: bool) -> None:
+    def _write_checkpoint(self, optimizer: torch.optim.Optimizer | None, phase_done: bool) -> None:
         state = {
             "of": self._identity(),
             "generator": self.generator.state_dict(),
             "optimizer": optimizer.state_dict() if optimizer else None,
-            "merges": self._merges.state_dict() if self._merges and not stage_done else {},
-            "stage_index": self.stage_index + stage_done,
-            "done": 0 if stage_done else self.done,
+            "merges": self._merges.state_dict() if self._merges and not phase_done else {},
+            "stage_index": self.phase_index + phase_done,
+            "done": 0 if phase_done else self.done,
             "losses": self._since_log,
             **{name: getattr(self, name) for name in _COUNTS},
         }
-        with _written(self._checkpoint):
+        with written(self._checkpoint):
             save_checkpoint(self._checkpoint, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        wrong = folder.differences(self._identity(), self.protocol.adopted(state.get("of", {})))
+        wrong = folder.differences(self._identity(), self.schedule.adopted(state.get("of", {})))
         if wrong:
             raise CheckpointError(f"`{self._checkpoint}` must be of the training that is resumed: {wrong}")
         self._check_coordinates(state["generator"])
         self.generator.load_state_dict(with_structure(self.generator, state["generator"]))
-        self.stage_index, self.done = state["stage_index"], state["done"]
+        self.phase_index, self.done = state["stage_index"], state["done"]
         self._since_log = list(state.get("losses", []))
         for name in _COUNTS:
             setattr(self, name, state.get(name, getattr(self, name)))
-        added = len(self.protocol.stages) - len(self.step_seconds)
+        added = len(self.schedule.phases) - len(self.step_seconds)
         self.step_seconds += [0.0] * added
         self.merge_counts += [[0, 0] for _ in range(added)]
         self._pending = {"optimizer": state["optimizer"], "merges": state["merges"]}
@@ -274,33 +276,22 @@ class Training(pl.Callback):
     def _check_coordinates(self, state: dict[str, Tensor]) -> None:
         """Frames were encoded by the generator's coordinates, before this; other threads sum in another order."""
         for name, value in self.generator.coordinates.state_dict().items():
-            came = state[f"coordinates.{name}"]
-            if came.shape != value.shape or not torch.allclose(came, value, rtol=1e-6, atol=1e-9):
+            got = state[f"coordinates.{name}"]
+            if got.shape != value.shape or not torch.allclose(got, value, rtol=1e-6, atol=1e-9):
                 raise CheckpointError(f"`{self._checkpoint}` must be of these data, got coordinates of other frames")
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Name the file and the reason where something cannot be written."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # torch's archive writer has no errno
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(
-            f"`{path}` cannot be written ({reason}); the last checkpoint is whole: make room, resume"
-        ) from error
-
-
-def _board(path: Path, row: dict[str, Any]) -> None:
-    """For TensorBoard, where it is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return
-    with SummaryWriter(str(path), filename_suffix=f".{row['step']}") as writer:
-        for name, value in row.items():
-            if isinstance(value, int | float):
-                writer.add_scalar(name, value, row["step"])
+def train(
+    generator: MolecularFlow, phase: Phase, frames: Tensor | None, weights: Tensor | None, **options: Any
+) -> Training:
+    """A training of one phase, done; options are of `Schedule` or of `Training`."""
+    if frames is not None:
+        check_frames(frames, generator.system)
+    shared = {name: options.pop(name) for name in SHARED if name in options}
+    data = None if frames is None else Encoded(generator.coordinates, frames, weights)
+    training = Training(generator, data, Schedule((phase,), **shared), **options)
+    training.fit()
+    return training
 
 
 _COUNTS = ("points", "seconds", "evaluations", "left_out", "broken", "step_seconds", "merge_counts")

@@ -75,12 +75,12 @@ class TorsionBias:
         rows = []
         for theta in angles.double().unbind(-1):
             counts = torch.histc(theta, _BINS, -math.pi, math.pi)
-            shares = (1 - _SPREAD) * counts / counts.sum() + _SPREAD / _BINS
-            rows.append(basis.mT @ (kT * shares.log()) * (2 / _BINS))
-        found = self.coefficients + gain * torch.stack(rows)
-        return TorsionBias(self.torsions, found.round(decimals=_DECIMALS))
+            probabilities = (1 - _SPREAD) * counts / counts.sum() + _SPREAD / _BINS
+            rows.append(basis.mT @ (kT * probabilities.log()) * (2 / _BINS))
+        result = self.coefficients + gain * torch.stack(rows)
+        return TorsionBias(self.torsions, result.round(decimals=_DECIMALS))
 
-    def softened(self, kT: float, ess: float) -> TorsionBias:
+    def scaled_to_ess(self, kT: float, ess: float) -> TorsionBias:
         """The strongest α V, α ≤ 1, whose samples keep an effective sample size of `ess` after reweighting.
 
         V is taken for -F, the free energies of independent torsions, p ∝ e^(V/kT): samples of p^(1-α) have the

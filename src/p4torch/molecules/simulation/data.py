@@ -16,17 +16,19 @@ from openmm import app
 from torch import Tensor
 
 from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.molecules.renamed import renamed_fields
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.trajectory import check_trajectory
 from p4torch.runs.checkpoint import write_whole
 from p4torch.runs.folder import read_json, write_json
 
-#: The parts of a biased run: frames to train on, and frames of other walkers to test with.
+#: The parts of a biased run: frames to train on, and frames of other trajectories to test with.
 PARTS = ("train", "held_out")
 
 _ANGSTROMS = np.float32(10.0)  # per nm
 
 
+@renamed_fields(walkers="trajectory_ids")
 @dataclass(frozen=True)
 class ReferenceData:
     """Weighted frames: averages over the Boltzmann distribution are Σ w f / Σ w.
@@ -35,14 +37,14 @@ class ReferenceData:
         frames: `(n, atoms, 3)` in nm, float32.
         weights: `(n,)`, of mean 1, float64.
         energies: `(n,)` in kJ/mol, float64, without bias.
-        walkers: `(n,)`, the walker that each frame is of; a walker's frames are in the order of time.
+        trajectory_ids: `(n,)`, the trajectory of each frame; its frames are in the order of time.
         temperature: in K.
     """
 
     frames: Tensor
     weights: Tensor
     energies: Tensor
-    walkers: Tensor
+    trajectory_ids: Tensor
     temperature: float
 
     @classmethod
@@ -62,13 +64,15 @@ class ReferenceData:
         config = read_json(Path(run) / "config.json")
         if system is not None and config["fingerprint"] != system.fingerprint:
             raise ArgumentError.of("run", f"of {system!r}", f"data of fingerprint {config['fingerprint']}")
-        weights, energies, walkers = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in _ARRAYS)
+        weights, energies, trajectory_ids = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in _FILES)
         with DCDTrajectoryFile(str(folder / "frames.dcd")) as file:
             frames = torch.from_numpy(file.read()[0] / _ANGSTROMS)
-        if not len(frames) == len(weights) == len(energies) == len(walkers):
-            counts = f"{len(frames)} frames, {len(weights)} weights, {len(energies)} energies, {len(walkers)} walkers"
+        if not len(frames) == len(weights) == len(energies) == len(trajectory_ids):
+            counts = (
+                f"{len(frames)} frames, {len(weights)} weights, {len(energies)} energies, {len(trajectory_ids)} ids"
+            )
             raise CheckpointError(f"`{folder}` must hold as many weights as frames, got {counts}")
-        return cls(frames, weights, energies, walkers, float(read_json(folder / "part.json")["temperature"]))
+        return cls(frames, weights, energies, trajectory_ids, float(read_json(folder / "part.json")["temperature"]))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -100,7 +104,9 @@ class ReferenceData:
         return self.frames[torch.searchsorted(cumulated, places, right=True).clamp(max=len(self) - 1)]
 
 
-_ARRAYS = ("weights", "energies", "walkers")
+#: Fields of the data and the names of their files.
+_ARRAYS = ("weights", "energies", "trajectory_ids")
+_FILES = ("weights", "energies", "walkers")
 
 
 def save_part(
@@ -109,13 +115,13 @@ def save_part(
     frames: Iterable[np.ndarray],
     weights: np.ndarray,
     energies: np.ndarray,
-    walkers: np.ndarray,
+    trajectory_ids: np.ndarray,
 ) -> None:
     """Write one part: `frames` come in pieces `(n, atoms, 3)` in nm; `weights` are scaled to mean 1."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "part.json", {"temperature": temperature, "frames": len(weights)})
-    arrays = (weights / weights.mean(), energies, walkers)
-    for name, values in zip(_ARRAYS, arrays, strict=True):
+    arrays = (weights / weights.mean(), energies, trajectory_ids)
+    for name, values in zip(_FILES, arrays, strict=True):
         write_whole(folder / f"{name}.npy", partial(save_array, values))
     write_whole(folder / "frames.dcd", lambda path: save_dcd(path, frames))
 

@@ -91,7 +91,7 @@ class _Replicas:
         self._inverse = 1 / (GAS_CONSTANT * np.array(ladder.temperatures))
         self._order = torch.arange(count)
         #: Of each replica: 1 if it was last at the top, -1 at the bottom, 0 at neither; and its whole trips.
-        self._came = torch.zeros(count, dtype=torch.int64)
+        self._last_end = torch.zeros(count, dtype=torch.int64)
         self._counts = torch.zeros(4, dtype=torch.int64)  # parity, tried, accepted, halves of round trips
         self._generator = torch.Generator().manual_seed(ladder.seed)
 
@@ -125,12 +125,17 @@ class _Replicas:
 
     def save(self) -> State:
         """Exactly where they are."""
-        own = {"order": self._order, "came": self._came, "counts": self._counts, "noise": self._generator.get_state()}
-        return {**own, "contexts": [member.save() for member in self._members]}
+        return {
+            "order": self._order,
+            "came": self._last_end,
+            "counts": self._counts,
+            "noise": self._generator.get_state(),
+            "contexts": [member.save() for member in self._members],
+        }
 
     def load(self, state: State) -> None:
         """Go on from there."""
-        self._order, self._came, self._counts = state["order"], state["came"], state["counts"]
+        self._order, self._last_end, self._counts = state["order"], state["came"], state["counts"]
         self._generator.set_state(state["noise"])
         for index, temperature in zip(self._order.tolist(), self._ladder.temperatures, strict=True):
             self._members[index].set_temperature(temperature)
@@ -145,8 +150,8 @@ class _Replicas:
 
     def _count_trips(self) -> None:
         for replica, end in ((int(self._order[0]), -1), (int(self._order[-1]), 1)):
-            self._counts[3] += int(self._came[replica] == -end)
-            self._came[replica] = end
+            self._counts[3] += int(self._last_end[replica] == -end)
+            self._last_end[replica] = end
 
 
 def geometric(lowest: float, highest: float, count: int) -> tuple[float, ...]:

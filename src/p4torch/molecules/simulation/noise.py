@@ -69,13 +69,13 @@ class NoiseRun:
         frames = torch.from_numpy(np.array(Store(walker.folder, system.atoms).frames())).double()
         temperature = walker.start.thermostat.temperature
         generator = torch.Generator().manual_seed(walker.seed)
-        found = noise_baseline(system.potential.energy, frames, self.sigma_nm, temperature, generator)
-        energies = {"data_mean": found.data_mean, "noisy_mean": found.noisy_mean, "shift": found.shift}
+        result = noise_baseline(system.potential.energy, frames, self.sigma_nm, temperature, generator)
+        energies = {"data_mean": result.data_mean, "noisy_mean": result.noisy_mean, "shift": result.shift}
         return {
             "temperature_K": temperature,
             "frames": len(frames),
             **{f"{name}_kJ_mol": value for name, value in energies.items()},
-            **{f"{name}_kT": found.in_kT(value) for name, value in energies.items()},
+            **{f"{name}_kT": result.in_kT(value) for name, value in energies.items()},
         }
 
 

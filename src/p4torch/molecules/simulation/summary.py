@@ -70,12 +70,12 @@ def summarise(out: Path, system: MolecularSystem) -> Summary:
 def _part(data: ReferenceData, theta: Tensor) -> dict[str, Any]:
     weights = data.weights
     everything = _difference(theta, data)
-    crossings = count_crossings(theta, data.walkers)
+    crossings = count_crossings(theta, data.trajectory_ids)
     mean = float((weights * data.energies).sum() / weights.sum())
-    walkers = {
-        int(walker): _difference(theta[mine], data.select(mine))
-        for walker in data.walkers.unique()
-        if (mine := data.walkers == walker).any()
+    trajectories = {
+        int(index): _difference(theta[mine], data.select(mine))
+        for index in data.trajectory_ids.unique()
+        if (mine := data.trajectory_ids == index).any()
     }
     return {
         "temperature": data.temperature,
@@ -84,7 +84,7 @@ def _part(data: ReferenceData, theta: Tensor) -> dict[str, Any]:
         "crossings": int(crossings.between_cores.sum()),
         "mean_energy_kJ_mol": mean,
         **everything,
-        "walkers": walkers,
+        "walkers": trajectories,
     }
 
 
@@ -93,9 +93,9 @@ def _difference(theta: Tensor, data: ReferenceData) -> dict[str, Any]:
     inside = in_arc(theta, POSITIVE_PHI)
     if bool(inside.all()) or not bool(inside.any()):
         return {"delta_f_kT": None, "error_kT": None}
-    found = free_energy_difference(theta, weights=data.weights, walkers=data.walkers)
-    details = {name: getattr(found, name) for name in ("blocks", "block_length", "inefficiency")}
-    return {"delta_f_kT": found.value, "error_kT": found.error, **details}
+    result = free_energy_difference(theta, weights=data.weights, trajectory_ids=data.trajectory_ids)
+    details = {name: getattr(result, name) for name in ("blocks", "block_length", "inefficiency")}
+    return {"delta_f_kT": result.value, "error_kT": result.error, **details}
 
 
 def _mbar(parts: list[ReferenceData], angles: list[Tensor], lowest: dict[str, Any]) -> dict[str, Any] | None:
@@ -108,17 +108,19 @@ def _mbar(parts: list[ReferenceData], angles: list[Tensor], lowest: dict[str, An
     inside = torch.cat([in_arc(theta[::stride], POSITIVE_PHI) for theta in angles])
     temperatures = torch.tensor([data.temperature for data in parts], dtype=torch.float64)
     inefficiency = max(1.0, lowest["inefficiency"] / stride)
-    found = tempering_free_energy_difference(
+    result = tempering_free_energy_difference(
         energies, temperatures, states, inside, parts[0].temperature, inefficiency=inefficiency
     )
-    return {"delta_f_kT": found.value, "error_kT": found.error, "stride": stride}
+    return {"delta_f_kT": result.value, "error_kT": result.error, "stride": stride}
 
 
 def _draw(
     out: Path, system: MolecularSystem, parts: dict[str, ReferenceData], angles: dict[str, Tensor], label: str
 ) -> None:
     profiles = {
-        name.replace("_", " "): free_energy_profile(angles[name], weights=data.weights, walkers=data.walkers)
+        name.replace("_", " "): free_energy_profile(
+            angles[name], weights=data.weights, trajectory_ids=data.trajectory_ids
+        )
         for name, data in parts.items()
     }
     figures = {"free-energy": free_energy_figure(profiles, {"phi": "φ", "psi": "ψ"}.get(label.partition(":")[0], "θ"))}
@@ -138,10 +140,10 @@ def _draw(
 
 
 def _line(name: str, part: dict[str, Any]) -> str:
-    found = "not both regions visited" if part["delta_f_kT"] is None else _pair(part["delta_f_kT"], part["error_kT"])
+    result = "not both regions visited" if part["delta_f_kT"] is None else _pair(part["delta_f_kT"], part["error_kT"])
     return (
         f"{name.replace('_', ' ')}: {part['frames']} frames, effective {100 * part['effective_share']:.1f} %, "
-        f"{part['crossings']} crossings, mean energy {part['mean_energy_kJ_mol']:.2f} kJ/mol, ΔF {found} kT"
+        f"{part['crossings']} crossings, mean energy {part['mean_energy_kJ_mol']:.2f} kJ/mol, ΔF {result} kT"
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.generator.langevin import Langevin, Point, langevin_move
+from p4torch.molecules.generator.mala import MALA, Point, mala_move
 
 #: Standard errors that a moment may be off by, at fixed seeds: by chance, one in 16,000 is.
 ERRORS = 4.0
@@ -30,7 +30,7 @@ def test_langevin_keeps_the_target() -> None:
     chains, steps, draws = 20_000, 60, generator(1)
     mean, variance = torch.tensor([1.0, 0.0, -1.0]).double(), torch.tensor([1.0, 4.0, 0.25]).double()
     start = mean + variance.sqrt() * torch.randn(chains, 3, generator=draws, dtype=torch.float64)
-    x, count = Langevin(steps, 0.5).run(start, harmonic, draws)
+    x, count = MALA(steps, 0.5).run(start, harmonic, draws)
     assert ((x.mean(0) - mean).abs() < ERRORS * (variance / chains).sqrt()).all()
     assert ((x.var(0) / variance - 1).abs() < ERRORS * math.sqrt(2 / chains)).all()
     assert 0.5 < float(count.double().mean()) / steps < 0.99
@@ -41,7 +41,7 @@ def test_langevin_is_reversible() -> None:
     size = 0.7
     x, noise = torch.randn(50, 3, dtype=torch.float64), torch.randn(50, 3, dtype=torch.float64)
     there = Point.of(x, harmonic)
-    new, _ = langevin_move(there, harmonic, size, noise, torch.full((50,), -math.inf).double())
+    new, _ = mala_move(there, harmonic, size, noise, torch.full((50,), -math.inf).double())
     back_noise = (x - new.x + size**2 / 2 * new.gradient) / size
     flow = -there.energy - noise.square().sum(-1) / 2 + log_acceptance(there, noise, size)
     flow_back = -new.energy - back_noise.square().sum(-1) / 2 + log_acceptance(new, back_noise, size)
@@ -52,7 +52,7 @@ def log_acceptance(point: Point, noise: Tensor, size: float) -> Tensor:
     low, high = torch.full((len(noise),), -100.0).double(), torch.zeros(len(noise)).double()
     for _ in range(60):
         middle = (low + high) / 2
-        accepted = langevin_move(point, harmonic, size, noise, middle)[1]
+        accepted = mala_move(point, harmonic, size, noise, middle)[1]
         low, high = middle.where(accepted, low), high.where(accepted, middle)
     return low
 
@@ -61,7 +61,7 @@ def test_langevin_rejects_what_is_not_finite() -> None:
     def walled(x: Tensor) -> Tensor:
         return x.square().sum(-1) / 2 + torch.where(x[:, 0] > 0, 0.0, math.inf)
 
-    x, count = Langevin(50, 0.5).run(torch.full((200, 2), 0.1, dtype=torch.float64), walled, generator(0))
+    x, count = MALA(50, 0.5).run(torch.full((200, 2), 0.1, dtype=torch.float64), walled, generator(0))
     assert (x[:, 0] > 0).all()
     assert (count < 50).all() and (count > 0).any()
 
@@ -69,4 +69,4 @@ def test_langevin_rejects_what_is_not_finite() -> None:
 @pytest.mark.parametrize("arguments", [{"steps": 0}, {"step_size": 0.0}, {"step_size": math.nan}])
 def test_bad_langevin(arguments: dict[str, float]) -> None:
     with pytest.raises(ArgumentError, match=f"`{next(iter(arguments))}`"):
-        Langevin(**arguments)  # type: ignore[arg-type]
+        MALA(**arguments)  # type: ignore[arg-type]

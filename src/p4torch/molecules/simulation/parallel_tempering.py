@@ -19,7 +19,7 @@ from p4torch.runs.pool import Row
 
 
 @dataclass(frozen=True)
-class Tempered(Method):
+class ParallelTempering(Method):
     """Several ladders of replicas, the lowest at the system's temperature.
 
     Args:
@@ -63,7 +63,7 @@ class Tempered(Method):
     def records(self) -> int:
         return self.ladders * self.replicas * self._exchanges(self.nanoseconds)
 
-    def short(self) -> Tempered:
+    def short(self) -> ParallelTempering:
         return replace(self, nanoseconds=0.005, equilibration_ns=0.001)
 
     def fields(self, system: MolecularSystem) -> dict[str, Any]:
@@ -95,10 +95,12 @@ class Tempered(Method):
         stores = [Store(ladder.folder, system.atoms, self.replicas) for ladder in ladders]
         for k, temperature in enumerate(temperatures):
             energies = [store.energies(k) for store in stores]
-            walkers = np.repeat(np.arange(self.ladders), [len(part) for part in energies])
+            trajectory_ids = np.repeat(np.arange(self.ladders), [len(part) for part in energies])
             frames = (np.array(store.frames(k)) for store in stores)
-            weights = np.ones(len(walkers))
-            save_part(out / part_name(temperature), temperature, frames, weights, np.concatenate(energies), walkers)
+            weights = np.ones(len(trajectory_ids))
+            save_part(
+                out / part_name(temperature), temperature, frames, weights, np.concatenate(energies), trajectory_ids
+            )
         return rows
 
     def _exchanges(self, nanoseconds: float) -> int:

@@ -16,7 +16,7 @@ PERTURBATION_RATE = 0.1
 
 
 @dataclass(frozen=True)
-class Stage:
+class Phase:
     """Steps of one kind, with an Adam of their own: linear warm-up, then a cosine down to 0.
 
         loss = λ mean(-log q(frames)) + mean(u(samples) + log q(samples))
@@ -69,8 +69,8 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """Stages in their order, and what they share.
+class Schedule:
+    """Phases in their order, and what they share.
 
     Attributes:
         merge_every: steps between merges of perturbed layers.
@@ -79,7 +79,7 @@ class Protocol:
         seed: of all random numbers.
     """
 
-    stages: tuple[Stage, ...]
+    phases: tuple[Phase, ...]
     merge_every: int = MERGE_EVERY
     perturbation_rate: float = PERTURBATION_RATE
     clip: float = 10.0
@@ -94,24 +94,25 @@ class Protocol:
     @property
     def points(self) -> int:
         """That pass through the flow in all: the measure of progress."""
-        return sum(stage.points for stage in self.stages)
+        return sum(phase.points for phase in self.phases)
 
     @property
     def evaluations(self) -> int:
         """Energies with gradients that it takes."""
-        return sum(stage.steps * stage.samples for stage in self.stages)
+        return sum(phase.steps * phase.samples for phase in self.phases)
 
     def fields(self) -> dict[str, Any]:
-        """Plain values, for configurations."""
-        return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
+        """Plain values, for configurations, where phases are called stages."""
+        values = asdict(self)
+        return {"stages": list(values.pop("phases")), **values}
 
     def adopted(self, recorded: dict[str, Any]) -> dict[str, Any]:
-        """Fields of a training's protocol, with this one's stages if theirs are the first of these: stages may be added
-        to a training, and what an earlier version did not know of a stage is as by default."""
-        own = self.fields()["stages"]
+        """Fields of a training's schedule, with this one's phases if theirs are the first of these: phases may be added
+        to a training, and what an earlier version did not know of a phase is as by default."""
+        expected = self.fields()["stages"]
         try:
-            stages = [asdict(Stage(**stage)) for stage in recorded.get("stages", [])]
+            phases = [asdict(Phase(**phase)) for phase in recorded.get("stages", [])]
         except (ArgumentError, TypeError):
             return recorded
-        begun = len(stages) > 0 and own[: len(stages)] == stages
-        return {**recorded, "stages": own if begun else stages}
+        begun = len(phases) > 0 and expected[: len(phases)] == phases
+        return {**recorded, "stages": expected if begun else phases}

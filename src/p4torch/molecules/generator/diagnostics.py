@@ -32,7 +32,7 @@ def findings(row: dict[str, Any], parity: float, uncovered: float) -> tuple[Find
         _largest(row),
         _coverage(uncovered),
         _difference(row),
-        _mirrors(row),
+        _wrong_chirality(row),
         Finding(
             "Force-field parity",
             f"{parity:.1e} kJ/mol",
@@ -132,7 +132,7 @@ def _difference(row: dict[str, Any]) -> Finding:
     )
 
 
-def _mirrors(row: dict[str, Any]) -> Finding:
+def _wrong_chirality(row: dict[str, Any]) -> Finding:
     share = row["mirror_share"]
     if share is None:
         return Finding("Mirror forms", "none possible", "none", "The molecule has no chiral centre.")

@@ -29,7 +29,7 @@ _PIECE = 10_000
 
 
 @dataclass(frozen=True)
-class Biased(Method):
+class TorsionFlattening(Method):
     """Several walkers under one bias on torsions.
 
     Args:
@@ -39,7 +39,7 @@ class Biased(Method):
         save_ps: between two frames.
         adaptation_ns: of the runs that find the bias, one for each of `adapters`; `rounds` updates in each.
         equilibration_ns: of each walker under the frozen bias, not kept.
-        ess: the effective sample size, as a share, that the bias is softened to.
+        ess: the effective sample size, as a share, that the bias is scaled to.
         friction, step_fs, platform: of the dynamics, as in `Thermostat`.
         seed: of all random numbers.
 
@@ -89,12 +89,12 @@ class Biased(Method):
     def records(self) -> int:
         return self.walkers * self.frames
 
-    def short(self) -> Biased:
+    def short(self) -> TorsionFlattening:
         return replace(self, nanoseconds=0.02, adaptation_ns=0.02, equilibration_ns=0.002, rounds=2)
 
     def fields(self, system: MolecularSystem) -> dict[str, Any]:
-        biased = [torsion_label(system.topology, torsion) for torsion in self._torsions(system)]
-        return {"method": "biased", "biased": biased, **vars(self)}
+        labels = [torsion_label(system.topology, torsion) for torsion in self._torsions(system)]
+        return {"method": "biased", "biased": labels, **vars(self)}
 
     def run(self, system: MolecularSystem, out: Path, simulate: Parts) -> list[Row]:
         bias = self._bias(system, out, simulate)
@@ -103,7 +103,7 @@ class Biased(Method):
         return rows
 
     def _bias(self, system: MolecularSystem, out: Path, simulate: Parts) -> TorsionBias:
-        """Found by several runs, averaged, softened and kept; or as it was kept."""
+        """Found by several runs, averaged, scaled and kept; or as it was kept."""
         path, torsions, start = out / "bias.json", self._torsions(system), start_of(system, self._thermostat(system))
         if not path.exists():
             steps = self._steps(self.adaptation_ns)
@@ -111,9 +111,9 @@ class Biased(Method):
                 Adaptation(f"bias {index + 1}", start, torsions, seed_of(self.seed, index), self.rounds, steps)
                 for index in range(self.adapters)
             ]
-            found = torch.tensor([row["coefficients"] for row in simulate(parts)], dtype=torch.float64)
-            bias = TorsionBias(torsions, found.mean(0)).softened(system.kT, self.ess)
-            write_json(path, {"torsions": torsions, "found": found.tolist(), "kept": bias.coefficients.tolist()})
+            result = torch.tensor([row["coefficients"] for row in simulate(parts)], dtype=torch.float64)
+            bias = TorsionBias(torsions, result.mean(0)).scaled_to_ess(system.kT, self.ess)
+            write_json(path, {"torsions": torsions, "found": result.tolist(), "kept": bias.coefficients.tolist()})
         return TorsionBias(torsions, torch.tensor(read_json(path)["kept"], dtype=torch.float64))
 
     def _walkers(self, system: MolecularSystem, out: Path, bias: TorsionBias) -> list[Walker]:
@@ -142,9 +142,9 @@ class Biased(Method):
             energy = torch.cat([bias.energy(bias.angles(frames)) for frames in _pieces(stores)])
             weights = ((energy - energy.max()) / system.kT).exp().numpy()
             energies = np.concatenate([store.energies() for store in stores])
-            walkers = np.repeat(np.array(indices, dtype=np.int64), [len(store.energies()) for store in stores])
+            trajectory_ids = np.repeat(np.array(indices, dtype=np.int64), [len(store.energies()) for store in stores])
             frames = (piece.numpy() for piece in _pieces(stores))
-            save_part(out / part, system.temperature, frames, weights, energies, walkers)
+            save_part(out / part, system.temperature, frames, weights, energies, trajectory_ids)
 
     def _torsions(self, system: MolecularSystem) -> tuple[Torsion, ...]:
         topology = system.topology

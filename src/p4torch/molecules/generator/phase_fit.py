@@ -1,30 +1,26 @@
-"""One stage of a generator's training."""
+"""One phase of a generator's training."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from p4torch.errors import P4Error
-from p4torch.molecules.generator.protocol import Protocol, Stage
+from p4torch.molecules.generator.molecular_flow import MolecularFlow
+from p4torch.molecules.generator.schedule import Phase, Schedule
 from p4torch.parametrize.sites import parameter_groups
 from p4torch.training import ChunkedFit, FlatAdam
-
-if TYPE_CHECKING:
-    from p4torch.molecules.generator.generator import BoltzmannGenerator
 
 #: So many steps in a row without a usable gradient end a training.
 PATIENCE = 100
 
 
-class StageFit(ChunkedFit):
-    """One stage: batches are latent points, then frames' coordinates. Gradients that are not finite are left out."""
+class PhaseFit(ChunkedFit):
+    """One phase: batches are latent points, then frames' coordinates. Gradients that are not finite are left out."""
 
-    def __init__(self, generator: BoltzmannGenerator, stage: Stage, protocol: Protocol, done: int = 0) -> None:
-        super().__init__(generator.flow, stage.steps, stage.learning_rate, clip=protocol.clip, done=done)
-        self.generator, self.stage, self.perturbation_rate = generator, stage, protocol.perturbation_rate
+    def __init__(self, generator: MolecularFlow, phase: Phase, schedule: Schedule, done: int = 0) -> None:
+        super().__init__(generator.flow, phase.steps, phase.learning_rate, clip=schedule.clip, done=done)
+        self.generator, self.phase, self.perturbation_rate = generator, phase, schedule.perturbation_rate
         self.left_out, self.in_a_row = 0, 0
         self.broken = torch.zeros((), dtype=torch.long)  # energies that were not finite
 
@@ -32,12 +28,12 @@ class StageFit(ChunkedFit):
         return FlatAdam(parameter_groups(self.flow, share=self.perturbation_rate), lr=self.learning_rate)
 
     def loss(self, batch: Tensor) -> Tensor:
-        latent, frames = batch.split([self.stage.samples, self.stage.frames])
+        latent, frames = batch.split([self.phase.samples, self.phase.frames])
         total = batch.new_zeros(())
         if len(frames):
-            total = total - self.stage.likelihood * self.flow(frames).mean()
+            total = total - self.phase.likelihood * self.flow(frames).mean()
         if len(latent):
-            loss, broken = (self.generator.force_loss if self.stage.forces else self.generator.energy_loss)(latent)
+            loss, broken = (self.generator.force_loss if self.phase.forces else self.generator.energy_loss)(latent)
             self.broken += broken
             total = total + loss
         return total

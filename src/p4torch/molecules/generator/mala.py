@@ -1,4 +1,4 @@
-"""Metropolis-adjusted Langevin moves: small steps downhill with noise, accepted so that the target stays exact."""
+"""The Metropolis-adjusted Langevin algorithm: steps downhill with noise, accepted so that the target stays exact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from p4torch.molecules.analysis.inputs import count_of
 
 
 @dataclass(frozen=True)
-class Langevin:
+class MALA:
     """So many moves in a row, x' = x - (s²/2) ∇u(x) + s ξ, with s = `step_size` in nm.
 
     Small steps are accepted nearly always and lead nowhere; about 0.57 accepted is best for many coordinates. The bonds
@@ -43,7 +43,7 @@ class Langevin:
         for _ in range(self.steps):
             noise = torch.randn(x.shape, generator=draws, dtype=x.dtype)
             log_uniform = torch.rand(len(x), generator=draws, dtype=x.dtype).log()
-            point, accepted = langevin_move(point, energy, self.step_size, noise, log_uniform)
+            point, accepted = mala_move(point, energy, self.step_size, noise, log_uniform)
             count += accepted
         return point.x, count
 
@@ -65,7 +65,7 @@ class Point(NamedTuple):
         return cls(x.detach(), value.detach(), gradient)
 
 
-def langevin_move(
+def mala_move(
     point: Point, energy: Callable[[Tensor], Tensor], step_size: float, noise: Tensor, log_uniform: Tensor
 ) -> tuple[Point, Tensor]:
     """(points after one move, which were accepted `(n,)`), reversible with respect to exp(-u(x)) dx.
