@@ -14,8 +14,8 @@ from p4torch.optimizer_state import OptimizerState
 from p4torch.views import View, regrouped
 
 #: Learning rates tried, and what `--tune` found.
-CANDIDATES, BLOCK_CANDIDATES = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 1.7e-2)
-RATES = {"full": 3e-3, "lora": 3e-3, "relora": 3e-3, "relative": 1e-2, "poet": 1e-2}
+CANDIDATES, BLOCK_CANDIDATES = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 1.7e-2, 3e-2)
+RATES = {"full": 3e-3, "lora": 3e-3, "relora": 3e-3, "relative": 1e-2, "poet": 3e-2}
 
 #: Methods with blocks, their size and merge interval, and the other intervals of the first of them.
 BLOCKS = (("relative", 12, 50), ("poet", 16, 50))
