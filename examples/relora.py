@@ -18,7 +18,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import Tensor
 import p4torch as p4
 from examples.language_model import LanguageModel, Text
 from examples.relora_report import figure, table
-from examples.relora_variants import RATES, SHORT, Setting, Variant, candidates, chosen, constrain, memory_options
+from examples.relora_variants import RATES, SHORT, Setting, Variant, candidates, constrain, memory_options, rounds
 from examples.scaffold import Fit, Job, Results, Row, add_options, parser, run, train
 from p4torch.sites import direction_generator
 from p4torch.training.chunks import warmup_cosine
@@ -133,20 +133,21 @@ def warm_start(setting: Setting, seed: int, text: Text) -> dict[str, Tensor]:
     return fit.model.state_dict()
 
 
-def work(setting: Setting, pairs: Sequence[tuple[Variant, int]], out: Path, console: Console) -> Results:
-    """Train what was chosen, pairs of a variant and a seed."""
-    text = Text()
-    warm = {seed: warm_start(setting, seed, text) for seed in dict.fromkeys(seed for _, seed in pairs)}
-    jobs = [
-        Job(
-            f"{variant.title}, {variant.rate:g}, {seed}".replace(", ", "-").replace(" ", ""),
-            f"{variant.title}, rate {variant.rate:g}, seed {seed}",
-            setting.steps,
-            partial(Learner, variant, setting, seed, text, warm[seed]),
-        )
-        for variant, seed in pairs
-    ]
-    rows = list(train(jobs, out, console, setting.record).values())
+def work(setting: Setting, rounds: Sequence[Sequence[tuple[Variant, int]]], out: Path, console: Console) -> Results:
+    """Train pairs of a variant and a seed, one round after the other."""
+    text, rows = Text(), list[Row]()
+    warm = cache(partial(warm_start, setting, text=text))
+    for pairs in rounds:
+        jobs = [
+            Job(
+                f"{variant.title}, {variant.rate:g}, {seed}".replace(", ", "-").replace(" ", ""),
+                f"{variant.title}, rate {variant.rate:g}, seed {seed}",
+                setting.steps,
+                partial(Learner, variant, setting, seed, text, warm(seed)),
+            )
+            for variant, seed in pairs
+        ]
+        rows += train(jobs, out, console, setting.record).values()
     described = {"name": text.name, "sha256": text.digest, "train": len(text.train), "held_out": len(text.held_out)}
     return Results({"text": described, "rows": rows}, table(rows, setting, described), {"relora": figure(rows)})
 
@@ -161,14 +162,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setting = SHORT if options.short else Setting()
     if options.tune:
         setting = replace(setting, steps=max(1, setting.steps // 3 // setting.every) * setting.every)
-        pairs = [(variant, TUNE_SEED) for variant in candidates(setting)]
+        parts = [[(variant, TUNE_SEED) for variant in candidates(setting)]]
     elif options.memory:
-        pairs = [(variant, seed) for seed in options.seeds for variant in memory_options(setting)]
+        parts = [[(variant, seed) for variant in memory_options(setting)] for seed in options.seeds]
     else:
-        pairs = chosen(setting, options.seeds)
+        parts = rounds(setting, options.seeds)
     fields = {"setting": asdict(setting), "rates": RATES, "seeds": list(options.seeds), "tune": options.tune}
     fields["memory"] = options.memory
-    return run(MODULE, options, fields, partial(work, setting, pairs))
+    return run(MODULE, options, fields, partial(work, setting, parts))
 
 
 if __name__ == "__main__":

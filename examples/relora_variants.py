@@ -98,7 +98,7 @@ def block_variant(method: str, block: int, every: int, setting: Setting, rate: f
 
 
 def variants(setting: Setting) -> list[Variant]:
-    """Full training, LoRA, ReLoRA, and blocks: trained with every seed, but of the blocks only the first ones."""
+    """Full training, LoRA, ReLoRA, and blocks."""
     full, lora = Variant("full", RATES["full"]), Variant("lora", RATES["lora"])
     relora = Variant("relora", RATES["relora"], "reset_directions")
     return [full, lora, relora, *(block_variant(*shape, setting) for shape in BLOCKS)]
@@ -125,10 +125,10 @@ def candidates(setting: Setting) -> list[Variant]:
     return plain + [block_variant(*shape, setting, rate) for shape in BLOCKS for rate in BLOCK_CANDIDATES]
 
 
-def chosen(setting: Setting, seeds: Sequence[int]) -> list[tuple[Variant, int]]:
-    """Pairs of a variant and a seed: with the first seed also the other shapes of blocks and the other intervals."""
-    first, *others = seeds
+def rounds(setting: Setting, seeds: Sequence[int]) -> list[list[tuple[Variant, int]]]:
+    """Pairs of a variant and a seed, in rounds that train one after the other: the main comparison with one seed after
+    the other; then, with the first one, the other shapes of blocks and the other intervals."""
     every = variants(setting)
-    repeated = every[: len(every) - len(BLOCKS) + 1]
-    pairs = [(variant, first) for variant in (*every, *intervals(setting))]
-    return pairs + [(variant, seed) for seed in others for variant in repeated]
+    main, other = every[: len(every) - len(BLOCKS) + 1], every[len(every) - len(BLOCKS) + 1 :]
+    last = [(variant, seeds[0]) for variant in (*other, *intervals(setting))]
+    return [*([(variant, seed) for variant in main] for seed in seeds), last]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from examples.language_model import LanguageModel, Text
 from examples.relora import Learner, warm_start
-from examples.relora_variants import BLOCKS, SHORT, Setting, Variant, block_variant, chosen, memory_options, squares
+from examples.relora_variants import BLOCKS, SHORT, Setting, Variant, block_variant, memory_options, rounds, squares
 
 from examples import relora
 from p4torch.training import load_checkpoint, save_checkpoint
@@ -33,7 +33,8 @@ def test_the_model_sees_the_past_only() -> None:
 def test_all_start_from_the_same_network() -> None:
     text = Text()
     warm = warm_start(SHORT, 0, text)
-    every = {*(variant for variant, _ in chosen(SHORT, [0])), *memory_options(SHORT)}
+    main = {variant for pairs in rounds(SHORT, [0]) for variant, _ in pairs}
+    every = {*main, *memory_options(SHORT)}
     losses = [float(Learner(variant, SHORT, 0, text, warm).held_out().detach().mean()) for variant in every]
     assert max(losses) - min(losses) < 1e-5
 
