@@ -105,7 +105,9 @@ class Learner(Fit):
         loss = self.held_out()
         trainable = sum(value.numel() for value in self.model.parameters() if value.requires_grad)
         kept = [entry for entries in self.optimizer.state.values() for entry in entries.values()]
-        beside = [value for site in p4.sites(self.model) for value in site.perturbation.buffers()]
+        perturbations = [site.perturbation for site in p4.sites(self.model)]
+        frozen = [value for part in perturbations for value in part.parameters() if not value.requires_grad]
+        beside = [*frozen, *(value for part in perturbations for value in part.buffers())]
         return {
             **asdict(self.variant),
             "title": self.variant.title,

@@ -78,7 +78,8 @@ def test_a_short_run(tmp_path: Path) -> None:
     assert all((row["merged"] == 0) == (row["method"] in ("full", "lora")) for row in rows)
     steps = {row["method"]: row["optimizer_bytes"] - 2 * 4 * row["trainable"] for row in rows}
     assert all(0 < extra < 1000 for extra in steps.values())  # Adam's step counters, one a parameter
-    assert [row["beside_bytes"] for row in rows if row["method"] == "full"] == [0, 0]
+    beside, inner = {row["method"]: row["beside_bytes"] for row in rows}, 4 * 16 * 16 + 2 * 16 * 64
+    assert beside["full"] == 0 and beside["relative"] > 4 * inner and beside["poet"] > 8 * inner  # inverses, float64
     table = (out / "table.md").read_text()
     assert (out / "relora.png").exists() and "Merge intervals" in table and "| relative, blocks of 2, N = 5 |" in table
 
