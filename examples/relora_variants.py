@@ -18,8 +18,8 @@ CANDIDATES, BLOCK_CANDIDATES = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 1.7e-2, 3e-2)
 RATES = {"full": 3e-3, "lora": 3e-3, "relora": 3e-3, "relative": 1e-2, "poet": 3e-2}
 
 #: Methods with blocks, their size and merge interval, and the other intervals of the first of them.
-BLOCKS = (("relative", 12, 50), ("poet", 16, 50))
-INTERVALS = (5, 20, 100, 200, 400)
+BLOCKS = (("relative", 12, 200), ("poet", 16, 50))
+INTERVALS = (5, 20, 50, 100, 400)
 
 
 @dataclass(frozen=True)
