@@ -13,7 +13,7 @@ import p4torch as p4
 from p4torch.optimizer_state import OptimizerState
 from p4torch.views import View, regrouped
 
-#: Learning rates tried, and what `--tune` found.
+#: Learning rates that `--tune` tries, and those chosen; of the blocks after some of its runs only.
 CANDIDATES, BLOCK_CANDIDATES = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 1.7e-2, 3e-2)
 RATES = {"full": 3e-3, "lora": 3e-3, "relora": 3e-3, "relative": 1e-2, "poet": 3e-2}
 
