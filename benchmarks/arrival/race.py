@@ -12,7 +12,7 @@ from benchmarks.arrival.training import Record, train
 from benchmarks.arrival.ways import CAYLEY, PLAIN, Way, ours
 
 SIZES = (64, 128)
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.5e-1, 3e-1)
 STEPS = 3000
 #: |W - T|²_F / n at the end.
 GOAL = 1e-5

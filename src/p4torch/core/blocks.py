@@ -260,7 +260,7 @@ class Blocks(Perturbation):
                     part.copy_(self._listed(torch.randperm(count, generator=generator), size))
 
     def _reset_where(self, where: Tensor, base: Tensor, generator: torch.Generator) -> None:
-        before = {name: getattr(self, f"{name}_order").clone() for name in self.permuted}
+        before = {name: getattr(self, f"{name}_order").clone() for name in self.permuted if not bool(where.all())}
         super()._reset_where(where, base, generator)
         for name, old in before.items():
             order = getattr(self, f"{name}_order")

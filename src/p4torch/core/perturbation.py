@@ -224,8 +224,10 @@ class Perturbation(nn.Module):
         """Reset B where it is not finite on some rank."""
         check_fits(base, "base", self.base_shape, self.own_parameters())
         bad = ~agree(self._finite())
+        if not bool(bad.any()):
+            return Cleared(bad, ())
         names = tuple(name for name, value in self.own_parameters() if not bool(finite(value, 0)))
-        if not names and bool(bad.any()):  # on another rank
+        if not names:  # on another rank
             names = tuple(name for name, _ in self.own_parameters())
         self._reset_where(bad, base, generator)
         return Cleared(bad, names)
@@ -288,6 +290,10 @@ class Perturbation(nn.Module):
     def _reset_where(self, where: Tensor, base: Tensor, generator: torch.Generator) -> None:
         """Reset B for the elements given; for the rest of the stack it stays as it was."""
         if not bool(where.any()):
+            return
+        if bool(where.all()):
+            self.reset(generator)
+            self.adapt(base)
             return
         before = [(value, value.clone()) for _, value in self.own_parameters()]
         self.reset(generator)
