@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import distributions
 
+from p4torch import sites
 from p4torch.errors import ArgumentError
 from p4torch.flows import Flow, InvertibleLinear, NormalAndUniform, Partial, StandardNormal, Swap
-from p4torch.parametrize import sites
 
 
 def _mixing() -> InvertibleLinear:

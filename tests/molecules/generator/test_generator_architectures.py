@@ -7,11 +7,11 @@ import torch
 from tests.molecules.generator.small import frames, small, stirred
 from tests.molecules.systems import system_of
 
+from p4torch import sites
 from p4torch.errors import ArgumentError
 from p4torch.flows import InvertibleLinear, Swap
 from p4torch.molecules import BoltzmannGenerator
 from p4torch.molecules.generator.architectures import affine, architecture, seeded, spline
-from p4torch.parametrize import sites
 from p4torch.training.measures import parameter_count
 
 LAYOUT = small().coordinates.layout
