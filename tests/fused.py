@@ -100,8 +100,8 @@ FUSED: dict[str, Fused] = {
         lambda t: (square(t), square(t) + square(t.sin())),
     ),
     "triangular": Fused(
-        partial(triangular.between, gain=0.3),
-        partial(triangular.between_reference, gain=0.3),
+        partial(triangular.product, gain=0.3),
+        partial(triangular.product_reference, gain=0.3),
         lambda t: (BASE, square(t)),
     ),
     "relative": Fused(

@@ -28,9 +28,13 @@ GATHER = 40
 def moves_whole(base: Tensor, block: Any) -> bool:
     """Whether a block shape of these options has one block of all n coordinates of a square base."""
     size = base.shape[-1] if isinstance(base, Tensor) and base.dim() > 0 else 0
-    if block is None:
-        return size <= ALL_SIZE
+    block = default_block(size) if block is None else block
     return block == "all" if isinstance(block, str) else bool(block == size)
+
+
+def default_block(size: int) -> Block:
+    """The block that is used for n = `size` coordinates if none is asked for."""
+    return "all" if size <= ALL_SIZE else DEFAULT_BLOCK
 
 
 class Blocks(Perturbation):
@@ -82,8 +86,7 @@ class Blocks(Perturbation):
 
     def _blocks_of(self, base: Tensor, size: int, block: Block | None) -> nn.Parameter:
         """B = 0 for one side of n = `size` coordinates."""
-        if block is None:
-            block = "all" if size <= ALL_SIZE else DEFAULT_BLOCK
+        block = default_block(size) if block is None else block
         step, least = (2 if self.algebra.paired else 1), self.algebra.least
         whole = isinstance(block, str) and block == "all"
         if not whole and not (is_integer(block) and least <= int(block) <= size and int(block) % step == 0):

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from p4torch.core.blocks import ALL_SIZE
+from p4torch.core.blocks import default_block
 from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ArgumentError
 from p4torch.flows._fused.run import Kind, Step
@@ -47,7 +47,7 @@ def default_form(features: int, rank: int | None, options: Mapping[str, Any]) ->
     """The form of an invertible matrix in a flow: triangular, so that log|det| is a sum, if B is to move it as a whole;
     else that of `p4torch.Invertible` itself."""
     shaped = rank is not None or any(options.get(name) is not None for name in ("block", "side"))
-    return None if shaped or features > ALL_SIZE else "triangular"
+    return None if shaped or default_block(features) != "all" else "triangular"
 
 
 class InvertibleLinear(Bijection):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
-from p4torch.linalg import in_place as quick
+from p4torch.linalg import in_place as in_place_merge
 
 #: Probe vectors with entries ±1 that look for drift of the inverse at every merge. Each sees all rows.
 PROBES = 2
@@ -53,7 +53,7 @@ class TrackedUpdate:
     sign: Tensor
     logabsdet_change: Tensor
     residual: Tensor
-    step: quick.Step | None = None
+    step: in_place_merge.Step | None = None
 
 
 class TrackedInverse(nn.Module):
@@ -139,11 +139,11 @@ class TrackedInverse(nn.Module):
         drift than rounding explains, all of them are, at once. Where the inverse is off by more than `LOOSE`, before or
         after, log|det| and sign are computed afresh.
 
-        With `in_place`, large and well-conditioned matrices in float32 take a `quick.Step` instead.
+        With `in_place`, large and well-conditioned matrices in float32 take a `in_place_merge.Step` instead.
         """
         probes, u, v = _probes(base), u.double(), v.double()
         if in_place and base.shape[-1] > CLOSE and base.dtype == torch.float32:
-            step = quick.step(base, self.inverse.detach(), u, v, probes, _part(base.shape[-1], turn))
+            step = in_place_merge.step(base, self.inverse.detach(), u, v, probes, _part(base.shape[-1], turn))
             if step is not None:
                 logabsdet = self.logabsdet + step.change
                 return TrackedUpdate(None, None, logabsdet, self.sign * step.sign, step.change, step.residual, step)

@@ -12,7 +12,7 @@ from p4torch import linalg
 from p4torch.linalg.reference import transformed, twin_gradients, twin_wanted
 
 
-def between_reference(base: Tensor, b: Tensor, gain: float) -> tuple[Tensor, Tensor]:
+def product_reference(base: Tensor, b: Tensor, gain: float) -> tuple[Tensor, Tensor]:
     """(I + L) A (U + exp D) and tr D `(...)`; L, D and U are the strictly lower, diagonal and strictly upper parts of
     g B, for A and B `(..., n, n)`."""
     scaled = gain * b
@@ -21,14 +21,14 @@ def between_reference(base: Tensor, b: Tensor, gain: float) -> tuple[Tensor, Ten
     return lower @ base @ upper, diagonal.sum(-1)
 
 
-def between(base: Tensor, b: Tensor, gain: float) -> tuple[Tensor, Tensor]:
-    """`between_reference`, fast where A is a constant."""
+def product(base: Tensor, b: Tensor, gain: float) -> tuple[Tensor, Tensor]:
+    """`product_reference`, fast where A is a constant."""
     if b.dtype not in (torch.float32, torch.float64) or base.requires_grad or transformed():
-        return between_reference(base, b, gain)
-    return _Between.apply(base, b, gain)  # type: ignore[no-untyped-call]
+        return product_reference(base, b, gain)
+    return _Product.apply(base, b, gain)  # type: ignore[no-untyped-call]
 
 
-class _Between(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     """With P = I + L, Q = U + exp D and W = P A Q: ∂P = ∂W (A Q)ᵀ and ∂Q = Aᵀ (Pᵀ ∂W). g times the strictly lower part
     of the one and the upper part of the other, whose diagonal is multiplied by exp D and added to, is ∂B."""
 
@@ -48,7 +48,7 @@ class _Between(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, change: Tensor) -> tuple[Tensor | None, ...]:
         base, b, lower, right, scales = ctx.saved_tensors
         if twin_wanted(g, change):
-            twin, needed = partial(between_reference, gain=ctx.gain), ctx.needs_input_grad[:2]
+            twin, needed = partial(product_reference, gain=ctx.gain), ctx.needs_input_grad[:2]
             return (*twin_gradients(twin, needed, (base, b), (g, change)), None)
         grad = (base.mT @ (lower.mT @ g)).triu_()
         grad.diagonal(dim1=-2, dim2=-1).mul_(scales).add_(change.unsqueeze(-1))

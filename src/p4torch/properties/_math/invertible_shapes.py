@@ -84,15 +84,18 @@ class AdditiveInvertible(_Entries):
     inverse = Perturbation.inverse
 
     def determinant_change(self, base: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        tracked = self.tracked.current(base)
-        sign, logabsdet = linalg.slogdet(self(base) if dtype is None else self.exact_candidate(base))
+        return self._change_to(base, self(base) if dtype is None else self.exact_candidate(base))
+
+    def _change_to(self, base: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """sign and log|det W / det A|, `(...)`."""
+        tracked, (sign, logabsdet) = self.tracked.current(base), linalg.slogdet(weight)
         return tracked.sign.to(sign.dtype) * sign, logabsdet - tracked.logabsdet.to(logabsdet.dtype)
 
     @torch.no_grad()
     def tracked_update(self, base: Tensor) -> TrackedUpdate:
         candidate = self.exact_candidate(base)
         inverse = linalg.one_by_one(torch.linalg.inv_ex, candidate)[0]
-        sign, change = self.determinant_change(base, candidate.dtype)
+        sign, change = self._change_to(base, candidate)
         turn = int(self.attempts)
         return self.tracked.follow(candidate, inverse, sign, change, self.order, turn, base.dtype)
 
@@ -117,7 +120,7 @@ class BlockInvertible(_Entries):
         return Blocks.determinant_change(self, base, dtype)
 
     def with_logabsdet(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        fast = {"relative": relative.moved, "triangular": triangular.between}.get(self.form)
+        fast = {"relative": relative.moved, "triangular": triangular.product}.get(self.form)
         if fast is None or not self.whole or (self.form == "relative" and self.side != "right"):
             return super().with_logabsdet(base)
         assert self.right is not None
