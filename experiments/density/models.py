@@ -22,7 +22,7 @@ def p4inv() -> Flow:
 
 def whole() -> Flow:
     """The same chain; every matrix moves in all of its four directions, relative to itself."""
-    return Flow(InvertibleMLP(2, depth=DEPTH, init="scattered", form="triangular"), StandardNormal(2))
+    return Flow(InvertibleMLP(2, depth=DEPTH, init="scattered", form="relative"), StandardNormal(2))
 
 
 def rnvp() -> Flow:
