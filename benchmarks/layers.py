@@ -84,7 +84,7 @@ def forward_of(layer: nn.Linear, property: str) -> Outputs:
         return layer
     site = next(p4.sites(layer))
     perturbation, base = site.perturbation, site.base
-    if hasattr(perturbation, "affine_logabsdet"):
+    if isinstance(perturbation, p4.Invertible):
         return lambda x: perturbation.affine_logabsdet(base, x, layer.bias)
     return lambda x: (layer(x), perturbation.logabsdet(base))
 
@@ -97,7 +97,7 @@ def inverse_of(layer: nn.Linear) -> Outputs:
 
 def solve_logabsdet(perturbation: p4.Perturbation, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """y W⁻ᵀ and log|det W|, in one call where there is one."""
-    if hasattr(perturbation, "solve_logabsdet"):
+    if isinstance(perturbation, p4.Invertible):
         return perturbation.solve_logabsdet(base, y)
     return perturbation.solve(base, y), perturbation.logabsdet(base)
 

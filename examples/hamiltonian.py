@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import p4torch as p4
 from examples.scaffold import Fit, Job, Row, add_options, parser, run, train
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 from p4torch.runs.runner import Results
 from p4torch.training.steps import warmup_cosine
 
@@ -160,7 +160,7 @@ class Learner(Fit):
         self.kind, self.setting, self.seed, self.steps = kind, setting, seed, setting.steps_of(kind)
         torch.manual_seed(seed)
         self.model = symplectic(setting) if kind == "symplectic" else Unconstrained(setting.hidden)
-        self.x = states(setting.states, setting.energies, direction_generator(seed, "states", 0))
+        self.x = states(setting.states, setting.energies, counter_based_generator(seed, "states", 0))
         self.y = true_map(self.x)
         self.optimizer = torch.optim.Adam(p4.parameter_groups(self.model), lr=setting.rate, foreach=True)
         if kind == "symplectic":
@@ -175,7 +175,7 @@ class Learner(Fit):
     def advance(self) -> None:
         setting = self.setting
         chosen = torch.randint(
-            setting.states, (setting.batch,), generator=direction_generator(self.seed, "batch", self.step)
+            setting.states, (setting.batch,), generator=counter_based_generator(self.seed, "batch", self.step)
         )
         for group in self.optimizer.param_groups:
             group["lr"] = setting.rate * warmup_cosine(self.step, self.steps)
@@ -193,8 +193,8 @@ class Learner(Fit):
     def row(self) -> Row:
         """Errors on fresh states, and the energy along iterated maps."""
         setting = self.setting
-        fresh = states(1000, setting.energies, direction_generator(self.seed, "test", 0))
-        orbit = states(setting.orbits, setting.energies, direction_generator(self.seed, "orbits", 0))
+        fresh = states(1000, setting.energies, counter_based_generator(self.seed, "test", 0))
+        orbit = states(setting.orbits, setting.energies, counter_based_generator(self.seed, "orbits", 0))
         start, drifts = energy(orbit), []
         with torch.no_grad():
             error = (self.model(fresh) - true_map(fresh)).square().mean().sqrt()

@@ -33,7 +33,7 @@ from torch.nn.utils import parametrizations
 import p4torch as p4
 from examples.recurrent_tasks import digits
 from examples.scaffold import Fit, Job, Row, add_options, parser, run, train
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 from p4torch.runs.runner import Results
 
 MODULE = "examples.lipschitz"
@@ -115,7 +115,7 @@ class Digits(Task):
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         x, y = digits()[0]
-        generator = direction_generator(seed, self.name, step)
+        generator = counter_based_generator(seed, self.name, step)
         chosen = torch.randint(len(y), (self.setting.digits_batch,), generator=generator)
         return x[:, chosen].mT, y[chosen]
 
@@ -131,7 +131,7 @@ class Critic(Task):
     name, measure, widths = "critic", "distance", (32, 64, 1)
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        generator = direction_generator(seed, self.name, step)
+        generator = counter_based_generator(seed, self.name, step)
         x, y = torch.randn(2, self.setting.critic_batch, 32, generator=generator)
         return x, y + DISTANCE / 32**0.5
 
@@ -140,7 +140,7 @@ class Critic(Task):
 
     def result(self, network: nn.Module) -> float:
         """On points that no run has seen: the mean over points and the same ones moved."""
-        generator = direction_generator(0, "critic, held out", 0)
+        generator = counter_based_generator(0, "critic, held out", 0)
         x = torch.randn(self.setting.points, 32, generator=generator)
         return float((network(x + DISTANCE / 32**0.5) - network(x)).mean())
 

@@ -49,7 +49,7 @@ def rotations(n: int) -> Tensor:
     return torch.block_diag(*torch.stack([cos, -sin, sin, cos], -1).reshape(-1, 2, 2))
 
 
-def readable_recurrence(weight: Tensor, x: Tensor, threshold: Tensor) -> Tensor:
+def recurrence_reference(weight: Tensor, x: Tensor, threshold: Tensor) -> Tensor:
     """All states `(t, m, n)` from moved inputs `(t, m, n)`, starting at 0."""
     h, states = torch.zeros_like(x[0]), []
     for now in x.unbind(0):
@@ -60,7 +60,7 @@ def readable_recurrence(weight: Tensor, x: Tensor, threshold: Tensor) -> Tensor:
 
 
 def recurrence(weight: Tensor, x: Tensor, threshold: Tensor) -> Tensor:
-    """`readable_recurrence`, fast."""
+    """`recurrence_reference`, fast."""
     return _Recurrence.apply(weight, x, threshold)  # type: ignore[no-untyped-call]
 
 

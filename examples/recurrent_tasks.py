@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from examples.recurrent_network import Network
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 
 Batch = tuple[Tensor, Tensor]
 
@@ -57,7 +57,7 @@ class Copying:
         return Network(hidden, self.symbols + 1, symbols=self.symbols + 2)
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
-        generator = direction_generator(seed, "copying", step)
+        generator = counter_based_generator(seed, "copying", step)
         said = torch.randint(1, self.symbols + 1, (self.items, size), generator=generator)
         x = torch.zeros(self.delay + 2 * self.items, size, dtype=torch.int64)
         y = torch.zeros_like(x)
@@ -90,7 +90,7 @@ class Digits:
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         x, y = digits()[0]
-        chosen = torch.randint(len(y), (size,), generator=direction_generator(seed, "digits", step))
+        chosen = torch.randint(len(y), (size,), generator=counter_based_generator(seed, "digits", step))
         return x[:, chosen], y[chosen]
 
     def loss(self, network: Network, batch: Batch) -> Tensor:
@@ -110,6 +110,6 @@ def digits() -> tuple[Batch, Batch]:
 
     found = load_digits()
     x, y = torch.tensor(found.data).float().div(16).mT.contiguous(), torch.tensor(found.target).long()
-    order = torch.randperm(len(y), generator=direction_generator(0, "digits", 0))
+    order = torch.randperm(len(y), generator=counter_based_generator(0, "digits", 0))
     test, train = order[: len(y) // 3], order[len(y) // 3 :]
     return (x[:, train], y[train]), (x[:, test], y[test])

@@ -31,7 +31,7 @@ from examples.language_model import LanguageModel, Text
 from examples.relora_report import figure, table
 from examples.relora_variants import RATES, SHORT, Setting, Variant, candidates, constrain, memory_options, rounds
 from examples.scaffold import Fit, Job, Row, add_options, parser, run, train
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 from p4torch.runs.runner import Results
 from p4torch.training.steps import warmup_cosine
 
@@ -82,7 +82,7 @@ class Learner(Fit):
         return f"held out {self.curve[-1][2]:.3f}" if self.curve else ""
 
     def advance(self) -> None:
-        setting, generator = self.setting, direction_generator(self.seed, "batch", self.step)
+        setting, generator = self.setting, counter_based_generator(self.seed, "batch", self.step)
         batch = self.text.batch(setting.batch, setting.context, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.variant.rate * warmup_cosine(self.step, setting.steps)

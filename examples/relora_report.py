@@ -81,7 +81,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     for row in rows:
         if row["seed"] == first and row["curve"] and not row["study"]:
             steps, seconds, loss = zip(*row["curve"], strict=True)
-            style = "k--" if row["directions"] == "informed" else {"full": "k-", "lora": "k:"}.get(row["method"], "-")
+            style = "k--" if row["directions"] == "gradient" else {"full": "k-", "lora": "k:"}.get(row["method"], "-")
             for ax, x in zip(axes[:2], (steps, seconds), strict=True):
                 ax.plot(x, loss, style, label=row["title"], linewidth=1)
     axes[0].set(xlabel="step", ylabel="held out, nats a byte")

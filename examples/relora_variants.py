@@ -66,7 +66,7 @@ class Variant:
         """For people, and for the checkpoint's name."""
         parts = [self.method, f"blocks of {self.block}, N = {self.every}" if self.block else self.optimizer_state]
         parts.append(f"rewarm {self.rewarm}" if self.rewarm else "")
-        parts.append("informed" if self.directions == "informed" else "")
+        parts.append("gradient" if self.directions == "gradient" else "")
         return ", ".join(part for part in parts if part)
 
 
@@ -105,10 +105,10 @@ def variants(setting: Setting) -> list[Variant]:
 
 
 def memory_options(setting: Setting) -> list[Variant]:
-    """ReLoRA with every option of the optimizer's memory, with and without re-warming, and with informed directions."""
+    """ReLoRA with every option of the optimizer's memory, with and without re-warming, and gradient directions."""
     relora = partial(Variant, "relora", RATES["relora"])
     grid = [relora(state, rewarm) for state in get_args(OptimizerState) for rewarm in (0, setting.rewarm)]
-    return [*grid, relora("transport", 0, "informed")]
+    return [*grid, relora("transport", 0, "gradient")]
 
 
 def intervals(setting: Setting) -> list[Variant]:

@@ -83,7 +83,7 @@ def patches(
     ] = None,
     ranks: Annotated[str | None, typer.Option(help="Of P4Inv. Default: 1,2,4,8.")] = None,
     every: Annotated[str | None, typer.Option(help="Merge intervals of P4Inv, in steps. Default: 10,50,200.")] = None,
-    directions: Annotated[str | None, typer.Option(help="Of P4Inv: random, informed. Default: both.")] = None,
+    directions: Annotated[str | None, typer.Option(help="Of P4Inv: random, gradient. Default: both.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Of P4Inv; 63 is one of all. Default: 63,21.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Integers, with commas between them. Default: 0,1.")] = None,
     lr: Annotated[

@@ -1,5 +1,5 @@
-"""The table of hand-written functions: each with its readable twin, as a function of one tensor that all its inputs are
-made from. Some are one and the same tensor, others depend on each other."""
+"""The table of hand-written functions: each with its reference implementation, as a function of one tensor that all
+its inputs are made from. Some are one and the same tensor, others depend on each other."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from torch import Tensor
 from p4torch.flows._fused import chain as fused
 from p4torch.flows._fused import knots
 from p4torch.flows._fused import run as fused_run
-from p4torch.linalg import fused_linear as rows
+from p4torch.linalg import fused_linear, relative, triangular
 from p4torch.linalg import matrix_groups as algebras
-from p4torch.linalg import relative, triangular
-from p4torch.linalg.block_diagonal import BlockDiagonal, rows_reference
+from p4torch.linalg.block_diagonal import BlockDiagonal, apply_to_rows_reference
 from p4torch.linalg.reference import transformed
 from p4torch.properties._math import cayley, simplex
 
@@ -64,7 +63,7 @@ def of_run(theta: Tensor) -> tuple[Tensor, ...]:
 
 def fused_run_of(*values: Tensor) -> Outputs:
     """A fused run where a `Chain` makes one."""
-    return fused_run.readable_run(PLAN, *values) if transformed() else fused_run._FusedRun.apply(PLAN, *values)
+    return fused_run.run_reference(PLAN, *values) if transformed() else fused_run._FusedRun.apply(PLAN, *values)
 
 
 def knots_of(function: Callable[..., Outputs]) -> Function:
@@ -77,17 +76,33 @@ ORDER = torch.tensor([[1, 2, 0, 3], [2, 0, 1, 3]])
 
 
 FUSED: dict[str, Fused] = {
-    "shift": Fused(rows.shift, rows.readable_shift, lambda t: (square(t), t, t)),
-    "affine": Fused(rows.affine, rows.readable_affine, lambda t: (square(t), square(t).mT, t, t, t[:, 0])),
-    "affine-no-bias": Fused(rows.affine, rows.readable_affine, lambda t: (BASE, BASE, t, t + t.sin(), None)),
-    "change": Fused(rows.change, rows.readable_change, lambda t: (INVERSE, t, t)),
-    "change-inverse": Fused(rows.change, rows.readable_change, lambda t: (torch.linalg.inv(square(t)), t, t)),
-    "solve": Fused(rows.solve, rows.readable_solve, lambda t: (square(t), INVERSE, t, t + t.sin())),
-    "solve-inverse": Fused(rows.solve, rows.readable_solve, lambda t: (t.mT, torch.linalg.inv(square(t)), t, t)),
-    "cayley": Fused(cayley.cayley, cayley.readable_cayley, lambda t: (t, t.sin() + constant(N, K))),
-    "cayley-shared": Fused(cayley.cayley, cayley.readable_cayley, lambda t: (t, t)),
-    "turn": Fused(cayley.turn, cayley.readable_turn, lambda t: (square(t), square(t), t, t.sin(), t[:, 0])),
-    "turn-no-bias": Fused(cayley.turn, cayley.readable_turn, lambda t: (BASE, BASE, t[:, :1], t[:, 1:], None)),
+    "shift": Fused(
+        fused_linear.identity_plus_low_rank, fused_linear.identity_plus_low_rank_reference, lambda t: (square(t), t, t)
+    ),
+    "affine": Fused(
+        fused_linear.affine, fused_linear.affine_reference, lambda t: (square(t), square(t).mT, t, t, t[:, 0])
+    ),
+    "affine-no-bias": Fused(
+        fused_linear.affine, fused_linear.affine_reference, lambda t: (BASE, BASE, t, t + t.sin(), None)
+    ),
+    "change": Fused(fused_linear.logabsdet_update, fused_linear.logabsdet_update_reference, lambda t: (INVERSE, t, t)),
+    "change-inverse": Fused(
+        fused_linear.logabsdet_update,
+        fused_linear.logabsdet_update_reference,
+        lambda t: (torch.linalg.inv(square(t)), t, t),
+    ),
+    "solve": Fused(fused_linear.solve, fused_linear.solve_reference, lambda t: (square(t), INVERSE, t, t + t.sin())),
+    "solve-inverse": Fused(
+        fused_linear.solve, fused_linear.solve_reference, lambda t: (t.mT, torch.linalg.inv(square(t)), t, t)
+    ),
+    "cayley": Fused(cayley.cayley, cayley.cayley_reference, lambda t: (t, t.sin() + constant(N, K))),
+    "cayley-shared": Fused(cayley.cayley, cayley.cayley_reference, lambda t: (t, t)),
+    "turn": Fused(
+        cayley.cayley_affine, cayley.cayley_affine_reference, lambda t: (square(t), square(t), t, t.sin(), t[:, 0])
+    ),
+    "turn-no-bias": Fused(
+        cayley.cayley_affine, cayley.cayley_affine_reference, lambda t: (BASE, BASE, t[:, :1], t[:, 1:], None)
+    ),
     "cayley-of-blocks-series": Fused(
         algebras.cayley, algebras.cayley_reference, lambda t: (algebras.skew(square(t)).expand(2, N, N) / 16,)
     ),
@@ -95,8 +110,8 @@ FUSED: dict[str, Fused] = {
         algebras.cayley, algebras.cayley_reference, lambda t: (3 * algebras.skew(square(t)) + square(t.sin()),)
     ),
     "turned": Fused(
-        partial(algebras.turned, gain=0.3),
-        partial(algebras.turned_reference, gain=0.3),
+        partial(algebras.cayley_product, gain=0.3),
+        partial(algebras.cayley_product_reference, gain=0.3),
         lambda t: (square(t), square(t) + square(t.sin())),
     ),
     "triangular": Fused(
@@ -105,26 +120,26 @@ FUSED: dict[str, Fused] = {
         lambda t: (BASE, square(t)),
     ),
     "relative": Fused(
-        partial(relative.moved, gain=0.3), partial(relative.moved_reference, gain=0.3), lambda t: (BASE, square(t))
+        partial(relative.product, gain=0.3), partial(relative.product_reference, gain=0.3), lambda t: (BASE, square(t))
     ),
     "rows-of-blocks": Fused(
-        lambda x, blocks: BlockDiagonal(blocks, ORDER).rows(x),
-        lambda x, blocks: rows_reference(x, blocks, ORDER),
+        lambda x, blocks: BlockDiagonal(blocks, ORDER).apply_to_rows(x),
+        lambda x, blocks: apply_to_rows_reference(x, blocks, ORDER),
         lambda t: (square(t), square(t)[:2].unflatten(-1, (2, 2)).transpose(0, 1)),
     ),
     "rows-of-one-block": Fused(
-        lambda x, blocks: BlockDiagonal(blocks, ORDER).rows(x),
-        lambda x, blocks: rows_reference(x, blocks, ORDER),
+        lambda x, blocks: BlockDiagonal(blocks, ORDER).apply_to_rows(x),
+        lambda x, blocks: apply_to_rows_reference(x, blocks, ORDER),
         lambda t: (square(t), square(t)[:3, :3].unsqueeze(0)),
     ),
     "sinkhorn": Fused(
         partial(simplex.sinkhorn, sweeps=60),
-        partial(simplex.readable_sinkhorn, sweeps=60),
+        partial(simplex.sinkhorn_reference, sweeps=60),
         lambda t: ((t @ t.mT).softmax(-1),),
     ),
     "knots": Fused(
-        knots_of(knots.knots), knots_of(knots.readable_knots), lambda t: (torch.cat([t, t[:3]]) @ constant(K, 5),)
+        knots_of(knots.knots), knots_of(knots.knots_reference), lambda t: (torch.cat([t, t[:3]]) @ constant(K, 5),)
     ),
-    "chain": Fused(fused.fused_chain, fused.readable_chain, lambda t: (t, torch.stack([t.mT @ t, t[:K]] * 2), t)),
-    "run": Fused(fused_run_of, partial(fused_run.readable_run, PLAN), of_run),
+    "chain": Fused(fused.fused_chain, fused.chain_reference, lambda t: (t, torch.stack([t.mT @ t, t[:K]] * 2), t)),
+    "run": Fused(fused_run_of, partial(fused_run.run_reference, PLAN), of_run),
 }

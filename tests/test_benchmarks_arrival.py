@@ -90,8 +90,8 @@ def test_wrong_options_are_named(options: tuple[str, ...], tmp_path: Path) -> No
 
 
 def test_options_are_read_and_sorted() -> None:
-    options = Options.of_text("block=32, every=2,directions=informed,train_directions=False,optimizer_state=keep")
-    assert options.perturb == {"block": 32, "directions": "informed", "train_directions": False}
+    options = Options.of_text("block=32, every=2,directions=gradient,train_directions=False,optimizer_state=keep")
+    assert options.perturb == {"block": 32, "directions": "gradient", "train_directions": False}
     assert options.schedule == {"every": 2, "optimizer_state": "keep"}
     assert str(Options.of_text("block=all,every=2")) == "block=all, every=2" and str(Options.of_text("")) == "defaults"
     with pytest.raises(ArgumentError, match="--p4"):
@@ -183,7 +183,7 @@ def test_the_race_prefers_arriving_and_fewer_steps() -> None:
 
 
 def test_a_merge_comes_with_all_that_follows_it() -> None:
-    side = costs.merge(ours("Orthogonal", Options.of_text("rank=2,directions=informed,every=7")), 8, 4)
+    side = costs.merge(ours("Orthogonal", Options.of_text("rank=2,directions=gradient,every=7")), 8, 4)
     for _ in range(3):
         side.prepare()
         side.call()

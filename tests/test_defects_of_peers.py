@@ -166,12 +166,12 @@ def test_other_optimizers_keep_everybody_elses_state(factory: Any) -> None:
 
 def test_directions_do_not_depend_on_the_ranks_own_randomness() -> None:
     layer = layer_of()
-    twin = copy.deepcopy(layer)
+    reference = copy.deepcopy(layer)
     torch.manual_seed(1)
     p4.merge(layer)
     torch.manual_seed(2)
-    p4.merge(twin)
-    assert torch.equal(b_of(layer).v, b_of(twin).v)
+    p4.merge(reference)
+    assert torch.equal(b_of(layer).v, b_of(reference).v)
 
 
 @pytest.mark.parametrize("form", ["additive", "exponential"])

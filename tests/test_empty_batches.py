@@ -13,6 +13,7 @@ from tests.modules import MODULES
 from torch import Tensor, nn
 
 import p4torch as p4
+from p4torch.flows._logabsdet import affine_logabsdet, solve_logabsdet
 from p4torch.testing import _cases
 
 ROWS: dict[str, Row] = PERTURBATIONS | {
@@ -43,8 +44,8 @@ def test_properties(name: str, lead: tuple[int, ...]) -> None:
     if base.shape[-1] == base.shape[-2]:
         results += [
             perturbation.solve(base, x),
-            perturbation.affine_logabsdet(base, x)[0],
-            perturbation.solve_logabsdet(base, x)[0],
+            affine_logabsdet(perturbation, base, x, None)[0],
+            solve_logabsdet(perturbation, base, x)[0],
         ]
     for result in results:
         assert result.shape == (*x.shape[:-1], base.shape[-2]) and result.dtype == base.dtype

@@ -47,12 +47,12 @@ def eye(**options: Any) -> nn.Module:
 PROPERTIES: dict[str, dict[str, Any]] = {
     "orthogonal": {"property": p4.Orthogonal, "rank": N(2), "scale": F(0.5), "train_directions": np.bool_(True)},
     "invertible": {
-        "property": p4.Invertible, "rank": np.uint8(2), "force_every": N(3), "residual_bound": F(0.1), "growth": D(1),
-        "penalty_weight": F(0.1), "change_bounds": (F(-3), D(3)), "logabsdet_bounds": (F(-3), F(3)), "order": N(3),
+        "property": p4.Invertible, "rank": np.uint8(2), "max_update_norm": D(1),
+        "bounds": p4.DeterminantBounds((F(-3), D(3)), (F(-3), F(3)), N(3), F(0.1)),
     },
     "unit determinant": {"property": p4.UnitDeterminant, "rank": np.int32(2)},
     "blocks": {"property": p4.Orthogonal, "block": N(2), "scale": F(0.5)},
-    "exponential blocks": {"property": p4.Invertible, "form": "exponential", "block": np.int32(4), "order": N(3)},
+    "exponential blocks": {"property": p4.Invertible, "form": "exponential", "block": np.int32(4)},
     "symplectic blocks": {"property": p4.Symplectic, "block": N(2)},
     "update": {"property": p4.LowRankUpdate, "rank": N(2), "scale": D(0.1)},
     "bound": {"property": p4.SpectralBound, "bound": D(2), "rank": N(1)},
@@ -75,7 +75,8 @@ def test_numbers_of_numpy_are_taken(name: str) -> None:
     loss.backward()
     (site,) = p4.sites(layer)
     assert not any(isinstance(value, np.generic) for value in vars(site.perturbation).values())
-    assert not any(isinstance(bound, np.generic) for bound in getattr(site.perturbation, "change_bounds", None) or ())
+    bounds = getattr(site.perturbation, "bounds", p4.DeterminantBounds())
+    assert not any(isinstance(value, np.generic) for value in (*(bounds.change or ()), *vars(bounds).values()))
     p4.merge(layer)
     p4.finalize(layer)
 
@@ -116,17 +117,22 @@ WRONG: dict[str, tuple[str, Callable[[], Any]]] = {
     "block": ("block", partial(eye, property=p4.Orthogonal, block=np.array([2]))),
     "block, truth": ("block", partial(eye, property=p4.Orthogonal, block=np.bool_(True))),
     "side": ("side", partial(eye, property=p4.Orthogonal, block=2, side=PAIR)),
-    "through blocks": ("through", partial(eye, property=p4.Invertible, block=2, through=PAIR)),
-    "growth of blocks": ("growth", partial(eye, property=p4.Invertible, block=2, growth=PAIR)),
+    "loss_on blocks": ("loss_on", partial(eye, property=p4.Invertible, block=2, loss_on=PAIR)),
+    "max_update_norm of blocks": (
+        "max_update_norm",
+        partial(eye, property=p4.Invertible, block=2, max_update_norm=PAIR),
+    ),
     "directions": ("directions", partial(eye, property=p4.Orthogonal, directions=PAIR)),
     "view": ("view", partial(eye, property=p4.Orthogonal, view=PAIR)),
     "form": ("form", partial(eye, property=p4.Invertible, form=PAIR)),
-    "through": ("through", partial(eye, property=p4.Invertible, through=PAIR)),
-    "order": ("order", partial(eye, property=p4.Invertible, order=PAIR)),
-    "change_bounds": ("change_bounds", partial(eye, property=p4.Invertible, change_bounds=PAIR)),
-    "change_bounds, arrays": ("change_bounds", partial(eye, property=p4.Invertible, change_bounds=(-PAIR, PAIR))),
-    "logabsdet_bounds": ("logabsdet_bounds", partial(eye, property=p4.Invertible, logabsdet_bounds=PAIR)),
-    "growth": ("growth", partial(eye, property=p4.Invertible, growth=PAIR)),
+    "loss_on": ("loss_on", partial(eye, property=p4.Invertible, loss_on=PAIR)),
+    "bounds": ("bounds", partial(eye, property=p4.Invertible, bounds=PAIR)),
+    "change": ("change", partial(p4.DeterminantBounds, change=PAIR)),
+    "change, arrays": ("change", partial(p4.DeterminantBounds, change=(-PAIR, PAIR))),
+    "total": ("total", partial(p4.DeterminantBounds, total=PAIR)),
+    "force_every": ("force_every", partial(p4.DeterminantBounds, force_every=PAIR)),
+    "penalty_weight": ("penalty_weight", partial(p4.DeterminantBounds, penalty_weight=PAIR)),
+    "max_update_norm": ("max_update_norm", partial(eye, property=p4.Invertible, max_update_norm=PAIR)),
     "bound": ("bound", partial(eye, property=p4.SpectralBound, bound=PAIR)),
     "method": ("method", partial(eye, property=p4.SpectralBound, method=PAIR)),
     "kind": ("kind", partial(eye, property=p4.LinearSubspace, kind=PAIR)),

@@ -35,7 +35,7 @@ Does training with p4torch's defaults arrive, compared with what people use toda
 OUT/table.md after each task. A finished task is kept: after Ctrl-C the same command goes on."""
 EPILOG = """examples:
   python -m benchmarks.arrival --tasks a,b                          the defaults on two tasks
-  python -m benchmarks.arrival --tasks f --p4 rank=16,every=5,directions=informed --out runs/arrival
+  python -m benchmarks.arrival --tasks f --p4 rank=16,every=5,directions=gradient --out runs/arrival
   python -m benchmarks.arrival --tasks e --sizes 32 --seeds 0       one size, one seed
 
 tasks:

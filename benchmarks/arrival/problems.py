@@ -11,7 +11,7 @@ from examples.recurrent_tasks import Copying
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 from p4torch.properties._math.volume import unit_volume
 
 Batch = tuple[Tensor, Tensor]
@@ -57,7 +57,7 @@ class Linear:
 
     def rows(self, step: int) -> Tensor:
         """Fresh standard normal ones `(m, n)`."""
-        return torch.randn(BATCH, self.features, generator=direction_generator(self.seed, "rows", step))
+        return torch.randn(BATCH, self.features, generator=counter_based_generator(self.seed, "rows", step))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return F.mse_loss(model(batch[0]), batch[1])
@@ -165,7 +165,7 @@ def _started(layer: nn.Linear, weight: Tensor, seed: int) -> nn.Linear:
 @cache
 def rotation(features: int, seed: int) -> Tensor:
     """A random matrix of SO(n)."""
-    generator = direction_generator(seed, "rotation", features)
+    generator = counter_based_generator(seed, "rotation", features)
     matrix = nn.init.orthogonal_(torch.empty(features, features), generator=generator)
     if torch.linalg.slogdet(matrix)[0] < 0:
         matrix[0].neg_()
@@ -175,7 +175,7 @@ def rotation(features: int, seed: int) -> Tensor:
 @cache
 def update(features: int, seed: int) -> Tensor:
     """A random matrix of low rank, with |.|²_F / n as `UPDATE` says."""
-    generator = direction_generator(seed, "update", features)
+    generator = counter_based_generator(seed, "update", features)
     left, right = torch.randn(2, features, UPDATE_RANK, generator=generator)
     product = left @ right.mT
     return product * (UPDATE * features) ** 0.5 / product.norm()
@@ -184,5 +184,5 @@ def update(features: int, seed: int) -> Tensor:
 @cache
 def points(features: int, count: int, seed: int) -> Batch:
     """Uniform in (0, 1), and where a rotation takes them."""
-    x = torch.rand(count, features, generator=direction_generator(seed, "points", count))
+    x = torch.rand(count, features, generator=counter_based_generator(seed, "points", count))
     return x, x @ rotation(features, seed + 1000)

@@ -59,7 +59,7 @@ class Walk:
 
     @torch.no_grad()
     def _merge(self) -> None:
-        self.site.perturbation.limit()  # belongs to the optimizer's step; the schedule's own then changes nothing
+        self.site.perturbation.after_step()  # of the optimizer's step; the schedule's own then changes nothing
         before = self.layer.weight.clone()
         self.between = max(self.between, float(self.site.perturbation.defect(before).max()))
         merged = self.scheduler.merged

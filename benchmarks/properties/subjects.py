@@ -101,9 +101,12 @@ def plain(weight: Tensor) -> nn.Linear:
     return layer
 
 
+#: The paper's bounds of one merge, and none of the whole change.
+PAPER_CHANGE = p4.DeterminantBounds(change=(-6.0, 15.5))
+
 SUBJECTS = (
-    Subject("Invertible", "additive", {"change_bounds": "paper"}),
-    Subject("Invertible", "exponential", {"form": "exponential", "change_bounds": "paper"}),
+    Subject("Invertible", "additive", {"bounds": PAPER_CHANGE}),
+    Subject("Invertible", "exponential", {"form": "exponential", "bounds": PAPER_CHANGE}),
     Subject("UnitDeterminant"),
     Subject("Orthogonal"),
     Subject("Unitary", start=complex_near_identity),

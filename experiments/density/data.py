@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.targets import get_target
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 
 #: Batches that are drawn at once. Runs stop and resume between chunks.
 CHUNK = 50
@@ -33,7 +33,7 @@ class TrainingChunks:
 
     def __iter__(self) -> Iterator[Tensor]:
         for first in range(self.start, self.steps, CHUNK):
-            generator = direction_generator(self.seed, f"data/{self.target.name}", first // CHUNK)
+            generator = counter_based_generator(self.seed, f"data/{self.target.name}", first // CHUNK)
             points = self.target.sample(CHUNK * self.batch, generator).view(CHUNK, self.batch, 2)
             yield points[: self.steps - first]
 
@@ -41,6 +41,6 @@ class TrainingChunks:
 def held_out(target: str, split: str) -> tuple[Tensor, Tensor]:
     """Points `(m, 2)` that no model trains on, and their exact log p `(m,)`."""
     law = get_target(target)
-    points = law.sample(_SIZES[split], direction_generator(_HELD_OUT, f"{split}/{target}", 0))
+    points = law.sample(_SIZES[split], counter_based_generator(_HELD_OUT, f"{split}/{target}", 0))
     with torch.no_grad():
         return points, law.log_density(points)

@@ -20,7 +20,7 @@ from experiments.targets import get_target
 from p4torch import finalize
 from p4torch.errors import CheckpointError
 from p4torch.flows import Flow
-from p4torch.parametrize.sites import direction_generator, sites
+from p4torch.parametrize.sites import counter_based_generator, sites
 from p4torch.runs import folder
 from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint, write_whole
 from p4torch.runs.pool import Progress, Report
@@ -153,7 +153,7 @@ class TrainingRun:
         job, target = self.job, get_target(self.job.target)
         points, log_density = held_out(job.target, job.split)
         exact = copy.deepcopy(self.flow).double()
-        samples = exact.sample(TEST_POINTS, direction_generator(job.seed, f"samples/{job.target}", 0))
+        samples = exact.sample(TEST_POINTS, counter_based_generator(job.seed, f"samples/{job.target}", 0))
         return {
             **job.fields(),
             "parameters": measures.parameter_count(self.flow),

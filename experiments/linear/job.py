@@ -7,7 +7,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from experiments.linear.config import BATCH, TOLERANCE, Job
 from experiments.linear.problems import PROBLEMS
 from experiments.linear.trace import Trace
 from p4torch.errors import RecoveryWarning
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 from p4torch.runs.pool import Progress, Report
 
 #: Beyond this loss a job has diverged. It starts at 4 or less.
@@ -47,7 +47,7 @@ class TrainingRun:
         self.job, self.size = job, problem.size
         self.exact_target = problem.target(job.seed)
         self.target = self.exact_target.float()
-        self.rows = direction_generator(job.seed, f"data/{job.problem}", 0)
+        self.rows = counter_based_generator(job.seed, f"data/{job.problem}", 0)
         self.layer = layer(job, problem.size)
         self.parameters = [value for value in self.layer.parameters() if value.requires_grad]
         self.optimizer = optimizer(job, self.parameters)
@@ -174,7 +174,8 @@ def layer(job: Job, size: int) -> nn.Linear:
     nn.init.eye_(made.weight)
     if job.way == "plain":
         return made
-    bounds: Literal["paper"] | None = "paper" if job.bounds else None
+    options = {"force_every": job.force_every, "penalty_weight": job.penalty}
+    bounds = p4.DeterminantBounds.paper(size, **options) if job.bounds else None  # type: ignore[arg-type]
     p4.perturb(
         made,
         "weight",
@@ -184,12 +185,9 @@ def layer(job: Job, size: int) -> nn.Linear:
         scale=job.scale,
         directions=job.directions,
         train_directions=job.train_directions,
-        through=job.through,
-        growth=job.growth,
-        force_every=job.force_every,
-        penalty_weight=job.penalty,
-        change_bounds=bounds,
-        logabsdet_bounds=bounds,
+        loss_on=job.through,
+        max_update_norm=job.growth,
+        bounds=bounds,
     )
     return made
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 
 #: Eigenvalues of the positive definite target: equally spaced from 0.5 to 1.5.
 SPECTRUM = (0.5, 1.5)
@@ -25,7 +25,7 @@ class Problem:
 
     def target(self, seed: int) -> Tensor:
         """T in float64."""
-        return self.make(self.size, direction_generator(seed, f"target/{self.name}", 0))
+        return self.make(self.size, counter_based_generator(seed, f"target/{self.name}", 0))
 
 
 def rotation(size: int, generator: torch.Generator) -> Tensor:

@@ -38,13 +38,13 @@ EQUAL_RATE: dict[str, Any] = {"problem": "rotation-128", "learning_rate": 1e-3, 
 EQUAL_RATE_P4INV: dict[str, Any] = {"way": "p4inv", "rank": 8, "every": 10, "bounds": False}
 EQUAL_RATE_LINES: dict[str, dict[str, Any]] = {
     "random": {},
-    "informed": {"directions": "informed"},
-    "informed, momentum restarts": {"directions": "informed", "optimizer_state": "restart"},
-    "informed, momentum transported": {"directions": "informed", "optimizer_state": "transport"},
-    "informed, bounds on": {"directions": "informed", "bounds": True},
+    "gradient": {"directions": "gradient"},
+    "gradient, momentum restarts": {"directions": "gradient", "optimizer_state": "restart"},
+    "gradient, momentum transported": {"directions": "gradient", "optimizer_state": "transport"},
+    "gradient, bounds on": {"directions": "gradient", "bounds": True},
 }
 #: The line that the claim at equal rate is about.
-CLAIM_LINE = "informed"
+CLAIM_LINE = "gradient"
 
 # --- the gap at each method's best learning rate ----------------------------------------------------------------------
 
@@ -57,7 +57,7 @@ PROPOSED: dict[str, Any] = {
     "way": "p4inv",
     "rank": 16,
     "every": 5,
-    "directions": "informed",
+    "directions": "gradient",
     "scaled": True,
     "optimizer_state": "restart",
     "bounds": False,
@@ -81,7 +81,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
 #: The same rank with everything else as the paper has it.
 NAIVE: dict[str, Any] = {"way": "p4inv", "rank": 16, "every": 10}
 WITH: dict[str, dict[str, Any]] = {
-    "directions informed": {"directions": "informed"},
+    "directions from the gradient": {"directions": "gradient"},
     "momentum restarts": {"optimizer_state": "restart"},
     "length k^(-1/2)": {"scaled": True},
     "V frozen": {"train_directions": False},
@@ -103,7 +103,7 @@ INVERSE_PROPOSED: dict[str, Any] = {
     "form": "exponential",
     "through": "inverse",
     "growth": 1.0,
-    "directions": "informed",
+    "directions": "gradient",
     "scaled": True,
     "optimizer_state": "restart",
     "bounds": False,

@@ -146,7 +146,9 @@ def claims(rows: list[Row], cost: list[Row]) -> list[str]:
     said = []
     equal = found.get(("equal-rate", "", settings.CLAIM_LINE))
     if equal and equal["ratio"] is not None:
-        said.append(f"Equal rate, SO(128), rank 8 informed: {equal['ratio']:.2f} of the plain matrix's steps.")
+        said.append(
+            f"Equal rate, SO(128), rank 8, gradient directions: {equal['ratio']:.2f} of the plain matrix's steps."
+        )
     best, plain = found.get(("gap", "proposed", "proposed scheme")), found.get(("gap", "grid", PLAIN))
     if best and plain and best["ratio"] is not None:
         said.append(

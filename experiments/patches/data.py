@@ -19,7 +19,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 
 #: Side of a patch, and what is left of its pixels without the mean.
 SIDE, FEATURES = 8, 63
@@ -49,13 +49,13 @@ class Patches:
 
     def batches(self, seed: int, index: int, count: int, batch: int) -> Tensor:
         """`(count, batch, 63)`, a pure function of the seed and the index: all models see the same data."""
-        generator = direction_generator(seed, "patches", index)
+        generator = counter_based_generator(seed, "patches", index)
         chosen = torch.randint(len(self.training), (count, batch), generator=generator)
         return self.points(self.training[chosen], generator)
 
     def held_out(self, split: str) -> Tensor:
         """`(tiles, TILE_POINTS, 63)` of "validation" or "test", always the same."""
-        return self.points(self.levels[split], direction_generator(_SPLIT_SEED, f"noise/{split}", 0))
+        return self.points(self.levels[split], counter_based_generator(_SPLIT_SEED, f"noise/{split}", 0))
 
     @property
     def unit(self) -> float:
@@ -71,7 +71,7 @@ def bits_per_dimension(nats: float) -> float:
 @lru_cache(maxsize=1)
 def patches() -> Patches:
     """The data set, the same in every process."""
-    generator = direction_generator(_SPLIT_SEED, "tiles", 0)
+    generator = counter_based_generator(_SPLIT_SEED, "tiles", 0)
     sets: dict[str, list[Tensor]] = {"training": [], "validation": [], "test": []}
     for image in grey_images():
         tiles = tile_patches(image)

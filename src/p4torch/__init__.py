@@ -5,6 +5,8 @@ feasible set S, the optimizer trains a cheap perturbation B, the network runs wi
 perturbation is merged into A and reset.
 """
 
+from typing import TYPE_CHECKING, NoReturn
+
 from p4torch import flows, testing
 from p4torch.core.perturbation import Perturbation
 from p4torch.core.transaction import MergeReport, Proposal, Veto
@@ -18,12 +20,13 @@ from p4torch.errors import (
     RecoveryWarning,
     StallWarning,
 )
-from p4torch.merging.joint import Joint, merge
+from p4torch.merging.joint import JointMerge, merge
 from p4torch.merging.scheduler import MergeScheduler
 from p4torch.networks import LipschitzNetwork, Residual
 from p4torch.parametrize.sites import Site, finalize, parameter_groups, penalty, perturb, sites
 from p4torch.parametrize.views import View
 from p4torch.properties import (
+    DeterminantBounds,
     FixedRank,
     FixedSingularValues,
     FixedSpectrum,
@@ -46,11 +49,12 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "CheckpointError",
+    "DeterminantBounds",
     "FixedRank",
     "FixedSingularValues",
     "FixedSpectrum",
     "Invertible",
-    "Joint",
+    "JointMerge",
     "LinearSubspace",
     "LipschitzNetwork",
     "LowRankUpdate",
@@ -86,3 +90,9 @@ __all__ = [
     "sites",
     "testing",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> NoReturn:
+        new = ": it is called 'JointMerge' now" if name == "Joint" else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{new}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -52,3 +52,9 @@ def check_indices(name: str, values: Iterable[Any], size: int, least: int = 0) -
     if not usable or len(known) < least:
         raise ArgumentError.of(name, f"different integers from 0 to {size - 1}", values if known == [None] else known)
     return [int(value) for value in known]
+
+
+def refuse_old_names(options: Mapping[str, Any], renamed: Mapping[str, str]) -> None:
+    """Raises TypeError for an option that has another name now, which the message says."""
+    for old in options.keys() & renamed.keys():
+        raise TypeError(f"`{old}` is now `{renamed[old]}`")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import p4torch as p4
 from p4torch.core.blocks import ALL_SIZE, DEFAULT_BLOCK, Blocks
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 
 #: A few products of small matrices in float64.
 EXACT = 1e-12
@@ -52,10 +52,14 @@ def orthogonal(*shape: int) -> Tensor:
         (p4.Orthogonal, {"block": 2, "scale": 0.0}, "`scale` must be None or a positive number, got 0.0"),
         (p4.Orthogonal, {"block": 2, "rank": 1}, "`rank, block` must be one of them at most, got rank=1 and block=2"),
         (p4.Orthogonal, {"rank": 1, "side": "left"}, "`side` must be None, unless `block` is given, got 'left'"),
-        (p4.Orthogonal, {"block": 2, "directions": "informed"}, "`directions` must be 'random', unless `rank` is"),
+        (p4.Orthogonal, {"block": 2, "directions": "gradient"}, "`directions` must be 'random', unless `rank` is"),
         (p4.Orthogonal, {"train_directions": False}, "`train_directions` must be True, unless `rank` is given"),
-        (p4.Invertible, {"block": 2, "growth": 1.0}, "`growth` must be None, unless `rank` is given, got 1.0"),
-        (p4.Invertible, {"through": "inverse"}, "`through` must be 'forward', unless `rank` is given, got 'inverse'"),
+        (
+            p4.Invertible,
+            {"block": 2, "max_update_norm": 1.0},
+            "`max_update_norm` must be None, unless `rank` is given, got 1.0",
+        ),
+        (p4.Invertible, {"loss_on": "inverse"}, "`loss_on` must be 'forward', unless `rank` is given, got 'inverse'"),
         (p4.PositiveDefinite, {"side": "left"}, "`side` must be None: B acts on the factor, got 'left'"),
         (p4.FixedSpectrum, {"side": "both"}, "`side` must be None: B acts on both, as T and T⁻¹, got 'both'"),
         (p4.FixedSingularValues, {"rank": 1}, "`rank` must be None: FixedSingularValues has block shapes only, got 1"),
@@ -200,11 +204,11 @@ def test_an_order_stays_when_a_tensor_is_assigned() -> None:
 
 def test_elements_of_a_stack_that_are_not_merged_keep_blocks_and_order() -> None:
     base = torch.eye(6, dtype=torch.float64).repeat(3, 1, 1)
-    perturbation = moved(base, 0.01, p4.Invertible, block=2, change_bounds=(-1.0, 1.0))
+    perturbation = moved(base, 0.01, p4.Invertible, block=2, bounds=p4.DeterminantBounds(change=(-1.0, 1.0)))
     with torch.no_grad():
         perturbation.right[1] = 0.5 * torch.eye(2)  # log|det| far above 1
     blocks, order, kept = perturbation.right.clone(), perturbation.right_order.clone(), base.clone()
-    report = perturbation.merge(base, direction_generator(0, "weight", 0))
+    report = perturbation.merge(base, counter_based_generator(0, "weight", 0))
     assert (report.merged, report.skipped) == (2, 1)
     assert torch.equal(perturbation.right[1], blocks[1]) and torch.equal(perturbation.right_order[1], order[1])
     assert torch.equal(base[1], kept[1])

@@ -51,7 +51,7 @@ class Walk:
             for value, gradient in zip(b, torch.autograd.grad(energy, b), strict=True):
                 noise = torch.randn(value.shape, dtype=value.dtype, generator=self.generator)
                 value.copy_(NOISE * noise - PULL * gradient)
-        self.perturbation.limit()
+        self.perturbation.after_step()
         return self.perturbation.merge(self.base, self.generator, force=True)  # type: ignore[no-any-return]
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Informed directions: the sketch against a dense gradient, and what a schedule makes of it."""
+"""Gradient directions: the sketch against a dense gradient, and what a schedule makes of it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Plain(LowRank):
 def linear(side: str = "add", outputs: int = N, **options: Any) -> nn.Linear:
     torch.manual_seed(0)
     layer = nn.Linear(N, outputs, dtype=torch.float64)
-    p4.perturb(layer, "weight", Plain, rank=RANK, side=side, directions="informed", **options)
+    p4.perturb(layer, "weight", Plain, rank=RANK, side=side, directions="gradient", **options)
     return layer
 
 
 def watched(module: nn.Module, seed: int = 3) -> tuple[p4.Site, Tensor]:
     """The site, told to watch, and the Ω that it will use."""
     (site,) = p4.sites(module)
-    site.perturbation.watch(torch.Generator().manual_seed(seed))
+    site.perturbation.start_sketch(torch.Generator().manual_seed(seed))
     return site, site.perturbation.sketch.probe.clone()  # type: ignore[union-attr]
 
 
@@ -87,7 +87,7 @@ def test_several_backward_passes_are_one_gradient() -> None:
 def test_sketch_of_a_flow_counts_its_determinant(form: Any, direction: str) -> None:
     """At B₀, where the inverse that the sketch uses is that of the weight."""
     torch.manual_seed(1)
-    layer = p4.flows.InvertibleLinear(N, rank=RANK, form=form, init="orthogonal", directions="informed").double()
+    layer = p4.flows.InvertibleLinear(N, rank=RANK, form=form, init="orthogonal", directions="gradient").double()
     x = torch.randn(20, N, dtype=torch.float64)
     site, probe = watched(layer)
     z, logabsdet = getattr(layer, direction)(x)
@@ -105,7 +105,7 @@ def test_sketch_of_a_flow_counts_its_determinant(form: Any, direction: str) -> N
 
 def test_sketch_of_a_stack() -> None:
     torch.manual_seed(2)
-    flow = p4.flows.InvertibleMLP(4, 6, rank=2, init="orthogonal", directions="informed").double()
+    flow = p4.flows.InvertibleMLP(4, 6, rank=2, init="orthogonal", directions="gradient").double()
     x = torch.randn(20, 4, dtype=torch.float64)
     site, probe = watched(flow)
     z, logabsdet = flow(x)
@@ -171,8 +171,8 @@ def test_a_scheduler_chooses_for_all() -> None:
     layer = linear()
     optimizer = torch.optim.Adam(p4.parameter_groups(layer), lr=1e-2)
     p4.MergeScheduler(layer, optimizer, every=4, directions="random")
-    assert not next(p4.sites(layer)).perturbation.informed  # type: ignore[union-attr]
-    p4.MergeScheduler(layer, optimizer, every=1, directions="informed")
+    assert not next(p4.sites(layer)).perturbation.gradient_directions  # type: ignore[union-attr]
+    p4.MergeScheduler(layer, optimizer, every=1, directions="gradient")
     assert next(p4.sites(layer)).perturbation.sketch is not None  # type: ignore[union-attr]
 
 
@@ -188,8 +188,8 @@ def test_only_the_step_before_a_merge_is_watched() -> None:
     assert seen == [False, False, True] * 2
 
 
-def test_informed_directions_reach_a_rotation_sooner() -> None:
-    """The toy of the experiments, small: steps to a loss of 1e-4 with random and with informed directions."""
+def test_gradient_directions_reach_a_rotation_sooner() -> None:
+    """The toy of the experiments, small: steps to a loss of 1e-4 with random and with gradient directions."""
 
     def steps(directions: Any) -> int:
         torch.manual_seed(0)
@@ -210,11 +210,11 @@ def test_informed_directions_reach_a_rotation_sooner() -> None:
                 return step
         return 2000
 
-    assert steps("informed") < steps("random")
+    assert steps("gradient") < steps("random")
 
 
 def test_unknown_directions_are_refused() -> None:
-    with pytest.raises(p4.ArgumentError, match="`directions` must be random or informed, got 'best'"):
+    with pytest.raises(p4.ArgumentError, match="`directions` must be random or gradient, got 'best'"):
         Plain(torch.eye(3), 1, directions="best")  # type: ignore[arg-type]
 
 
@@ -231,10 +231,10 @@ def test_directions_that_do_not_train() -> None:
 
 @pytest.mark.parametrize("form", ["additive", "exponential"])
 def test_directions_for_the_inverse(form: Any) -> None:
-    """With `through="inverse"` U moves W⁻¹ by -U Vᵀ, and informed directions are those of ∂L/∂W⁻¹."""
+    """With `loss_on="inverse"` U moves W⁻¹ by -U Vᵀ, and gradient directions are those of ∂L/∂W⁻¹."""
     torch.manual_seed(3)
     layer = nn.Linear(N, N, bias=False, dtype=torch.float64)
-    p4.perturb(layer, "weight", p4.Invertible, rank=RANK, form=form, through="inverse", directions="informed")
+    p4.perturb(layer, "weight", p4.Invertible, rank=RANK, form=form, loss_on="inverse", directions="gradient")
     y = torch.randn(20, N, dtype=torch.float64)
     site, probe = watched(layer)
     perturbation: Any = site.perturbation
@@ -249,16 +249,16 @@ def test_directions_for_the_inverse(form: Any) -> None:
 
 def test_growth_is_limited_after_each_step() -> None:
     layer = nn.Linear(N, N, dtype=torch.float64)
-    p4.perturb(layer, "weight", p4.Invertible, rank=RANK, growth=0.01)
+    p4.perturb(layer, "weight", p4.Invertible, rank=RANK, max_update_norm=0.01)
     optimizer = torch.optim.Adam(p4.parameter_groups(layer), lr=0.1)
     train(layer, optimizer, p4.MergeScheduler(layer, optimizer, every=100), range(3))
     perturbation: Any = next(p4.sites(layer)).perturbation
-    size = float(torch.linalg.matrix_norm(perturbation.v.mT @ perturbation.moving))
+    size = float(torch.linalg.matrix_norm(perturbation.v.mT @ perturbation.scaled_u))
     assert size == pytest.approx(0.01)
 
 
 def test_an_output_that_the_loss_ignores() -> None:
-    layer = p4.flows.InvertibleLinear(N, rank=1, directions="informed")
+    layer = p4.flows.InvertibleLinear(N, rank=1, directions="gradient")
     site, _ = watched(layer)
     layer.inverse(torch.randn(4, N))[0].sum().backward()
     assert redrawn(site).isfinite().all()
@@ -266,7 +266,7 @@ def test_an_output_that_the_loss_ignores() -> None:
 
 def test_more_directions_than_dimensions() -> None:
     layer = nn.Linear(4, 6)
-    p4.perturb(layer, "weight", Plain, rank=9, directions="informed")
+    p4.perturb(layer, "weight", Plain, rank=9, directions="gradient")
     site, _ = watched(layer)
     layer(torch.randn(20, 4)).square().sum().backward()
     v = redrawn(site)

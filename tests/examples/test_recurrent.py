@@ -1,4 +1,4 @@
-"""The recurrent example: its cell against the readable twin, its tasks, a short run from end to end."""
+"""The recurrent example: its cell against the reference implementation, its tasks, a short run from end to end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from benchmarks.layers import Missing
 from examples.recurrent import EVERY, SETTINGS, SHORT, Learner, Setting, all_rates, ranked, tune
 from examples.recurrent_methods import METHODS, Method
-from examples.recurrent_network import readable_recurrence, recurrence, rotations
+from examples.recurrent_network import recurrence, recurrence_reference, rotations
 from examples.recurrent_report import SOLVED
 from examples.recurrent_tasks import Copying, Digits
 from examples.scaffold import Row
@@ -41,7 +41,7 @@ def test_the_cell_is_its_twin() -> None:
     weight = rotations(6).double().requires_grad_()
     x = torch.randn(5, 3, 6, dtype=torch.float64).requires_grad_()
     threshold = torch.empty(6, dtype=torch.float64).uniform_(-0.3, 0.3).requires_grad_()
-    found, expected = recurrence(weight, x, threshold), readable_recurrence(weight, x, threshold)
+    found, expected = recurrence(weight, x, threshold), recurrence_reference(weight, x, threshold)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)  # float64 sums of six products
     g = torch.randn_like(found)
     for one, other in zip(

@@ -42,7 +42,7 @@ def test_all_start_from_the_same_network() -> None:
 def test_a_resume_is_exact(tmp_path: Path) -> None:
     text = Text()
     warm = warm_start(SHORT, 0, text)
-    variant = Variant("relora", 1e-2, "transport", 2, "informed")
+    variant = Variant("relora", 1e-2, "transport", 2, "gradient")
     straight, resumed = (Learner(variant, SHORT, 0, text, warm) for _ in range(2))
     for _ in range(6):
         straight.advance()

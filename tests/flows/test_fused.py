@@ -1,4 +1,4 @@
-"""The fused chain against its readable twin."""
+"""The fused chain against its reference implementation."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from p4torch.flows import Flow, InvertibleMLP, StandardNormal
-from p4torch.flows._fused.chain import fused_chain, readable_chain
+from p4torch.flows._fused.chain import chain_reference, fused_chain
 
 #: float64 rounding through up to twenty layers of slopes up to 2.
 TOLERANCE = 1e-11
@@ -27,7 +27,7 @@ def _inputs(depth: int, n: int, points: int, seed: int) -> tuple[torch.Tensor, t
 @given(depth=st.integers(1, 20), n=st.integers(1, 4), points=st.integers(1, 6), seed=st.integers(0, 1000))
 def test_values_and_gradients(depth: int, n: int, points: int, seed: int) -> None:
     inputs = _inputs(depth, n, points, seed)
-    fused, readable = fused_chain(*inputs), readable_chain(*inputs)
+    fused, readable = fused_chain(*inputs), chain_reference(*inputs)
     directions = [torch.randn_like(value) for value in readable]
     for left, right in zip(fused, readable, strict=True):
         torch.testing.assert_close(left, right, rtol=TOLERANCE, atol=TOLERANCE)
@@ -65,7 +65,7 @@ def test_graphs_alive_at_once_share_nothing() -> None:
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_points_without_a_gradient(create_graph: bool) -> None:
     x, weight, bias = _inputs(5, 2, 3, seed=6)
-    expected = torch.autograd.grad(sum(value.sum() for value in readable_chain(x, weight, bias)), (weight, bias))
+    expected = torch.autograd.grad(sum(value.sum() for value in chain_reference(x, weight, bias)), (weight, bias))
     total = sum(value.sum() for value in fused_chain(x.detach(), weight, bias))
     found = torch.autograd.grad(total, (weight, bias), create_graph=create_graph)
     for left, right in zip(found, expected, strict=True):

@@ -1,4 +1,4 @@
-"""A fused run of couplings, linear layers and swaps against its readable twin, and in a chain."""
+"""A fused run of couplings, linear layers and swaps against its reference implementation, and in a chain."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import p4torch as p4
 from p4torch.errors import ArgumentError
 from p4torch.flows import AffineCoupling, BentIdentity, Bijection, Chain, InvertibleLinear, Swap
-from p4torch.flows._fused.run import Plan, Step, fusable, readable_run
+from p4torch.flows._fused.run import Plan, Step, fusable, run_reference
 
 #: float64 rounding through up to six layers, relative to the largest entry.
 TOLERANCE = 1e-11
@@ -87,7 +87,7 @@ def test_the_twin_agrees_with_the_layers(inverse: bool) -> None:
     members = list(reversed(chain.bijections)) if inverse else list(chain.bijections)
     steps = [bijection.step(inverse) for bijection in members]  # type: ignore[operator]
     plan: Plan = tuple((step.kind, len(step.tensors)) for step in steps)
-    z, total = readable_run(plan, x, *(value for step in steps for value in step.tensors))
+    z, total = run_reference(plan, x, *(value for step in steps for value in step.tensors))
     expected, logabsdet = (_back_one_by_one if inverse else _one_by_one)(chain, x)
     _close(z, expected)
     _close(total + sum(step.logabsdet for step in steps if step.logabsdet is not None), logabsdet)
@@ -240,13 +240,13 @@ def test_what_changes_between_steps() -> None:
     chain = _bijections(6, (4,), "clscl", rank=2)
     x = torch.randn(7, 6, dtype=torch.float64)
     _agrees(chain, x)
-    twin, state = copy.deepcopy(chain), copy.deepcopy(chain.state_dict())
+    reference, state = copy.deepcopy(chain), copy.deepcopy(chain.state_dict())
     with torch.no_grad():
-        for value in _trainable(twin):
+        for value in _trainable(reference):
             value.add_(0.1)
-    _agrees(twin, x)
+    _agrees(reference, x)
     _close(chain(x)[0], _one_by_one(chain, x)[0])
-    assert not torch.equal(twin(x)[0], chain(x)[0])
+    assert not torch.equal(reference(x)[0], chain(x)[0])
 
     p4.merge(chain, force=True)
     _agrees(chain, x)

@@ -19,7 +19,7 @@ from p4torch.flows import (
     StandardNormal,
     path_loss,
 )
-from p4torch.flows.path_gradient import readable_path_loss
+from p4torch.flows.path_gradient import path_loss_reference
 
 #: Two orders of the same float64 operations; linear layers are undone by a tracked inverse.
 ROUNDING = 1e-8
@@ -57,7 +57,7 @@ def test_one_sweep_is_two_passes(name: str) -> None:
     build, features = BIJECTIONS[name]
     flow = shaken(Flow(Chain([build(), InvertibleLinear(features), build()]), StandardNormal(features)))
     x, score = torch.randn(2, 7, features, dtype=torch.float64).unbind(0)
-    fast, readable = path_loss(flow, x, score), readable_path_loss(flow, x, score)
+    fast, readable = path_loss(flow, x, score), path_loss_reference(flow, x, score)
     torch.testing.assert_close(fast, -flow.log_prob(x).mean(), rtol=0, atol=ROUNDING)
     torch.testing.assert_close(readable, fast, rtol=0, atol=ROUNDING)
     torch.testing.assert_close(gradients(flow, fast), gradients(flow, readable), rtol=ROUNDING, atol=ROUNDING)
@@ -68,7 +68,7 @@ def test_of_a_molecule(shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     flow = shaken(molecular())
     x, score = torch.randn(2, *shape, 6, dtype=torch.float64).unbind(0)
-    expected = gradients(flow, readable_path_loss(flow, x, score))
+    expected = gradients(flow, path_loss_reference(flow, x, score))
     torch.testing.assert_close(gradients(flow, path_loss(flow, x, score)), expected, rtol=ROUNDING, atol=ROUNDING)
 
 
@@ -109,7 +109,7 @@ def test_weights_are_shares() -> None:
     found = gradients(flow, path_loss(flow, x, score, weights))
     expected = gradients(flow, path_loss(flow, x[copies], score[copies]))
     torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
-    readable = gradients(flow, readable_path_loss(flow, x, score, weights))
+    readable = gradients(flow, path_loss_reference(flow, x, score, weights))
     torch.testing.assert_close(found, readable, rtol=ROUNDING, atol=ROUNDING)
     with pytest.raises(ArgumentError, match=r"`weights` must be one a point, \(4,\), got \(3,\)"):
         path_loss(flow, x, score, weights[:3])

@@ -1,4 +1,4 @@
-"""Rational-quadratic splines: their bins against the readable twin, their ends, and couplings on line and circle."""
+"""Rational-quadratic splines: their bins against the reference, their ends, and couplings on line and circle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.flows import SplineCoupling
-from p4torch.flows._fused.knots import LEAST_SLOPE, knots, readable_knots
+from p4torch.flows._fused.knots import LEAST_SLOPE, knots, knots_reference
 from p4torch.flows.spline import BOUND, rational_quadratic, wrapped
 
 #: Two orders of the same few float64 operations, on numbers of up to ten.
@@ -35,7 +35,7 @@ def test_bins_are_those_of_the_twin(bins: int, inverse: bool, seed: int, bound: 
     torch.manual_seed(seed)
     raw, limit = drawn(bins, 4, 5).requires_grad_(), torch.full((4, 1), bound, dtype=torch.float64)
     u = (2 * torch.rand(4, 5, dtype=torch.float64) - 1) * bound
-    found, expected = knots(u, raw, limit, inverse), readable_knots(u, raw, limit, inverse)
+    found, expected = knots(u, raw, limit, inverse), knots_reference(u, raw, limit, inverse)
     weights = [torch.randn_like(u) for _ in found]
     torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING)
     gradients = (torch.autograd.grad(values, raw, weights)[0] for values in (found, expected))

@@ -155,9 +155,9 @@ def test_a_copy_has_a_last_layer_of_its_own() -> None:
     model = flow().double()
     move(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    twin = copy.deepcopy(model)
-    assert twin.last is not model.last
-    p4.merge(twin, force=True)
+    reference = copy.deepcopy(model)
+    assert reference.last is not model.last
+    p4.merge(reference, force=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

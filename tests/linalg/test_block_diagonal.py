@@ -43,10 +43,10 @@ def test_products(n: int, b: int, batch: tuple[int, ...], ordered: bool) -> None
     r = BlockDiagonal(blocks, order_of(n, *batch) if ordered else None)
     matrix, x = dense(r, n), torch.randn(*batch, 4, n, dtype=torch.float64)
     for got, expected in (
-        (r.rows(x), x @ matrix.mT),
-        (r.mT.rows(x), x @ matrix),
-        (r.left(x.mT), matrix @ x.mT),
-        (r.right(x), x @ matrix),
+        (r.apply_to_rows(x), x @ matrix.mT),
+        (r.mT.apply_to_rows(x), x @ matrix),
+        (r.left_multiply(x.mT), matrix @ x.mT),
+        (r.right_multiply(x), x @ matrix),
     ):
         torch.testing.assert_close(got, expected, rtol=0, atol=EXACT)
 
@@ -55,7 +55,7 @@ def test_products(n: int, b: int, batch: tuple[int, ...], ordered: bool) -> None
 def test_any_leading_shape_of_rows(shape: tuple[int, ...]) -> None:
     r = BlockDiagonal(torch.randn(2, 2, 2, dtype=torch.float64), order_of(6))
     x = torch.randn(shape, dtype=torch.float64)
-    torch.testing.assert_close(r.rows(x), x @ dense(r, 6).mT, rtol=0, atol=EXACT)
+    torch.testing.assert_close(r.apply_to_rows(x), x @ dense(r, 6).mT, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("batch", [(), (2,)])
@@ -70,7 +70,7 @@ def test_gradients() -> None:
     order = order_of(5)
 
     def product(blocks: Tensor, x: Tensor) -> Tensor:
-        return BlockDiagonal(blocks, order).rows(x)
+        return BlockDiagonal(blocks, order).apply_to_rows(x)
 
     values = torch.randn(2, 2, 2, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
     inputs = tuple(value.requires_grad_() for value in values)

@@ -1,4 +1,4 @@
-"""The fused row products against their readable twins, in float64 and at sizes where they are taken."""
+"""The fused row products against their reference implementations, in float64 and at sizes where they are taken."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.linalg import fused_linear as rows
+from p4torch.linalg import fused_linear
 
 #: Two orders of the same sums of 130 products, in float64.
 ORDER = 1e-11
@@ -36,10 +36,10 @@ def inputs(rank: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 CASES: dict[str, tuple[Function, Function, tuple[str, ...]]] = {
-    "shift": (rows.shift, rows.readable_shift, ("x", "p", "q")),
-    "affine": (rows.affine, rows.readable_affine, ("x", "base", "p", "q", "bias")),
-    "change": (rows.change, rows.readable_change, ("inverse", "p", "q")),
-    "solve": (rows.solve, rows.readable_solve, ("x", "inverse", "p", "q")),
+    "shift": (fused_linear.identity_plus_low_rank, fused_linear.identity_plus_low_rank_reference, ("x", "p", "q")),
+    "affine": (fused_linear.affine, fused_linear.affine_reference, ("x", "base", "p", "q", "bias")),
+    "change": (fused_linear.logabsdet_update, fused_linear.logabsdet_update_reference, ("inverse", "p", "q")),
+    "solve": (fused_linear.solve, fused_linear.solve_reference, ("x", "inverse", "p", "q")),
 }
 
 
@@ -77,9 +77,9 @@ def test_second_derivatives(name: str) -> None:
 
 def test_dense_and_factored_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [inputs(K)[key] for key in ("x", "base", "p", "q", "bias")]
-    factored = run(rows.affine, values)
-    monkeypatch.setattr(rows, "CALLS", float("inf"))
-    for got, expected in zip(run(rows.affine, values), factored, strict=True):
+    factored = run(fused_linear.affine, values)
+    monkeypatch.setattr(fused_linear, "CALLS", float("inf"))
+    for got, expected in zip(run(fused_linear.affine, values), factored, strict=True):
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=ORDER, atol=ORDER)
 
@@ -99,7 +99,7 @@ def test_any_leading_shape(name: str, shape: tuple[int, ...]) -> None:
 def test_only_what_is_asked_for_is_computed() -> None:
     values = inputs(K)
     x, q = values["x"].detach(), values["q"].detach()
-    y = rows.affine(x, values["base"], values["p"], q, values["bias"])
+    y = fused_linear.affine(x, values["base"], values["p"], q, values["bias"])
     y.sum().backward()
     assert x.grad is None and q.grad is None and values["p"].grad is not None
 
@@ -108,8 +108,8 @@ def test_solve_without_its_determinant_or_without_its_rows() -> None:
     values = [inputs(K)[key] for key in ("x", "inverse", "p", "q")]
     wanted = [value for value in values if value.requires_grad]
     for index in (0, 1):
-        got = torch.autograd.grad(rows.solve(*values)[index].sum(), wanted, allow_unused=True)
-        expected = torch.autograd.grad(rows.readable_solve(*values)[index].sum(), wanted, allow_unused=True)
+        got = torch.autograd.grad(fused_linear.solve(*values)[index].sum(), wanted, allow_unused=True)
+        expected = torch.autograd.grad(fused_linear.solve_reference(*values)[index].sum(), wanted, allow_unused=True)
         for a, b in zip(got, expected, strict=True):
             zero = torch.zeros(())
             torch.testing.assert_close(
@@ -125,11 +125,11 @@ def test_a_singular_capacitance_gives_minus_infinity_and_no_error() -> None:
     n = linalg.SMALL
     u, v = torch.zeros(n, 2), torch.zeros(n, 2)
     u[0, 0], v[0, 0] = -1.0, 1.0
-    assert rows.change(torch.eye(n), u, v) == -torch.inf
+    assert fused_linear.logabsdet_update(torch.eye(n), u, v) == -torch.inf
 
 
 def test_mixed_dtypes_take_the_readable_path() -> None:
     values = inputs(K)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = rows.shift(values["x"].float(), values["p"].float(), values["q"].float())
+        y = fused_linear.identity_plus_low_rank(values["x"].float(), values["p"].float(), values["q"].float())
     assert y.dtype == torch.float32

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import p4torch as p4
-from p4torch.linalg import in_place as in_place_merge
+from p4torch.linalg.in_place import in_place_update
 from p4torch.linalg.tracked_inverse import CLOSE, TrackedInverse
 
 #: log|det K| from an inverse in float32, refined once: the square of its residual.
@@ -36,7 +36,7 @@ def case(batch: tuple[int, ...] = ()) -> tuple[Any, ...]:
 def test_decides_what_it_writes(batch: tuple[int, ...]) -> None:
     base, inverse, u, v, probes = case(batch)
     part = slice(16, 32)
-    found = in_place_merge.step(base, inverse, u, v, probes, part)
+    found = in_place_update(base, inverse, u, v, probes, part)
     assert found is not None
     exact = base.double() + u @ v.mT
     sign, logabsdet = torch.linalg.slogdet(exact)
@@ -53,18 +53,18 @@ def test_columns_in_turn_are_corrected() -> None:
     part = slice(16, 32)
     exact = torch.linalg.inv(base.double() + u @ v.mT)
     inverse[:, part] += 3e-8 * inverse[:, part].sign()
-    found = in_place_merge.step(base, inverse, u, v, probes, part)
+    found = in_place_update(base, inverse, u, v, probes, part)
     assert found is not None
     found.write(base, inverse, torch.tensor(True))
     error = (exact - inverse).abs().mean(0)
     assert error[part].mean() < 2e-8
     inverse[:, part] += 1e-5
-    assert in_place_merge.step(base, inverse, u, v, probes, part) is None  # too far from an inverse to be trusted
+    assert in_place_update(base, inverse, u, v, probes, part) is None  # too far from an inverse to be trusted
 
 
 def test_refused_matrices_stay_as_they_are() -> None:
     base, inverse, u, v, probes = case((2,))
-    found = in_place_merge.step(base, inverse, u, v, probes, slice(0, 16))
+    found = in_place_update(base, inverse, u, v, probes, slice(0, 16))
     assert found is not None
     old = base.clone(), inverse.clone()
     found.write(base, inverse, torch.tensor([True, False]))
@@ -85,7 +85,7 @@ def test_takes_a_closer_look(what: str) -> None:
         inverse = torch.linalg.inv(base.double()).float()
     else:
         u[0, 0] = torch.inf
-    assert in_place_merge.step(base, inverse, u, v, probes, slice(0, 16)) is None
+    assert in_place_update(base, inverse, u, v, probes, slice(0, 16)) is None
 
 
 def test_a_walk_keeps_inverse_and_determinant() -> None:

@@ -182,7 +182,7 @@ def test_lu_of_stacks_matrix_by_matrix() -> None:
         (torch.linalg.slogdet, (stack,)),
         (torch.linalg.solve, (stack, right)),
     ):
-        torch.testing.assert_close(tuple(linalg.one_by_one(function, *arguments)), tuple(function(*arguments)))
+        torch.testing.assert_close(tuple(linalg.unbatched(function, *arguments)), tuple(function(*arguments)))
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def test_what_lies_in_the_algebra_stays(name: str) -> None:
 
 
 def test_hamiltonian_matrices() -> None:
-    turned = linalg.form(blocks("symplectic"))
+    turned = linalg.symplectic_form(blocks("symplectic"))
     torch.testing.assert_close(turned, turned.mT, rtol=0, atol=EXACT)
 
 
@@ -62,7 +62,7 @@ def test_elements_inverses_and_determinants(name: str) -> None:
         ("orthogonal", lambda r: r.mT @ r - linalg.eye_like(r)),
         ("unitary", lambda r: r.mH @ r - linalg.eye_like(r)),
         ("special unitary", lambda r: torch.linalg.det(r) - 1),
-        ("symplectic", lambda r: r.mT @ linalg.form(r) - linalg.form(linalg.eye_like(r))),
+        ("symplectic", lambda r: r.mT @ linalg.symplectic_form(r) - linalg.symplectic_form(linalg.eye_like(r))),
         ("unit determinant", lambda r: torch.linalg.det(r) - 1),
     ],
 )

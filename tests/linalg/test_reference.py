@@ -8,7 +8,7 @@ from tests.fused import FUSED, Function, Fused, K, N
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.linalg import fused_linear as rows
+from p4torch.linalg import fused_linear
 
 #: Two orders of the same sums, in float64, through up to five layers.
 ORDER = 1e-10
@@ -17,8 +17,8 @@ ORDER = 1e-10
 @pytest.fixture(autouse=True)
 def no_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small inputs take the hand-written path, too."""
-    monkeypatch.setattr(rows, "CALLS", -float("inf"))
-    monkeypatch.setattr(rows, "dense_is_cheaper", lambda *_: False)
+    monkeypatch.setattr(fused_linear, "CALLS", -float("inf"))
+    monkeypatch.setattr(fused_linear, "dense_is_cheaper", lambda *_: False)
     monkeypatch.setattr(linalg, "SMALL", 0)
 
 

@@ -1,4 +1,4 @@
-"""Relative moves of a whole matrix: the fast node against its readable twin."""
+"""Relative moves of a whole matrix: the fast node against its reference implementation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_values_and_gradients_are_those_of_the_twin(shape: tuple[int, ...]) -> N
     base, weights = torch.randn(2, *shape, dtype=torch.float64)
     b = (torch.randn(shape, dtype=torch.float64) / shape[-1] ** 0.5).requires_grad_()
     results = []
-    for function in (relative.moved, relative.moved_reference):
+    for function in (relative.product, relative.product_reference):
         weight, change = function(base, b, GAIN)
         (gradient,) = torch.autograd.grad((weights * weight).sum() + change.square().sum(), b)
         results.append((weight, change, gradient))
@@ -31,14 +31,14 @@ def test_values_and_gradients_are_those_of_the_twin(shape: tuple[int, ...]) -> N
 
 def test_second_derivatives() -> None:
     base, b = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda value: relative.moved(base, value, GAIN), (b.requires_grad_(),))
-    assert torch.autograd.gradgradcheck(lambda value: relative.moved(base, value, GAIN), (b,))
+    assert torch.autograd.gradcheck(lambda value: relative.product(base, value, GAIN), (b.requires_grad_(),))
+    assert torch.autograd.gradgradcheck(lambda value: relative.product(base, value, GAIN), (b,))
 
 
 def test_negative_determinants_have_a_logarithm() -> None:
     """K = diag(-1, 1)."""
     b = torch.diag(torch.tensor([-2.0, 0.0])).requires_grad_()
-    weight, change = relative.moved(torch.eye(2), b, 1.0)
+    weight, change = relative.product(torch.eye(2), b, 1.0)
     assert float(change.detach()) == 0 and torch.equal(weight, torch.diag(torch.tensor([-1.0, 1.0])))
     change.backward()  # type: ignore[no-untyped-call]
     assert torch.equal(b.grad, torch.diag(torch.tensor([-1.0, 1.0])))

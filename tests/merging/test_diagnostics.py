@@ -59,14 +59,18 @@ def refuse(model: nn.Module, optimizer: Optimizer, scheduler: p4.MergeScheduler,
         scheduler.step()
 
 
+#: Bounds that refuse every merge.
+TIGHT = p4.DeterminantBounds(change=(-1e-6, 1e-6), force_every=0)
+
+
 @pytest.fixture
 def bounded() -> tuple[nn.Module, Optimizer, p4.MergeScheduler]:
     return bounded_parts()
 
 
 def bounded_parts() -> tuple[nn.Module, Optimizer, p4.MergeScheduler]:
-    model = model_of(force_every=0)
-    b_of(model).change_bounds = (-1e-6, 1e-6)
+    model = model_of()
+    b_of(model).bounds = TIGHT
     optimizer = torch.optim.SGD(p4.parameter_groups(model), lr=1e-3)
     return model, optimizer, p4.MergeScheduler(model, optimizer, every=1)
 
@@ -80,13 +84,13 @@ def test_refused_merges_are_told_once_with_the_reason_and_the_way_out(bounded: P
     refuse(*bounded, 3 * ATTEMPTS)
     (message,) = stalls(seen)
     assert message.startswith("`0.weight`: 100% of its last 8 merges were refused (log|det R_B(A) / det A| is outside")
-    assert "change_bounds=None" in message and "stalls" in message
+    assert "bounds=None" in message and "stalls" in message
 
 
 def test_half_of_the_merges_is_no_stall(seen: list[Any], bounded: Parts) -> None:
     model, _, scheduler = bounded
     for attempt in range(4 * ATTEMPTS):
-        b_of(model).change_bounds = None if attempt % 2 else (-1e-6, 1e-6)
+        b_of(model).bounds = p4.DeterminantBounds() if attempt % 2 else TIGHT
         refuse(*bounded, 1)
     assert scheduler.skipped >= 2 * ATTEMPTS
     assert stalls(seen) == []

@@ -25,16 +25,16 @@ def _work(rank: int, folder: str) -> None:
     cases = {
         "agree": _train(rank, refuses=False),
         "refuse": _train(rank, refuses=rank == 1),
-        "informed": _train(rank, refuses=False, directions="informed"),
+        "gradient": _train(rank, refuses=False, directions="gradient"),
         "together": _train(rank, refuses=False, together=True),
         "refuse together": _train(rank, refuses=rank == 1, together=True),
     }
-    cases["informed"]["state"] = {"v": _informed(rank)["v"], **cases["informed"]["state"]}
+    cases["gradient"]["state"] = {"v": _gradient_directions(rank)["v"], **cases["gradient"]["state"]}
     torch.save(cases, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def _informed(rank: int | None) -> dict[str, torch.Tensor]:
+def _gradient_directions(rank: int | None) -> dict[str, torch.Tensor]:
     """Directions after one step on one half of the points each, or on all of them (None)."""
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(16, 6, generator=generator, dtype=torch.float64)
@@ -42,7 +42,7 @@ def _informed(rank: int | None) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         model.weight.copy_(torch.eye(6))
         model.bias.zero_()
-    p4.perturb(model, "weight", p4.Invertible, rank=2, directions="informed")
+    p4.perturb(model, "weight", p4.Invertible, rank=2, directions="gradient")
     optimizer = torch.optim.SGD(p4.parameter_groups(model), lr=1e-3)
     scheduler = p4.MergeScheduler(model, optimizer, every=1)
     part = x if rank is None else x.chunk(RANKS)[rank]
@@ -58,7 +58,7 @@ def _train(rank: int, refuses: bool, directions: Any = None, together: bool = Fa
         if together:  # far from what bounds of log|det| refuse
             nn.init.orthogonal_(inner[index].weight)
         p4.perturb(inner[index], "weight", p4.Invertible, rank=2)
-    model = nn.parallel.DistributedDataParallel(p4.Joint(inner) if together else inner)
+    model = nn.parallel.DistributedDataParallel(p4.JointMerge(inner) if together else inner)
     optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=1e-2)
     scheduler = p4.MergeScheduler(model, optimizer, every=EVERY, directions=directions)
     if refuses:
@@ -132,8 +132,8 @@ def test_if_one_site_of_one_rank_refuses_none_merges_anywhere(results: list[dict
     assert other["reports"][1][3] == "merged together or not at all: model.0.weight: refused here"
 
 
-def test_informed_directions_are_those_of_all_points(results: list[dict[str, Any]]) -> None:
+def test_gradient_directions_are_those_of_all_points(results: list[dict[str, Any]]) -> None:
     """All ranks have the same directions, and they are what one process with all points would have drawn."""
-    one, other = (rank["informed"]["state"] for rank in results)
+    one, other = (rank["gradient"]["state"] for rank in results)
     _assert_the_same(one, other)
-    torch.testing.assert_close(one["v"], _informed(None)["v"], rtol=ORDER, atol=ORDER)
+    torch.testing.assert_close(one["v"], _gradient_directions(None)["v"], rtol=ORDER, atol=ORDER)

@@ -17,7 +17,7 @@ from p4torch.merging.joint import groups
 ROUNDING = 1e-12
 
 
-class FixedTotal(p4.Joint):
+class FixedTotal(p4.JointMerge):
     """S = {networks whose weights have the sum of squares that they started with}: layers trade shares of it."""
 
     total: Tensor
@@ -36,7 +36,7 @@ class FixedTotal(p4.Joint):
         return [p4.Proposal(candidate * factor) for candidate in candidates]
 
 
-class Refusing(p4.Joint):
+class Refusing(p4.JointMerge):
     """Vetoes everything, softly or not."""
 
     soft = False
@@ -78,7 +78,7 @@ def test_a_property_of_ones_own_is_kept() -> None:
 
 
 def test_without_a_property_of_its_own_a_network_only_merges_together() -> None:
-    network, x = p4.Joint(chain()), torch.randn(7, 4, dtype=torch.float64)
+    network, x = p4.JointMerge(chain()), torch.randn(7, 4, dtype=torch.float64)
     move(network)
     before = network(x)
     assert all(report.ok for report in p4.merge(network))
@@ -90,7 +90,7 @@ def test_one_that_refuses_refuses_for_all() -> None:
     for layer in model:
         nn.init.orthogonal_(layer.weight)
         p4.perturb(layer, "weight", p4.Invertible, rank=1, scale=1.0)
-    network = p4.Joint(model)
+    network = p4.JointMerge(model)
     move(network)
     middle = network.sites()[1]
     with torch.no_grad():  # det R_B(A) = 0
@@ -108,7 +108,7 @@ def test_one_that_refuses_refuses_for_all() -> None:
 
 
 def test_what_is_not_finite_is_reset_and_nothing_else_happens() -> None:
-    network = p4.Joint(chain())
+    network = p4.JointMerge(chain())
     move(network)
     first, second, third = network.sites()
     kept = [first.perturbation.u.clone(), third.base.clone()]
@@ -131,14 +131,14 @@ def test_a_network_may_refuse(soft: bool) -> None:
 
 def test_groups_of_a_larger_model() -> None:
     alone = p4.perturb(nn.Linear(3, 3).double(), "weight", p4.LowRankUpdate)
-    model = nn.Sequential(p4.Joint(chain()), alone)
+    model = nn.Sequential(p4.JointMerge(chain()), alone)
     found = groups(model)
     assert [len(group.sites) for group in found] == [3, 1]
-    assert isinstance(found[0].network, p4.Joint) and found[1].network is None
+    assert isinstance(found[0].network, p4.JointMerge) and found[1].network is None
     with pytest.raises(p4.ArgumentError, match="inside of each other"):
-        groups(p4.Joint(nn.Sequential(p4.Joint(chain()))))
+        groups(p4.JointMerge(nn.Sequential(p4.JointMerge(chain()))))
     with pytest.raises(p4.ArgumentError, match=r"`model` must be an nn.Module, got int"):
-        p4.Joint(3)  # type: ignore[arg-type]
+        p4.JointMerge(3)  # type: ignore[arg-type]
 
 
 def training(every: int = 4, stagger: bool = True) -> tuple[nn.Module, torch.optim.Optimizer, p4.MergeScheduler]:
@@ -178,10 +178,10 @@ def test_a_resume_is_exact() -> None:
 
 def test_copies_are_apart() -> None:
     network = FixedTotal(chain())
-    twin = copy.deepcopy(network)
+    reference = copy.deepcopy(network)
     before = snapshot(network)
-    move(twin)
-    p4.merge(twin)
+    move(reference)
+    p4.merge(reference)
     assert all(torch.equal(value, before[name]) for name, value in snapshot(network).items())
 
 

@@ -117,22 +117,22 @@ def test_rewarming_is_shorter_than_the_shortest_interval() -> None:
 
 
 def test_a_network_merges_at_the_shortest_interval_of_its_sites() -> None:
-    network = p4.Joint(intervals(4, 2))
+    network = p4.JointMerge(intervals(4, 2))
     scheduler = p4.MergeScheduler(network, adam(network))
     assert [len(scheduler.step()) for _ in range(4)] == [0, 2, 0, 2]
 
 
 def test_attach_steps_by_itself() -> None:
-    model, twin = model_of(), None
-    twin = copy.deepcopy(model)
-    attached, plain = adam(model), adam(twin)
-    one, other = p4.MergeScheduler(model, attached, every=3), p4.MergeScheduler(twin, plain, every=3)
+    model, reference = model_of(), None
+    reference = copy.deepcopy(model)
+    attached, plain = adam(model), adam(reference)
+    one, other = p4.MergeScheduler(model, attached, every=3), p4.MergeScheduler(reference, plain, every=3)
     handle = one.attach()
     train(model, attached, 0, 7)
-    run(twin, other, 0, 7)
+    run(reference, other, 0, 7)
     assert one.steps == 7
     for name, value in model.state_dict().items():
-        assert torch.equal(value, twin.state_dict()[name])
+        assert torch.equal(value, reference.state_dict()[name])
     handle.remove()
     train(model, attached, 7, 9)
     assert one.steps == 7
@@ -152,19 +152,19 @@ def test_correct_and_refresh_by_merge_index(monkeypatch: pytest.MonkeyPatch) -> 
 def test_rewarm_is_a_scaled_learning_rate() -> None:
     """For plain SGD the updates of B are those of a learning rate that rises linearly after a merge."""
     model = model_of(layers=1)
-    twin = copy.deepcopy(model)
+    reference = copy.deepcopy(model)
     lr, rewarm, every = 0.05, 3, 6
     warmed = torch.optim.SGD(p4.parameter_groups(model), lr=lr)
     scheduler = p4.MergeScheduler(model, warmed, every=every, rewarm=rewarm)
-    scaled = torch.optim.SGD(p4.parameter_groups(twin), lr=lr)
-    merges = p4.MergeScheduler(twin, scaled, every=every)
+    scaled = torch.optim.SGD(p4.parameter_groups(reference), lr=lr)
+    merges = p4.MergeScheduler(reference, scaled, every=every)
     for step in range(20):
         age = step % every + 1 if step >= every else every
         scaled.param_groups[1]["lr"] = lr * min(1.0, age / (rewarm + 1))
         run(model, scheduler, step, step + 1)
-        run(twin, merges, step, step + 1)
+        run(reference, merges, step, step + 1)
         for name, value in model.state_dict().items():
-            torch.testing.assert_close(value, twin.state_dict()[name], rtol=ROUNDING, atol=ROUNDING)
+            torch.testing.assert_close(value, reference.state_dict()[name], rtol=ROUNDING, atol=ROUNDING)
     assert warmed.param_groups[1]["lr"] == lr
 
 
@@ -251,7 +251,7 @@ def test_saved_state_is_a_copy() -> None:
         ({"correct_every": -1}, "`correct_every` must be an integer >= 0, got -1"),
         ({"rewarm": -1}, "`rewarm` must be an integer >= 0, got -1"),
         ({"optimizer_state": "wipe"}, "`optimizer_state` must be one of reset_directions, restart, transport, keep"),
-        ({"directions": "best"}, "`directions` must be random, informed or None, got 'best'"),
+        ({"directions": "best"}, "`directions` must be random, gradient or None, got 'best'"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -71,7 +71,7 @@ def test_a_state_that_is_none_changes_nothing(state: Any) -> None:
 
 def test_another_ranks_bad_batch_counts_here() -> None:
     perturbation = p4.Invertible(torch.eye(3), rank=1)
-    report = perturbation.merge(torch.eye(3), agree=lambda mask: torch.zeros_like(mask))
+    report = perturbation.merge(torch.eye(3), all_reduce_min=lambda mask: torch.zeros_like(mask))
     assert report.merged == 0
     assert report.nonfinite == ("u", "v")
 

@@ -1,4 +1,4 @@
-"""The force field in PyTorch against OpenMM's Reference platform, its readable twin, and finite differences."""
+"""The force field in PyTorch against OpenMM's Reference platform, its own reference, and finite differences."""
 
 from __future__ import annotations
 
@@ -144,9 +144,9 @@ def test_the_twin_says_the_same(forcefield: str) -> None:
     force_field = force_field_of("lysine-dipeptide", forcefield)
     x = perturbed("lysine-dipeptide", forcefield, 20).requires_grad_()
     energy, gradient = force_field.energy_and_gradient(x)
-    twin = force_field.energy_reference(x)
-    (expected,) = torch.autograd.grad(twin.sum(), x)
-    for value, wanted in ((energy, twin.detach()), (gradient, expected)):
+    reference = force_field.energy_reference(x)
+    (expected,) = torch.autograd.grad(reference.sum(), x)
+    for value, wanted in ((energy, reference.detach()), (gradient, expected)):
         assert (value - wanted).abs().max() <= ROUNDING * max(1.0, float(wanted.abs().max()))
 
 

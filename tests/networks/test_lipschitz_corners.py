@@ -119,10 +119,14 @@ def test_a_copy_goes_its_own_way() -> None:
     parts = training()
     walk(parts, 0, 12)
     before = {name: value.clone() for name, value in parts[0].state_dict().items()}
-    twin = copy.deepcopy(parts[0])
-    move(twin, 1.0)
-    assert all(report.ok for report in p4.merge(twin))
-    assert isinstance(twin, p4.LipschitzNetwork) and twin.defect() == 0 and product(twin) <= 2.0 * (1 + ROUNDING)
+    reference = copy.deepcopy(parts[0])
+    move(reference, 1.0)
+    assert all(report.ok for report in p4.merge(reference))
+    assert (
+        isinstance(reference, p4.LipschitzNetwork)
+        and reference.defect() == 0
+        and product(reference) <= 2.0 * (1 + ROUNDING)
+    )
     assert all(torch.equal(value, before[name]) for name, value in parts[0].state_dict().items())
 
 
@@ -183,7 +187,7 @@ def tied(data: bool) -> nn.Module:
     return model
 
 
-def poisoned() -> nn.Module:
+def has_nonfinite_state() -> nn.Module:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
     with torch.no_grad():
         model[2].weight[0, 0] = torch.nan  # type: ignore[index,operator]
@@ -201,7 +205,7 @@ def hooked() -> nn.Module:
     [
         (tied(data=False), "one weight in two: 0, 2"),
         (tied(data=True), "one weight in two: 0, 2"),
-        (poisoned(), "got 2: `base` must be finite"),
+        (has_nonfinite_state(), "got 2: `base` must be finite"),
         (hooked(), "got 1: .*which a hook"),
         (nn.Sequential(nn.Linear(3, 3, dtype=torch.complex64)), "got 0: `base` must be real"),
         (p4.perturb(nn.Linear(3, 3), "weight", p4.LowRankUpdate), "got itself: "),

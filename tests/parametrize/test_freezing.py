@@ -135,7 +135,7 @@ def silent(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
 
 @pytest.mark.usefixtures("silent")
 @pytest.mark.parametrize("held", HELD)
-@pytest.mark.parametrize("options", [{}, {"rewarm": 2}, {"directions": "informed"}, {"stagger": True}])
+@pytest.mark.parametrize("options", [{}, {"rewarm": 2}, {"directions": "gradient"}, {"stagger": True}])
 @pytest.mark.parametrize("frozen_at", [0, 1, EVERY, EVERY + 1])
 def test_a_frozen_site_rests_and_the_others_go_on(held: str, options: dict[str, Any], frozen_at: int) -> None:
     model = model_of()

@@ -92,10 +92,10 @@ def test_cached_weights() -> None:
 
 def test_deepcopy_of_the_swapped_class() -> None:
     layer = layer_of()
-    twin = copy.deepcopy(layer)
+    reference = copy.deepcopy(layer)
     x = torch.randn(2, 5, dtype=torch.float64)
-    assert torch.equal(twin(x), layer(x))
-    assert type(p4.finalize(twin)) is nn.Linear
+    assert torch.equal(reference(x), layer(x))
+    assert type(p4.finalize(reference)) is nn.Linear
     assert isinstance(layer, FactoredLinear)
 
 

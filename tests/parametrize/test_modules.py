@@ -125,23 +125,23 @@ def test_a_finalized_module_is_pickled_exported_and_copied(row: Row) -> None:
     expected = output_of(model, inputs)
     file = io.BytesIO()
     torch.save(model, file)
-    for twin in (
+    for reference in (
         copy.deepcopy(model),
         pickle.loads(pickle.dumps(model)),
         torch.load(io.BytesIO(file.getvalue()), weights_only=False),
         torch.export.export(model, inputs).module(),
     ):
-        assert_close(output_of(twin, inputs), expected)
+        assert_close(output_of(reference, inputs), expected)
 
 
 def test_checkpoints(row: Row) -> None:
     model, inputs = moved(row.perturbed()), row.inputs()
     p4.merge(model, force=True)
     expected = output_of(moved(model), inputs)
-    twin = row.perturbed()
-    twin.load_state_dict(model.state_dict(), strict=True)
-    assert torch.equal(output_of(twin, inputs), expected)
-    plain = p4.finalize(copy.deepcopy(twin))
+    reference = row.perturbed()
+    reference.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(output_of(reference, inputs), expected)
+    plain = p4.finalize(copy.deepcopy(reference))
     other = moved(row.perturbed())
     other.load_state_dict(plain.state_dict(), strict=True)  # and B is reset
     assert_close(output_of(other, inputs), expected, MERGED)
@@ -166,10 +166,10 @@ def test_copies_are_independent(row: Row) -> None:
     model, inputs = moved(row.perturbed()), row.inputs()
     expected = output_of(model, inputs)
     expected.sum().backward()
-    twin = copy.deepcopy(model)
-    assert torch.equal(output_of(twin, inputs), expected)
-    p4.finalize(twin)
-    assert_close(output_of(twin, inputs), expected)
+    reference = copy.deepcopy(model)
+    assert torch.equal(output_of(reference, inputs), expected)
+    p4.finalize(reference)
+    assert_close(output_of(reference, inputs), expected)
     site = site_of(model)
     assert getattr(site.module, site.tensor_name).requires_grad  # the original still has its tensor
     assert torch.equal(output_of(model, inputs), expected)

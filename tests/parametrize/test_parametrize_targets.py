@@ -46,11 +46,11 @@ def move(model: nn.Module) -> None:
 def test_a_dotted_path_is_the_same_as_the_layers_own_name() -> None:
     model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))})
     torch.manual_seed(0)
-    twin = copy.deepcopy(model)
+    reference = copy.deepcopy(model)
     assert p4.perturb(model, "a.1.weight", p4.LowRankUpdate, rank=2) is model
     torch.manual_seed(0)
-    p4.perturb(twin["a"][1], "weight", p4.LowRankUpdate, rank=2)
-    assert [site.name for site in p4.sites(model)] == [site.name for site in p4.sites(twin)] == ["a.1.weight"]
+    p4.perturb(reference["a"][1], "weight", p4.LowRankUpdate, rank=2)
+    assert [site.name for site in p4.sites(model)] == [site.name for site in p4.sites(reference)] == ["a.1.weight"]
     model["a"].load_state_dict(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).state_dict())
     model["a"][1].load_state_dict(nn.Linear(3, 3).state_dict())
     p4.finalize(model)
@@ -96,8 +96,8 @@ def test_tied_weights_stay_tied(path: str, head_first: bool) -> None:
 
     move(model)
     expected = model(words).detach()
-    twin = p4.finalize(copy.deepcopy(model))
-    assert twin.head.weight is twin.embedding.weight and torch.equal(model(words), expected)
+    reference = p4.finalize(copy.deepcopy(model))
+    assert reference.head.weight is reference.embedding.weight and torch.equal(model(words), expected)
     p4.finalize(model)
     torch.testing.assert_close(model(words), expected, rtol=0, atol=ROUNDING)
     assert model.head.weight is model.embedding.weight is tied is site.base

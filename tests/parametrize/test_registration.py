@@ -85,8 +85,8 @@ def test_a_parametrization_of_somebody_else_stays(first: bool) -> None:
 @pytest.mark.parametrize("which", ["the copy", "the original"])
 def test_finalizing_one_copy_leaves_the_other_its_tensor(which: str) -> None:
     layer = p4.perturb(nn.Linear(3, 3), "weight", p4.LowRankUpdate)
-    twin = copy.deepcopy(layer)
-    one, other = (twin, layer) if which == "the copy" else (layer, twin)
+    reference = copy.deepcopy(layer)
+    one, other = (reference, layer) if which == "the copy" else (layer, reference)
     p4.finalize(one)
     assert type(one) is nn.Linear
     torch.testing.assert_close(other.weight, one.weight)
@@ -230,11 +230,11 @@ def test_one_of_two_tensors_and_the_copy_keep_their_perturbation() -> None:
     layer, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
     for name in ("weight_ih_l0", "weight_hh_l0"):
         p4.perturb(layer, name, p4.LowRankUpdate)
-    twin, expected = copy.deepcopy(moved(layer)), layer(x)[0]
+    reference, expected = copy.deepcopy(moved(layer)), layer(x)[0]
     parametrize.remove_parametrizations(layer, "weight_hh_l0")
     assert [site.tensor_name for site in p4.sites(layer)] == ["weight_ih_l0"]
-    assert len(list(p4.sites(twin))) == 2
-    for module in (layer, twin):
+    assert len(list(p4.sites(reference))) == 2
+    for module in (layer, reference):
         torch.testing.assert_close(module(x)[0], expected, rtol=0, atol=ROUNDING)
     parametrize.remove_parametrizations(layer, "weight_ih_l0")
     assert type(layer) is nn.LSTM and layer.weight_hh_l0.requires_grad and layer.weight_ih_l0.requires_grad

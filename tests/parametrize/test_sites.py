@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import p4torch as p4
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 
 
 def plain_model() -> nn.Sequential:
@@ -148,7 +148,7 @@ def test_merge_uses_no_global_randomness() -> None:
 
 def test_directions_are_a_pure_function_of_seed_site_and_index() -> None:
     def drawn(*key: Any) -> Tensor:
-        return torch.randn(8, generator=direction_generator(*key))
+        return torch.randn(8, generator=counter_based_generator(*key))
 
     first = drawn(0, "a.weight", 0)
     torch.manual_seed(5)
@@ -159,12 +159,12 @@ def test_directions_are_a_pure_function_of_seed_site_and_index() -> None:
 
 def test_merged_directions_are_reproducible_in_two_models() -> None:
     model = perturbed_model()
-    twin = copy.deepcopy(model)
-    for number in (model, twin):
+    reference = copy.deepcopy(model)
+    for number in (model, reference):
         torch.randn(int(torch.randint(1, 9, ())))
         p4.merge(number)
         p4.merge(number)
-    assert_unchanged(twin, snapshot(model))
+    assert_unchanged(reference, snapshot(model))
     v = [site.perturbation.v for site in p4.sites(model)]  # type: ignore[union-attr]
     assert not torch.equal(v[0], v[1])
 
@@ -193,7 +193,7 @@ def test_finalize_keeps_frozen_weights_frozen() -> None:
 
 
 def test_penalty_sums_over_sites() -> None:
-    model = perturbed_model(change_bounds=(-0.01, 0.01))
+    model = perturbed_model(bounds=p4.DeterminantBounds(change=(-0.01, 0.01)))
     move(model)
     parts = [site.perturbation.penalty(site.base) for site in p4.sites(model)]
     assert p4.penalty(model).item() == pytest.approx(sum(part.item() for part in parts))

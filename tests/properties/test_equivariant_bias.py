@@ -83,12 +83,12 @@ def test_a_bias_among_the_invariant_vectors_keeps_the_layer_equivariant() -> Non
     start = layer.bias.detach().clone()
     assert not said and off(trained(layer)) <= ROUNDING
     assert bool((layer.bias != start).all())
-    twin = copy.deepcopy(layer)
+    reference = copy.deepcopy(layer)
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
-    twin.load_state_dict(torch.load(file, weights_only=True))
-    assert torch.equal(twin.bias, layer.bias)
+    reference.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(reference.bias, layer.bias)
     plain = p4.finalize(layer)
     assert type(plain) is nn.Linear and off(plain) <= ROUNDING
 

@@ -30,7 +30,7 @@ def test_the_move_is_a_similarity(n: int, rank: int, seed: int) -> None:
     perturbation = p4.FixedSpectrum(base, rank=rank, scale=1.0)
     with torch.no_grad():
         perturbation.u.copy_(torch.randn(n, rank))
-    perturbation.limit()
+    perturbation.after_step()
     u, v = perturbation.u.detach(), perturbation.v.detach()
     t = torch.eye(n, dtype=torch.float64) + u @ v.mT
     expected = t @ base @ torch.linalg.inv(t)
@@ -43,7 +43,7 @@ def test_eigenvalues_stay_while_eigenvectors_train() -> None:
     base = layer.weight.detach().clone()
     p4.perturb(layer, "weight", p4.FixedSpectrum, rank=2, scale=1.0)
     optimizer = torch.optim.Adam(p4.parameter_groups(layer), lr=1e-3)
-    p4.MergeScheduler(layer, optimizer, every=10, directions="informed").attach()
+    p4.MergeScheduler(layer, optimizer, every=10, directions="gradient").attach()
     target = torch.linalg.qr(torch.randn(16, 16))[0]
     target = target @ base @ target.mT
     start = float((layer.weight - target).square().sum())
@@ -118,7 +118,7 @@ def test_precision_survives_changes_of_dtype() -> None:
     layer = copy.deepcopy(layer).half().float()
     (site,) = p4.sites(layer)
     assert site.perturbation.exact.value.dtype == torch.float64
-    site.correct()  # the base comes back from its exact twin
+    site.correct()  # the base comes back from its exact copy
     assert site.perturbation.defect(site.base) <= SINGLE / 10
 
 

@@ -47,7 +47,7 @@ def test_elements_are_kept_and_merged(name: str, dtype: torch.dtype) -> None:
         with torch.no_grad():
             for value in parameters_of(site).values():
                 value.add_(torch.randn_like(value), alpha=MOVE)
-        site.perturbation.limit()
+        site.perturbation.after_step()
         merged += site.merge().merged
         defect = float(site.perturbation.defect(site.base).max())
         assert defect <= DEFECT * torch.finfo(dtype).eps

@@ -251,9 +251,7 @@ def test_a_change_of_dtype_keeps_scalars_exact(move: Callable[[nn.Module], nn.Mo
         (torch.eye(2), {"form": "triangular", "side": "both"}, "`side` must be None: triangular factors act"),
         (torch.eye(2), {"scale": 0.0}, "`scale` must be None or a positive number, got 0.0"),
         (torch.eye(2), {"scale": math.nan}, "`scale` must be None or a positive number, got nan"),
-        (torch.eye(2), {"order": 4}, "`order` must be 2, 3 or 7, got 4"),
-        (torch.eye(2), {"change_bounds": (1.0, 2.0)}, "`change_bounds` must be None, 'paper' or"),
-        (torch.eye(2), {"logabsdet_bounds": (-2.0, -1.0)}, "`logabsdet_bounds` must be None, 'paper' or"),
+        (torch.eye(2), {"bounds": (1.0, 2.0)}, "`bounds` must be None, 'paper' or a p4torch.DeterminantBounds"),
     ],
 )
 def test_bad_input(base: Tensor, options: dict[str, Any], message: str) -> None:
@@ -291,10 +289,22 @@ def test_repr_tells_the_options() -> None:
 
 @pytest.mark.parametrize(("n", "expected"), [(2, (-2.5, 15.5)), (64, (-2.5, 15.5)), (256, (-10.0, 62.0))])
 def test_the_papers_bounds_grow_with_the_number_of_singular_values(n: int, expected: tuple[float, float]) -> None:
-    perturbation = p4.Invertible(torch.eye(n), change_bounds="paper", logabsdet_bounds="paper")
-    assert (perturbation.change_bounds, perturbation.logabsdet_bounds) == ((-6.0, 15.5), expected)
+    bounds = p4.Invertible(torch.eye(n), bounds="paper").bounds
+    assert (bounds.change, bounds.total) == ((-6.0, 15.5), expected)
 
 
 def test_there_are_no_bounds_unless_asked_for() -> None:
-    perturbation = p4.Invertible(torch.eye(3))
-    assert perturbation.change_bounds is None and perturbation.logabsdet_bounds is None
+    bounds = p4.Invertible(torch.eye(3)).bounds
+    assert bounds.change is None and bounds.total is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("change", (1.0, 2.0)), ("total", (-2.0, -1.0)), ("total", "paper")])
+def test_bounds_are_two_numbers_around_zero(name: str, value: Any) -> None:
+    with pytest.raises(p4.ArgumentError, match=f"`{name}` must be None or"):
+        p4.DeterminantBounds(**{name: value})
+
+
+@pytest.mark.parametrize("old", ["through", "growth", "change_bounds", "logabsdet_bounds", "force_every"])
+def test_old_names_of_options_say_the_new_ones(old: str) -> None:
+    with pytest.raises(TypeError, match=f"`{old}` is now `"):
+        p4.Invertible(torch.eye(3), **{old: 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,12 @@ from tests.properties.test_invertible import EXACT, assert_tracked, linear_of, m
 from torch import Tensor, nn
 
 import p4torch as p4
+from p4torch.properties import invertible
 from p4torch.properties._math.checks import RESIDUAL_BOUND
+
+#: The paper's bounds, one at a time.
+PAPER_CHANGE = replace(p4.DeterminantBounds.paper(6), total=None)
+PAPER_TOTAL = replace(p4.DeterminantBounds.paper(6), change=None)
 
 # --- merges, bounds, residual -----------------------------------------------------------------------------------
 
@@ -40,22 +46,26 @@ def test_a_merge_updates_everything(factor: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "factor", "reason"),
+    ("bounds", "factor", "reason"),
     [
-        ({"change_bounds": "paper"}, math.exp(-6.1), "log|det R_B(A) / det A| is outside (-6.0, 15.5)"),
-        ({"change_bounds": "paper"}, math.exp(15.6), "log|det R_B(A) / det A| is outside (-6.0, 15.5)"),
+        (PAPER_CHANGE, math.exp(-6.1), "log|det R_B(A) / det A| is outside (-6.0, 15.5)"),
+        (PAPER_CHANGE, math.exp(15.6), "log|det R_B(A) / det A| is outside (-6.0, 15.5)"),
         (
-            {"logabsdet_bounds": "paper"},
+            PAPER_TOTAL,
             math.exp(-2.6),
             "log|det R_B(A)| relative to the admitted matrix is outside (-2.5, 15.5)",
         ),
-        ({"change_bounds": (-1.0, 1.0)}, math.exp(1.1), "log|det R_B(A) / det A| is outside (-1.0, 1.0)"),
-        ({"logabsdet_bounds": (-1.0, 1.0)}, -math.exp(1.1), "relative to the admitted matrix is outside (-1.0, 1.0)"),
+        (p4.DeterminantBounds(change=(-1.0, 1.0)), math.exp(1.1), "log|det R_B(A) / det A| is outside (-1.0, 1.0)"),
+        (
+            p4.DeterminantBounds(total=(-1.0, 1.0)),
+            -math.exp(1.1),
+            "relative to the admitted matrix is outside (-1.0, 1.0)",
+        ),
     ],
 )
-def test_bounds_skip_softly(options: dict[str, Any], factor: float, reason: str) -> None:
+def test_bounds_skip_softly(bounds: p4.DeterminantBounds, factor: float, reason: str) -> None:
     base = regular(6)
-    perturbation = p4.Invertible(base, rank=1, scale=1.0, **options)
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, bounds=bounds)
     stretch(perturbation, base, factor)
     before = copy.deepcopy(perturbation.state_dict())
     kept = base.clone()
@@ -69,14 +79,14 @@ def test_bounds_skip_softly(options: dict[str, Any], factor: float, reason: str)
 
 def test_bounds_are_relative_to_the_admitted_matrix() -> None:
     base = 1e-3 * torch.eye(6, dtype=torch.float64)
-    perturbation = p4.Invertible(base, rank=1, scale=1.0, change_bounds="paper", logabsdet_bounds="paper")
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, bounds="paper")
     stretch(perturbation, base, 0.9)
     assert perturbation.merge(base).ok
 
 
 def test_every_tenth_attempt_is_forced() -> None:
     base = regular(6)
-    perturbation = p4.Invertible(base, rank=1, scale=1.0, force_every=10, logabsdet_bounds="paper")
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, bounds=PAPER_TOTAL)
     stretch(perturbation, base, math.exp(-4))
     outcome = [perturbation.merge(base).ok for _ in range(10)]
     assert outcome == [False] * 9 + [True]
@@ -86,7 +96,7 @@ def test_every_tenth_attempt_is_forced() -> None:
 
 def test_force_every_zero_never_forces() -> None:
     base = regular(6)
-    perturbation = p4.Invertible(base, rank=1, scale=1.0, force_every=0, logabsdet_bounds="paper")
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, bounds=replace(PAPER_TOTAL, force_every=0))
     stretch(perturbation, base, math.exp(-4))
     assert not any(perturbation.merge(base).ok for _ in range(25))
 
@@ -128,18 +138,18 @@ def test_what_is_merged_at_the_edge_has_an_inverse() -> None:
     assert residual.abs().max() <= RESIDUAL_BOUND
 
 
-def test_the_residual_gates_merges() -> None:
+def test_the_residual_gates_merges(monkeypatch: pytest.MonkeyPatch) -> None:
     base = regular(6, dtype=torch.float32)
-    perturbation = moved(base, residual_bound=1e-12)
+    perturbation = moved(base)
+    monkeypatch.setattr(invertible, "RESIDUAL_BOUND", 1e-12)
     report = perturbation.merge(base, force=True)
     assert report.skipped == 1 and "residual is above 1e-12" in (report.reason or "")
 
 
 def test_penalty_is_the_squared_hinge() -> None:
     base = regular(6)
-    perturbation = p4.Invertible(
-        base, rank=1, scale=1.0, change_bounds=(-1.0, 1.0), logabsdet_bounds=(-2.0, 2.0), penalty_weight=0.5
-    )
+    bounds = p4.DeterminantBounds(change=(-1.0, 1.0), total=(-2.0, 2.0), penalty_weight=0.5)
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, bounds=bounds)
     stretch(perturbation, base, math.exp(0.9))
     assert perturbation.penalty(base) == 0
     stretch(perturbation, base, math.exp(-2.5))
@@ -154,8 +164,8 @@ def test_penalty_keeps_a_layer_from_crossing(shape: dict[str, Any], rate: float)
     """The companion paper: with a penalty the singular set is not crossed. (A step of SGD goes with the gain squared:
     5 for all entries of 3 x 3.)"""
     torch.manual_seed(0)
-    bounds = {"change_bounds": (-1.0, 1.0), "logabsdet_bounds": "paper"}
-    layer = p4.perturb(linear_of(torch.eye(3)), "weight", p4.Invertible, **bounds, **shape)
+    bounds = replace(PAPER_TOTAL, change=(-1.0, 1.0))
+    layer = p4.perturb(linear_of(torch.eye(3)), "weight", p4.Invertible, bounds=bounds, **shape)
     optimizer = torch.optim.SGD(p4.parameter_groups(layer)[1:], lr=rate)
     scheduler = p4.MergeScheduler(layer, optimizer, every=5)
     for _ in range(500):
@@ -197,7 +207,7 @@ def test_ten_thousand_merges_in_float32(size: float, force: bool) -> None:
     """With the paper's bounds most merges of a random walk are skipped; so another walk ignores them."""
     n, merges, generator = 64, 10_000, torch.Generator().manual_seed(1)
     base = torch.linalg.qr(torch.randn(n, n, generator=generator))[0].contiguous()
-    perturbation = p4.Invertible(base, rank=1, scale=1.0, change_bounds="paper", logabsdet_bounds="paper")
+    perturbation = p4.Invertible(base, rank=1, scale=1.0, bounds="paper")
     merged = 0
     for step in range(1, merges + 1):
         with torch.no_grad():

@@ -132,9 +132,9 @@ def test_copies_and_pickles(name: str) -> None:
     file = io.BytesIO()
     torch.save(perturbation, file)
     file.seek(0)
-    for twin in (copy.deepcopy(perturbation), torch.load(file, weights_only=False)):
-        assert type(twin) is type(perturbation)
-        assert torch.equal(twin(base), perturbation(base))
+    for reference in (copy.deepcopy(perturbation), torch.load(file, weights_only=False)):
+        assert type(reference) is type(perturbation)
+        assert torch.equal(reference(base), perturbation(base))
 
 
 def test_a_base_of_zeros_is_in_every_subspace() -> None:
@@ -406,7 +406,7 @@ def test_groups_that_do_not_fit() -> None:
         ({"kind": "mask"}, "`kind` must be one of"),
         ({"kind": "circulant", "rank": 2}, "`rank` must be left out for circulant, whose coordinates train"),
         ({"kind": "toeplitz", "scale": 2.0}, "`scale` must be left out for toeplitz"),
-        ({"kind": "circulant", "directions": "informed"}, "`directions` must be left out for circulant"),
+        ({"kind": "circulant", "directions": "gradient"}, "`directions` must be left out for circulant"),
         ({"kind": "symmetric", "rank": 0}, "`rank` must be an integer >= 1"),
         ({"mask": torch.ones(6, 6)}, r"`mask` must be a boolean tensor, got torch\.float32"),
         ({"mask": MASK[:5]}, r"`mask` must be of shape \(6, 6\), as a matrix of the base, got \(5, 6\)"),
@@ -426,14 +426,14 @@ def test_rectangular_bases(kind: str) -> None:
         p4.LinearSubspace(torch.eye(3, dtype=torch.complex64), kind)
 
 
-# --- informed directions --------------------------------------------------------------------------------------------
+# --- gradient directions --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["symmetric", "skew", "lower", "mask", "group"])
-def test_informed_directions_see_the_gradient_inside_the_subspace(name: str) -> None:
+def test_gradient_directions_see_the_gradient_inside_the_subspace(name: str) -> None:
     base = drawn(6, 6)
-    perturbation = made(base, directions="informed", rank=2, **KINDS[name][1])
-    perturbation.watch(torch.Generator().manual_seed(3))
+    perturbation = made(base, directions="gradient", rank=2, **KINDS[name][1])
+    perturbation.start_sketch(torch.Generator().manual_seed(3))
     sketch: Any = perturbation.sketch
     x, target = drawn(20, 6), drawn(20, 6)
     (perturbation.matmul(base, x) * target).sum().backward()

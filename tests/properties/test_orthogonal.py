@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import p4torch as p4
 from p4torch import linalg
-from p4torch.properties._math.cayley import cayley, readable_cayley, readable_turn, turn
+from p4torch.properties._math.cayley import cayley, cayley_affine, cayley_affine_reference, cayley_reference
 
 #: A few small solves in float64.
 EXACT = 1e-11
@@ -53,7 +53,7 @@ def test_factors_are_the_dense_cayley_transform(n: int, k: int, batch: tuple[int
     u, v = torch.randn(2, *batch, n, k, dtype=torch.float64)
     skew, eye = u @ v.mT - v @ u.mT, torch.eye(n, dtype=torch.float64)
     expected = torch.linalg.solve(eye - skew / 2, eye + skew / 2)
-    for function in (cayley, readable_cayley):
+    for function in (cayley, cayley_reference):
         p, q = function(u, v)
         torch.testing.assert_close(eye + p @ q.mT, expected, rtol=0, atol=EXACT)
 
@@ -66,9 +66,9 @@ def test_both_paths_have_the_same_derivatives() -> None:
         bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(cayley, (u, v)) and torch.autograd.gradgradcheck(cayley, (u, v))
         arguments = (x, base, u, v, bias)
-        assert torch.autograd.gradcheck(turn, arguments)
-        assert torch.autograd.gradgradcheck(turn, arguments, fast_mode=True)
-        torch.testing.assert_close(turn(*arguments), readable_turn(*arguments), rtol=0, atol=EXACT)
+        assert torch.autograd.gradcheck(cayley_affine, arguments)
+        assert torch.autograd.gradgradcheck(cayley_affine, arguments, fast_mode=True)
+        torch.testing.assert_close(cayley_affine(*arguments), cayley_affine_reference(*arguments), rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -265,15 +265,15 @@ def test_ten_thousand_adam_steps_in_float32(shape: tuple[int, int]) -> None:
     assert worst(site.base) <= KEPT
 
 
-# --- informed directions ------------------------------------------------------------------------------------------
+# --- gradient directions ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["forward", "matmul", "solve", "inverse"])
 @pytest.mark.parametrize("n", [6, 300])
-def test_informed_directions_see_the_skew_part_of_the_gradient(method: str, n: int) -> None:
+def test_gradient_directions_see_the_skew_part_of_the_gradient(method: str, n: int) -> None:
     base = orthonormal(n, n)
-    perturbation = p4.Orthogonal(base, rank=2, directions="informed")
-    perturbation.watch(torch.Generator().manual_seed(3))
+    perturbation = p4.Orthogonal(base, rank=2, directions="gradient")
+    perturbation.start_sketch(torch.Generator().manual_seed(3))
     sketch: Any = perturbation.sketch
     rows = torch.randn(400, n, dtype=torch.float64)
     arguments = (rows,) if method in ("matmul", "solve") else ()

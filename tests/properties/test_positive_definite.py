@@ -197,10 +197,10 @@ def test_models_of_half_precision() -> None:
 
 @pytest.mark.parametrize("method", ["forward", "matmul", "solve", "inverse"])
 @pytest.mark.parametrize("n", [6, 300])
-def test_informed_directions_see_the_symmetric_part_of_the_gradient(method: str, n: int) -> None:
+def test_gradient_directions_see_the_symmetric_part_of_the_gradient(method: str, n: int) -> None:
     base = definite(n, n)
-    perturbation = p4.PositiveDefinite(base, rank=2, directions="informed")
-    perturbation.watch(torch.Generator().manual_seed(3))
+    perturbation = p4.PositiveDefinite(base, rank=2, directions="gradient")
+    perturbation.start_sketch(torch.Generator().manual_seed(3))
     sketch: Any = perturbation.sketch
     x = torch.randn(400, n, dtype=torch.float64)
     arguments = (x,) if method in ("matmul", "solve") else ()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import p4torch as p4
 from p4torch import linalg
-from p4torch.properties._math.simplex import doubly_normalised, readable_sinkhorn, sinkhorn
+from p4torch.properties._math.simplex import doubly_normalised, sinkhorn, sinkhorn_reference
 
 #: Sums of a few numbers in float64.
 EXACT = 1e-12
@@ -30,7 +30,7 @@ def positive(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def stochastic(*shape: int, doubly: bool = False, dtype: torch.dtype = torch.float64) -> Tensor:
     tensor = positive(*shape)
-    return (readable_sinkhorn(tensor, SWEEPS) if doubly else tensor / tensor.sum(-1, keepdim=True)).to(dtype)
+    return (sinkhorn_reference(tensor, SWEEPS) if doubly else tensor / tensor.sum(-1, keepdim=True)).to(dtype)
 
 
 def moved(base: Tensor, size: float = 0.5, **options: Any) -> p4.Stochastic:
@@ -91,10 +91,10 @@ def test_sweeps_and_their_derivatives(batch: tuple[int, ...]) -> None:
     weights = positive(*batch, 5, 5).requires_grad_()
     scaled = sinkhorn(weights, SWEEPS)
     assert worst(scaled, True) <= EXACT
-    torch.testing.assert_close(scaled, readable_sinkhorn(weights, SWEEPS), rtol=0, atol=EXACT)
+    torch.testing.assert_close(scaled, sinkhorn_reference(weights, SWEEPS), rtol=0, atol=EXACT)
     noise = torch.randn(scaled.shape, dtype=torch.float64)
     (fast,) = torch.autograd.grad((scaled * noise).sum(), weights)
-    (tape,) = torch.autograd.grad((readable_sinkhorn(weights, SWEEPS) * noise).sum(), weights)
+    (tape,) = torch.autograd.grad((sinkhorn_reference(weights, SWEEPS) * noise).sum(), weights)
     torch.testing.assert_close(fast, tape, rtol=0, atol=EXACT)
     function = partial(sinkhorn, sweeps=SWEEPS)
     assert torch.autograd.gradcheck(function, (weights,))
@@ -117,7 +117,7 @@ def test_without_total_support_what_is_left_is_spread(rows: list[list[float]]) -
     tensor = torch.tensor(rows, dtype=torch.float64)
     limit = doubly_normalised(tensor, EXACT)
     assert worst(limit, True) <= EXACT
-    swept = readable_sinkhorn(tensor, 100)
+    swept = sinkhorn_reference(tensor, 100)
     left = worst(swept, True)
     assert left > ROUNDING
     assert float((limit - swept).abs().sum()) <= 4 * len(tensor) * left
@@ -214,10 +214,10 @@ def test_models_of_half_precision() -> None:
 
 
 @pytest.mark.parametrize("method", ["forward", "matmul"])
-def test_informed_directions(method: str) -> None:
+def test_gradient_directions(method: str) -> None:
     base = stochastic(5, 7)
-    perturbation = p4.Stochastic(base, rank=2, directions="informed")
-    perturbation.watch(torch.Generator().manual_seed(3))
+    perturbation = p4.Stochastic(base, rank=2, directions="gradient")
+    perturbation.start_sketch(torch.Generator().manual_seed(3))
     sketch: Any = perturbation.sketch
     rows = torch.randn(40, 7, dtype=torch.float64)
     arguments = (rows,) if method == "matmul" else ()

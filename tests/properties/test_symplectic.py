@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import p4torch as p4
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 from p4torch.properties._math.phase_space import DRIFT, form, form_error, least_step, resymplectified
 
 #: Float64 products of matrices of norm about 1.
@@ -46,7 +46,7 @@ def test_symplectic_whatever_b_is(half: int, rank: int, seed: int) -> None:
     perturbation = p4.Symplectic(base, rank=rank)
     with torch.no_grad():
         perturbation.u.copy_(3 * torch.randn(perturbation.u.shape))
-    perturbation.limit()
+    perturbation.after_step()
     moved = perturbation(base)
     size = float(torch.linalg.matrix_norm(moved.detach()).square())
     assert form_error(moved.detach()).abs().max() <= ROUNDING * size
@@ -59,7 +59,7 @@ def test_steps_end_before_a_pole() -> None:
     perturbation = p4.Symplectic(base, rank=2, scale=1.0)
     with torch.no_grad():
         perturbation.u.copy_(1e3 * torch.randn(6, 2))
-    perturbation.limit()
+    perturbation.after_step()
     hamiltonian = form((perturbation.u @ perturbation.v.mT + perturbation.v @ perturbation.u.mT).mT).mT
     assert torch.linalg.eigvals(hamiltonian).abs().max() <= 1 + ROUNDING
 
@@ -250,11 +250,11 @@ def test_the_correction_squares_the_error() -> None:
 
 
 @pytest.mark.parametrize("through", ["forward", "matmul", "solve"])
-def test_informed_directions_see_what_moves_the_matrix(through: str) -> None:
+def test_gradient_directions_see_what_moves_the_matrix(through: str) -> None:
     """At B₀ and V = I, ∂L/∂U = H + Hᵀ with H = ∂L/∂Q Jᵀ: the sketch multiplies by the same matrix."""
     base, x = random_symplectic(6), torch.randn(5, 6, dtype=torch.float64)
-    perturbation = p4.Symplectic(base, rank=6, scale=1.0, directions="informed")
-    perturbation.watch(direction_generator(0, "test", 0))
+    perturbation = p4.Symplectic(base, rank=6, scale=1.0, directions="gradient")
+    perturbation.start_sketch(counter_based_generator(0, "test", 0))
     with torch.no_grad():
         perturbation.v.copy_(torch.eye(6))
     found = perturbation(base) if through == "forward" else getattr(perturbation, through)(base, x)

@@ -74,9 +74,9 @@ def test_bad_bases(base: Tensor, message: str) -> None:
         p4.Unitary(base)
 
 
-def test_informed_directions_are_refused_by_name() -> None:
-    with pytest.raises(p4.ArgumentError, match="`directions` must be random, for complex matrices, got 'informed'"):
-        p4.Unitary(torch.eye(2, dtype=torch.complex64), directions="informed")
+def test_gradient_directions_are_refused_by_name() -> None:
+    with pytest.raises(p4.ArgumentError, match="`directions` must be random, for complex matrices, got 'gradient'"):
+        p4.Unitary(torch.eye(2, dtype=torch.complex64), directions="gradient")
 
 
 def test_inverses_of_rectangles_are_refused() -> None:
@@ -92,7 +92,7 @@ def test_training_through_a_schedule_in_single_precision() -> None:
     module = holder(torch.eye(8, dtype=torch.complex64))
     p4.perturb(module, "weight", p4.Unitary, rank=4)
     optimizer = torch.optim.Adam(p4.parameter_groups(module), lr=1e-2)
-    scheduler = p4.MergeScheduler(module, optimizer, every=5, optimizer_state="transport", directions="informed")
+    scheduler = p4.MergeScheduler(module, optimizer, every=5, optimizer_state="transport", directions="gradient")
     losses = []
     for _ in range(400):
         loss = (module.weight - target).abs().square().sum()

@@ -57,24 +57,24 @@ def test_the_same_as_adam_also_when_the_memory_of_single_parameters_is_reset(
     seed: int, resets: list[tuple[int, int]], depth: int
 ) -> None:
     model = network(seed, depth)
-    twin = copy.deepcopy(model)
-    flat, plain = FlatAdam(groups(model), lr=1e-2), torch.optim.Adam(groups(twin), lr=1e-2)
+    reference = copy.deepcopy(model)
+    flat, plain = FlatAdam(groups(model), lr=1e-2), torch.optim.Adam(groups(reference), lr=1e-2)
     for index in range(10):
         step(model, flat, seed + index)
-        step(twin, plain, seed + index)
+        step(reference, plain, seed + index)
         for _, which in (entry for entry in resets if entry[0] == index):
-            for of, optimizer in ((model, flat), (twin, plain)):
+            for of, optimizer in ((model, flat), (reference, plain)):
                 parameters = list(of.parameters())
                 memory.reset(optimizer, parameters[which % len(parameters)], "parameter")
-    assert_same(model, twin)
+    assert_same(model, reference)
 
 
 def test_values_and_gradients_that_are_rebound_are_taken_over() -> None:
     model = network(0)
-    twin = copy.deepcopy(model)
-    flat, plain = FlatAdam(model.parameters()), torch.optim.Adam(twin.parameters())
+    reference = copy.deepcopy(model)
+    flat, plain = FlatAdam(model.parameters()), torch.optim.Adam(reference.parameters())
     for index in range(4):
-        for of, optimizer in ((model, flat), (twin, plain)):
+        for of, optimizer in ((model, flat), (reference, plain)):
             for parameter in of.parameters():
                 parameter.grad = None
             loss(of, index).backward()
@@ -82,8 +82,8 @@ def test_values_and_gradients_that_are_rebound_are_taken_over() -> None:
             with torch.no_grad():
                 of[0].weight.data = of[0].weight * 1.5
     step(model, flat, 9)
-    step(twin, plain, 9)
-    assert_same(model, twin)
+    step(reference, plain, 9)
+    assert_same(model, reference)
 
 
 def test_state_goes_through_a_file_to_and_from_adam() -> None:
@@ -108,16 +108,16 @@ def test_state_goes_through_a_file_to_and_from_adam() -> None:
 
 def test_clipping_is_that_of_torch() -> None:
     model = network(4)
-    twin = copy.deepcopy(model)
+    reference = copy.deepcopy(model)
     flat = FlatAdam(model.parameters())
     for largest in (1e-2, 1e6):
         flat.zero_grad()
-        twin.zero_grad()
+        reference.zero_grad()
         loss(model, 5).backward()
-        loss(twin, 5).backward()
-        norm = nn.utils.clip_grad_norm_(twin.parameters(), largest)
+        loss(reference, 5).backward()
+        norm = nn.utils.clip_grad_norm_(reference.parameters(), largest)
         torch.testing.assert_close(flat.clip(largest), norm, rtol=ROUNDING, atol=0)
-        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        for a, b in zip(model.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=ROUNDING, atol=ROUNDING)
 
 
@@ -142,16 +142,16 @@ def test_merges_reset_what_they_would_reset_in_adam() -> None:
             p4.perturb(model[index], "weight", p4.Invertible, rank=1)
         return model
 
-    model, twin = perturbed(), perturbed()
-    flat, plain = FlatAdam(p4.parameter_groups(model)), torch.optim.Adam(p4.parameter_groups(twin))
-    schedules = [p4.MergeScheduler(model, flat, every=3), p4.MergeScheduler(twin, plain, every=3)]
+    model, reference = perturbed(), perturbed()
+    flat, plain = FlatAdam(p4.parameter_groups(model)), torch.optim.Adam(p4.parameter_groups(reference))
+    schedules = [p4.MergeScheduler(model, flat, every=3), p4.MergeScheduler(reference, plain, every=3)]
     for index in range(10):
         step(model, flat, index)
-        step(twin, plain, index)
+        step(reference, plain, index)
         for schedule in schedules:
             schedule.step()
     assert schedules[0].merged == schedules[1].merged > 0
-    assert_same(model, twin)
+    assert_same(model, reference)
 
 
 def test_bad_input() -> None:

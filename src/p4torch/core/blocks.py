@@ -120,7 +120,7 @@ class Blocks(Perturbation):
 
     def base_inverse(self, base: Tensor) -> Tensor:
         """A⁻¹ `(..., n, n)`; by LAPACK, unless the property knows better."""
-        return linalg.one_by_one(torch.linalg.inv, linalg.at_least_single(base)).to(base.dtype)
+        return linalg.unbatched(torch.linalg.inv, linalg.at_least_single(base)).to(base.dtype)
 
     def base_logabsdet(self, base: Tensor) -> Tensor:
         """log|det A| `(...)`."""
@@ -163,32 +163,32 @@ class Blocks(Perturbation):
         return self.algebra if self.left_algebra is None or name == "right" else self.left_algebra
 
     def forward(self, base: Tensor) -> Tensor:
-        if self.algebra.turned is not None and self._single(base):
+        if self.algebra.product is not None and self._single(base):
             assert self.right is not None
-            return self.algebra.turned(base, self.right.squeeze(-3), self._gain(self.right))
-        return self._moved(base, self.element("left"), self.element("right"))
+            return self.algebra.product(base, self.right.squeeze(-3), self._gain(self.right))
+        return self._product(base, self.element("left"), self.element("right"))
 
     def _single(self, base: Tensor) -> bool:
         """Whether all that moves A is one block of all its inputs."""
         return self.side == "right" and self.right_order is None and base.dim() == 2
 
     @staticmethod
-    def _moved(base: Tensor, left: BlockDiagonal | None, right: BlockDiagonal | None) -> Tensor:
+    def _product(base: Tensor, left: BlockDiagonal | None, right: BlockDiagonal | None) -> Tensor:
         if right is not None:
-            base = right.right(base)
-        return base if left is None else left.left(base)
+            base = right.right_multiply(base)
+        return base if left is None else left.left_multiply(base)
 
-    def candidate(self, base: Tensor) -> Tensor:
+    def _candidate(self, base: Tensor) -> Tensor:
         """R_B(A) for a merge, in the base's own dtype, or single precision: of group elements in double precision."""
         exact = linalg.at_least_single(base)
         left, right = (self.element(name, linalg.double_of(base.dtype)) for name in ("left", "right"))
         left, right = (part if part is None else part.to(exact.dtype) for part in (left, right))
-        return self._moved(exact, left, right).to(base.dtype)
+        return self._product(exact, left, right).to(base.dtype)
 
     def exact_candidate(self, base: Tensor) -> Tensor:
         """R_B(A) in double precision."""
         exact = linalg.in_double(base)
-        return self._moved(exact, self.element("left", exact.dtype), self.element("right", exact.dtype))
+        return self._product(exact, self.element("left", exact.dtype), self.element("right", exact.dtype))
 
     def matmul(self, base: Tensor, x: Tensor) -> Tensor:
         return self.affine(base, x, None)
@@ -198,10 +198,10 @@ class Blocks(Perturbation):
             return linalg.rows_times(x, self.forward(base), bias)
         left, right = self.element("left"), self.element("right")
         if right is not None:
-            x = right.rows(x)
+            x = right.apply_to_rows(x)
         if left is None:
             return linalg.rows_times(x, base, bias)
-        y = left.rows(linalg.rows_times(x, base))
+        y = left.apply_to_rows(linalg.rows_times(x, base))
         return y if bias is None else y + bias.to(y.dtype)
 
     def _dense_is_cheaper(self, base: Tensor, x: Tensor) -> bool:
@@ -223,14 +223,14 @@ class Blocks(Perturbation):
             inverse, y = self.base_inverse(base), y.to(base.dtype)
             left, right = self.element("left", inverse=True), self.element("right", inverse=True)
             if left is not None:
-                y = left.rows(y)
+                y = left.apply_to_rows(y)
             x = linalg.rows_times(y, inverse)
-            return x if right is None else right.rows(x)
+            return x if right is None else right.apply_to_rows(x)
 
     def inverse(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
             left, right = self.element("left", inverse=True), self.element("right", inverse=True)
-            return self._moved(self.base_inverse(base), right, left)
+            return self._product(self.base_inverse(base), right, left)
 
     def logabsdet(self, base: Tensor) -> Tensor:
         return self.base_logabsdet(base) + self.determinant_change(base)[1].to(base.dtype)
@@ -262,22 +262,15 @@ class Blocks(Perturbation):
                 for part in order.view(-1, *order.shape[-2:]):
                     part.copy_(self._listed(torch.randperm(count, generator=generator), size))
 
-    def _reset_where(self, where: Tensor, base: Tensor, generator: torch.Generator) -> None:
-        before = {name: getattr(self, f"{name}_order").clone() for name in self.permuted if not bool(where.all())}
-        super()._reset_where(where, base, generator)
-        for name, old in before.items():
-            order = getattr(self, f"{name}_order")
-            order.copy_(torch.where(where[..., None, None], order, old))
-
     @torch.no_grad()
-    def limit(self) -> None:
+    def after_step(self) -> None:
         """Shorten the blocks whose image in the Lie algebra is longer than its map to the group allows."""
-        if self.algebra.limit is not None:
+        if self.algebra.largest_norm is not None:
             for name, value in self.own_parameters():
                 x = self.algebra_blocks(name)
                 assert x is not None
                 size = torch.linalg.matrix_norm(linalg.at_least_single(x), keepdim=True)
-                value.mul_((self.algebra.limit / size).clamp(max=1.0).to(value.dtype))
+                value.mul_((self.algebra.largest_norm / size).clamp(max=1.0).to(value.dtype))
 
     def extra_repr(self) -> str:
         sizes = {name: value.shape[-1] for name, value in self.own_parameters()}

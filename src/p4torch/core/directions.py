@@ -1,4 +1,4 @@
-"""Informed directions: where the gradient is large, instead of where a random number falls.
+"""Gradient directions: where the gradient is large, instead of where a random number falls.
 
 A low-rank perturbation moves its matrix along G V, where G is the gradient of the loss with respect to the matrix on
 which the factors act. The best V of k columns spans G's leading right singular vectors; a random sketch Ω `(n, k)`,
@@ -25,60 +25,60 @@ Apply = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Maps:
+class LinearOperator:
     """What a matrix G and its transpose make of a thin factor `(..., n, k)`."""
 
     times: Apply
     transposed: Apply
 
-    def __matmul__(self, other: Maps) -> Maps:
+    def __matmul__(self, other: LinearOperator) -> LinearOperator:
         """The product of two matrices."""
-        return Maps(lambda s: self.times(other.times(s)), lambda t: other.transposed(self.transposed(t)))
+        return LinearOperator(lambda s: self.times(other.times(s)), lambda t: other.transposed(self.transposed(t)))
 
-    def __add__(self, other: Maps) -> Maps:
-        return Maps(
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        return LinearOperator(
             lambda s: self.times(s) + other.times(s),
             lambda t: self.transposed(t) + other.transposed(t),
         )
 
-    def __neg__(self) -> Maps:
-        return Maps(lambda s: -self.times(s), lambda t: -self.transposed(t))
+    def __neg__(self) -> LinearOperator:
+        return LinearOperator(lambda s: -self.times(s), lambda t: -self.transposed(t))
 
-    def skew(self) -> Maps:
+    def skew(self) -> LinearOperator:
         """G - Gᵀ."""
-        return Maps(
+        return LinearOperator(
             lambda s: self.times(s) - self.transposed(s),
             lambda t: self.transposed(t) - self.times(t),
         )
 
-    def symmetric(self) -> Maps:
+    def symmetric(self) -> LinearOperator:
         """G + Gᵀ."""
-        return self + Maps(self.transposed, self.times)
+        return self + LinearOperator(self.transposed, self.times)
 
 
-def of_matrix(matrix: Tensor) -> Maps:
+def matrix_operator(matrix: Tensor) -> LinearOperator:
     """G given as a matrix."""
-    return Maps(lambda s: linalg.thin(matrix, s), lambda t: linalg.thin(matrix.mT, t))
+    return LinearOperator(lambda s: linalg.tall_matmul(matrix, s), lambda t: linalg.tall_matmul(matrix.mT, t))
 
 
-def of_rows(g: Tensor, x: Tensor, stacked: bool = False) -> Maps:
+def outer_operator(g: Tensor, x: Tensor, stacked: bool = False) -> LinearOperator:
     """G = gᵀ x from rows `(..., m, n)`: one G of all of them, or, `stacked`, one for each leading index."""
     if not stacked:
         g, x = (rows.reshape(-1, rows.shape[-1]) for rows in (g, x))
-    return Maps(lambda s: g.mT @ (x @ linalg.columns(s)), lambda t: x.mT @ (g @ linalg.columns(t)))
+    return LinearOperator(lambda s: g.mT @ (x @ linalg.column_major(s)), lambda t: x.mT @ (g @ linalg.column_major(t)))
 
 
 @dataclass
 class GradientSketch:
     """Ω `(..., n, k)`, and the gradients that backward passes have shown since: their sum is G. `like` has the shape of
-    G Ω. `average` is over the ranks of a distributed run; all of them ask for directions at the same time."""
+    G Ω. `all_reduce_mean` is over the ranks of a distributed run; all of them ask for directions at the same time."""
 
     probe: Tensor
     like: Tensor
-    average: Apply | None = None
-    parts: list[Maps] = field(default_factory=list)
+    all_reduce_mean: Apply | None = None
+    parts: list[LinearOperator] = field(default_factory=list)
 
-    def see(self, out: Tensor, gradient: Callable[[Tensor], Maps]) -> None:
+    def record(self, out: Tensor, gradient: Callable[[Tensor], LinearOperator]) -> None:
         """At the backward pass through `out`, remember `gradient(∂L/∂out)`."""
 
         def hook(g: Tensor | None) -> None:
@@ -98,7 +98,7 @@ class GradientSketch:
 
     def _total(self, tensors: list[Tensor], like: Tensor) -> Tensor:
         total = torch.stack(tensors).sum(0) if tensors else torch.zeros_like(like)
-        return total if self.average is None else self.average(total)
+        return total if self.all_reduce_mean is None else self.all_reduce_mean(total)
 
 
 def _unit(factor: Tensor) -> Tensor:

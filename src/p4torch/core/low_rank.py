@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
 from p4torch._options import check_choice, check_integer
-from p4torch.core.directions import Apply, GradientSketch, Maps, of_matrix, of_rows
+from p4torch.core.directions import Apply, GradientSketch, LinearOperator, matrix_operator, outer_operator
 from p4torch.core.perturbation import Perturbation
 from p4torch.core.step_size import check_scale, low_rank_gain, scale_repr, size_of
-from p4torch.core.transaction import Decision, MergeReport
-from p4torch.linalg import fused_linear as rows
+from p4torch.core.transaction import MergeReport
+from p4torch.linalg import fused_linear
 
 Side = Literal["add", "left", "right"]
-Directions = Literal["random", "informed"]
+Directions = Literal["random", "gradient"]
+
+
+class LowRankOptions(TypedDict, total=False):
+    """The options that all low-rank perturbations have, see `LowRank`."""
+
+    scale: float | None
+    directions: Directions
+    train_directions: bool
 
 
 class LowRank(Perturbation):
@@ -36,7 +44,7 @@ class LowRank(Perturbation):
         rank: k, 1 <= k.
         scale: g, or None for the one of `p4torch.core.step_size`, with which a rate moves A by the same relative
             amount at every n and rank. 1 is the paper's: a step η of Adam then moves A by about η √k in each entry.
-        directions: "random", or "informed" by the gradient of the step before the merge: V = √n · S, see
+        directions: "random", or "gradient": from the gradient of the step before the merge, V = √n · S, see
             `p4torch.core.directions`. A `MergeScheduler` sees to it; without one, and for the first directions, it is
             random. Random, too, where `torch.compile` hides the gradient.
         train_directions: whether V trains, or only U (then V does not pass its gradient, and costs less).
@@ -55,33 +63,35 @@ class LowRank(Perturbation):
         base: Tensor,
         rank: int,
         *,
+        side: Side = "add",
         scale: float | None = None,
         directions: Directions = "random",
         train_directions: bool = True,
-        side: Side = "add",
     ) -> None:
         super().__init__(base)
-        check_choice("directions", directions, ("random", "informed"), "random or informed")
+        check_choice("directions", directions, ("random", "gradient"), "random or gradient")
         rank, scale = check_integer("rank", rank, 1), check_scale(scale)
         self.rank, self.scale, self.side = rank, scale, side
-        self.informed = directions == "informed"
+        self.gradient_directions = directions == "gradient"
         self.sketch: GradientSketch | None = None
         batch, (outputs, inputs) = base.shape[:-2], base.shape[-2:]
         self.u = nn.Parameter(base.new_zeros(*batch, inputs if side == "right" else outputs, rank))
         self.v = nn.Parameter(base.new_zeros(*batch, outputs if side == "left" else inputs, rank))
         self.v.requires_grad_(bool(train_directions))
         self.register_buffer("gain", base.real.new_ones(*batch, 1, 1))
-        self.set_gain(base)
+        self._fit_gain(base)
         self.reset(torch.default_generator)
 
     @property
-    def moving(self) -> Tensor:
+    def scaled_u(self) -> Tensor:
         """g U."""
         return self.u if self.scale == 1 else self.u * self.gain
 
+    def after_admission(self, base: Tensor) -> None:
+        self._fit_gain(base)
+
     @torch.no_grad()
-    def set_gain(self, base: Tensor) -> None:
-        """Fit g to a base that was admitted."""
+    def _fit_gain(self, base: Tensor) -> None:
         if self.scale is None:
             self.gain.copy_(self.natural_gain(base)[..., None, None])
         else:
@@ -102,32 +112,32 @@ class LowRank(Perturbation):
     def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """P and Q in the dtype of the base, on which they may depend, too. Whoever makes use of that also overrides
         `additive_factors` or `propose`, which make merges."""
-        return self.factors(self.moving, self.v)
+        return self.factors(self.scaled_u, self.v)
 
     # --- R_B --------------------------------------------------------------------------------------------------------
 
     def forward(self, base: Tensor) -> Tensor:
-        matrix = self.moved(base, *self.factors_at(base))
+        matrix = self.apply_factors(base, *self.factors_at(base))
         if self.sketch is not None:
-            self.sketch.see(matrix, lambda g: self.acting(base, of_matrix(g)))
+            self.sketch.record(matrix, lambda g: self.pull_back(base, matrix_operator(g)))
         return matrix
 
     @torch.no_grad()
     def additive_factors(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """U', V' in float64 with R_B(A) = A + U' V'ᵀ, for merges."""
-        p, q = self.factors(linalg.in_double(self.moving), linalg.in_double(self.v))
+        p, q = self.factors(linalg.in_double(self.scaled_u), linalg.in_double(self.v))
         if self.side == "left":
             q = linalg.in_double(base).mT @ q
         elif self.side == "right":
             p = linalg.in_double(base) @ p
         return p, q
 
-    def moved(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    def apply_factors(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
         """R_B(A) from its factors."""
         if self.side == "left":
-            q = linalg.thin(base.mT, q)
+            q = linalg.tall_matmul(base.mT, q)
         elif self.side == "right":
-            p = linalg.thin(base, p)
+            p = linalg.tall_matmul(base, p)
         return linalg.add_low_rank(base, p, q)
 
     def matmul(self, base: Tensor, x: Tensor) -> Tensor:
@@ -136,41 +146,44 @@ class LowRank(Perturbation):
     def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         y = self._affine(base, x, bias)
         if self.sketch is not None:
-            self.sketch.see(y, lambda g: self.acting(base, of_rows(g, x.detach().to(g.dtype), base.dim() > 2)))
+            self.sketch.record(
+                y, lambda g: self.pull_back(base, outer_operator(g, x.detach().to(g.dtype), base.dim() > 2))
+            )
         return y
 
     def _affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         p, q = self.factors_at(base)
         if self.side == "add":
-            return rows.affine(x, base, p, q, bias)
-        if rows.dense_is_cheaper(x, base, q.shape[-1]):
-            return linalg.rows_times(x, self.moved(base, p, q), bias)
+            return fused_linear.affine(x, base, p, q, bias)
+        if fused_linear.dense_is_cheaper(x, base, q.shape[-1]):
+            return linalg.rows_times(x, self.apply_factors(base, p, q), bias)
         if self.side == "right":
-            return linalg.rows_times(rows.shift(x, p, q), base, bias)
-        y = rows.shift(linalg.rows_times(x, base), p, q)
+            return linalg.rows_times(fused_linear.identity_plus_low_rank(x, p, q), base, bias)
+        y = fused_linear.identity_plus_low_rank(linalg.rows_times(x, base), p, q)
         return y if bias is None else y + bias.to(y.dtype)
 
     # --- B ----------------------------------------------------------------------------------------------------------
 
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+    def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:
         """From the gradient G of the whole matrix to that of what the factors make: G, G Aᵀ on the left, Aᵀ G on the
         right."""
         if self.side == "left":
-            gradient = gradient @ of_matrix(base.detach().mT)
+            gradient = gradient @ matrix_operator(base.detach().mT)
         elif self.side == "right":
-            gradient = of_matrix(base.detach().mT) @ gradient
+            gradient = matrix_operator(base.detach().mT) @ gradient
         return gradient.skew() if self.skew else gradient
 
-    def watch(self, generator: torch.Generator, average: Apply | None = None) -> None:
-        """From here to the next merge, look at gradients, if directions are to be informed. `generator` draws Ω."""
-        if self.informed:
-            self.sketch = GradientSketch(self._normal(generator).to(self.v), self.u.detach(), average)
+    def start_sketch(self, generator: torch.Generator, all_reduce_mean: Apply | None = None) -> None:
+        """Record gradients from here to the next merge, if directions are to follow them. `generator` draws Ω."""
+        if self.gradient_directions:
+            self.sketch = GradientSketch(self._normal(generator).to(self.v), self.u.detach(), all_reduce_mean)
 
-    def forget(self) -> None:
+    def discard_sketch(self) -> None:
+        """Called when the schedule jumps (a resume): what `start_sketch` began is void."""
         self.sketch = None
 
-    def shorten(self, size: Tensor, most: float) -> None:
-        """For `limit`: U <- U · min(1, most / size), in place, where `size` `(...)` grows with U in proportion."""
+    def clip_factor(self, size: Tensor, most: float) -> None:
+        """U <- U · min(1, most / size), in place, for `clip_after_step`; `size` `(...)` is proportional to U."""
         self.u.mul_((most / size).clamp(max=1.0)[..., None, None].to(self.u.dtype))
 
     @torch.no_grad()
@@ -188,20 +201,16 @@ class LowRank(Perturbation):
     def _normal(self, generator: torch.Generator) -> Tensor:
         return torch.randn(self.v.shape, generator=generator, dtype=torch.float64)
 
-    def commit(
-        self, base: Tensor, decision: Decision, accepted: Tensor, generator: torch.Generator, *reason: str
-    ) -> MergeReport:
-        report = super().commit(base, decision, accepted, generator, *reason)
+    def after_commit(self, base: Tensor, report: MergeReport) -> None:
         self.sketch = None
-        return report
 
-    def candidate(self, base: Tensor) -> Tensor:
+    def _candidate(self, base: Tensor) -> Tensor:
         """R_B(A) for a merge, in the base's own dtype: the factors are small numbers beside A."""
         exact = linalg.at_least_single(base)
         p, q = (
-            factor.to(exact.dtype) for factor in self.factors(linalg.in_double(self.moving), linalg.in_double(self.v))
+            factor.to(exact.dtype) for factor in self.factors(linalg.in_double(self.scaled_u), linalg.in_double(self.v))
         )
-        return self.moved(exact, p, q).to(base.dtype)
+        return self.apply_factors(exact, p, q).to(base.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Without g: from before it was kept, when the length of V stood for it."""
@@ -209,7 +218,9 @@ class LowRank(Perturbation):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
-        """∂L/∂U = G V near B₀, so its history moves onto new directions V' by the least-squares V⁺ V'."""
+        """For the optimizer-state option "transport": the `(..., k, k)` matrices that map the momentum of the other
+        parameters, by name, from the `previous` directions onto the new ones. ∂L/∂U = G V near B₀, so its history moves
+        onto V' by the least-squares V⁺ V'."""
         return {"u": torch.linalg.pinv(linalg.in_double(previous["v"])) @ linalg.in_double(self.v)}
 
     def extra_repr(self) -> str:

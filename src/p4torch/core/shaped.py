@@ -85,10 +85,6 @@ class Shaped(Perturbation):
         """Where low-rank factors act."""
         return "add"
 
-    @classmethod
-    def property_name(cls) -> str:
-        return next(kind.__name__ for kind in cls.__mro__ if "shapes" in kind.__dict__)
-
 
 def check_block(property: Any, options: dict[str, Any]) -> None:
     """Refuse a `block` for a class without block shapes. Functions that make a perturbation see to it themselves."""

@@ -12,9 +12,11 @@ from p4torch.core.blocks import default_block
 from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ArgumentError
 from p4torch.flows._fused.run import Kind, Step
+from p4torch.flows._logabsdet import affine_logabsdet, solve_logabsdet
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.linalg.tracked_inverse import TrackedInverse
-from p4torch.parametrize.sites import lookup, perturb
+from p4torch.parametrize.lookup import perturbation_of
+from p4torch.parametrize.sites import perturb
 from p4torch.properties import Invertible
 from p4torch.properties._math.invertible_shapes import LowRankInvertible
 from p4torch.properties.invertible import Form
@@ -103,20 +105,20 @@ class InvertibleLinear(Bijection):
         perturb(self, "weight", property, **options)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        perturbation, base = lookup(self, "weight")
+        perturbation, base = perturbation_of(self, "weight")
         check_event(x, self.features, base.dtype, complex=base.is_complex())
-        z, logabsdet = perturbation.affine_logabsdet(base, x, self.bias)
+        z, logabsdet = affine_logabsdet(perturbation, base, x, self.bias)
         return z, _of_real_map(logabsdet, base)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        perturbation, base = lookup(self, "weight")
+        perturbation, base = perturbation_of(self, "weight")
         check_event(z, self.features, base.dtype, complex=base.is_complex(), name="z")
         y = z if self.bias is None else z - self.bias
-        x, logabsdet = perturbation.solve_logabsdet(base, y)
+        x, logabsdet = solve_logabsdet(perturbation, base, y)
         return x, -_of_real_map(logabsdet, base)
 
     def step(self, inverse: bool = False) -> Step | None:
-        perturbation, base = lookup(self, "weight")
+        perturbation, base = perturbation_of(self, "weight")
         if type(perturbation) is not LowRankInvertible or perturbation.form != "additive" or base.requires_grad:
             return None
         if perturbation.sketch is not None:  # it looks at the gradient of this layer
@@ -126,7 +128,7 @@ class InvertibleLinear(Bijection):
         tensors = (
             base,
             tracked._parameters["inverse"],
-            perturbation.moving,
+            perturbation.scaled_u,
             own["v"],
             *(() if bias is None else (bias,)),
         )

@@ -11,10 +11,12 @@ from p4torch import linalg
 from p4torch._options import check_integer
 from p4torch.core.blocks import Block
 from p4torch.errors import ArgumentError
-from p4torch.flows._fused.chain import fused_chain, readable_chain, readable_inverse
+from p4torch.flows._fused.chain import chain_reference, fused_chain, inverse_reference
+from p4torch.flows._logabsdet import with_logabsdet
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.linear import Init, default_form, initial_matrix
-from p4torch.parametrize.sites import lookup, perturb
+from p4torch.parametrize.lookup import perturbation_of
+from p4torch.parametrize.sites import perturb
 from p4torch.properties import Invertible
 from p4torch.properties.invertible import Form
 
@@ -91,24 +93,24 @@ class InvertibleMLP(Bijection):
         perturb(self, "weight", Invertible, rank=rank, form=form, **options)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        perturbation, base = lookup(self, "weight")
+        perturbation, base = perturbation_of(self, "weight")
         check_event(x, self.features, base.dtype)
         with linalg.full_precision(x.device):
-            weight, logabsdet = perturbation.with_logabsdet(base)
+            weight, logabsdet = with_logabsdet(perturbation, base)
             constant = logabsdet.sum()
             if torch.is_grad_enabled():
                 z, total = fused_chain(x, weight, self.bias)
             else:
-                z, total = readable_chain(x.double(), weight.double(), self.bias.double())
+                z, total = chain_reference(x.double(), weight.double(), self.bias.double())
             return z.to(x.dtype), (total + constant).to(x.dtype)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        perturbation, base = lookup(self, "weight")
+        perturbation, base = perturbation_of(self, "weight")
         check_event(z, self.features, base.dtype, name="z")
         with linalg.full_precision(z.device):
             weight, inverse = perturbation(base).double(), perturbation.inverse(base).double()
             polished = linalg.hyperpower(weight, inverse, order=2)
-            x, total = readable_inverse(z.double(), polished, self.bias.double())
+            x, total = inverse_reference(z.double(), polished, self.bias.double())
             return x.to(z.dtype), (total - perturbation.logabsdet(base).sum()).to(z.dtype)
 
     def extra_repr(self) -> str:

@@ -14,7 +14,7 @@ from p4torch.errors import ArgumentError, P4Error
 from p4torch.flows.bijection import Bijection, Chain, Coupling
 from p4torch.flows.flow import Flow
 from p4torch.flows.latent import base_log_prob
-from p4torch.linalg.reference import once
+from p4torch.linalg.reference import once_differentiable
 
 
 def path_loss(
@@ -63,7 +63,7 @@ def path_loss(
     return cast(Tensor, _PathLoss.apply(flow, *points, bound, *parameters))  # type: ignore[no-untyped-call]
 
 
-def readable_path_loss(flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = None) -> Tensor:
+def path_loss_reference(flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = None) -> Tensor:
     """The same from two passes through the whole flow."""
     shares = _shares(x, weights)
     x = x.detach().requires_grad_()
@@ -93,7 +93,9 @@ class _PathLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         sources = gradient, *(ctx.saved_tensors if torch.is_grad_enabled() else ())
         error = P4Error("path_loss can be differentiated once, not twice: its gradient is that of no function")
-        found = (None if value is None else once(gradient * value, error, *sources) for value in ctx.gradients)
+        found = (
+            None if value is None else once_differentiable(gradient * value, error, *sources) for value in ctx.gradients
+        )
         return None, None, None, None, None, *found
 
 

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from p4torch import linalg
 from p4torch._options import check_tensor
+from p4torch.core.perturbation import property_name
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Bijection, Chain
 from p4torch.flows.linear import InvertibleLinear
 from p4torch.flows.mlp import InvertibleMLP
-from p4torch.merging.joint import Joint
-from p4torch.parametrize.sites import Site, lookup
+from p4torch.merging.joint import JointMerge
+from p4torch.parametrize.lookup import perturbation_of
+from p4torch.parametrize.sites import Site
 from p4torch.properties import Invertible
 
 
-class VolumePreserving(Joint, Bijection):
+class VolumePreserving(JointMerge, Bijection):
     """S = {flows f whose linear layers have Σ_i log|det W_i| = 0}: one factor for the whole network,
 
         z = f(x) e^(-t/n),   t = Σ_i log|det W_i|,
@@ -47,9 +49,9 @@ class VolumePreserving(Joint, Bijection):
         if not isinstance(last, InvertibleLinear):
             came = type(model).__name__ if last is None else f"one that ends with {type(last).__name__}"
             raise ArgumentError.of("model", expected, came)
-        kind = lookup(last, "weight")[0]
+        kind = perturbation_of(last, "weight")[0]
         if not isinstance(kind, Invertible):
-            raise ArgumentError.of("model", expected, f"one of {kind.property_name()}")
+            raise ArgumentError.of("model", expected, f"one of {property_name(kind)}")
         self.features = last.features
 
     @property
@@ -71,7 +73,7 @@ class VolumePreserving(Joint, Bijection):
     def total(self) -> Tensor:
         """t = Σ log|det W| of the linear layers, without the factor, `()`: 0 right after a merge."""
         layers = (module for module in self.model.modules() if isinstance(module, (InvertibleLinear, InvertibleMLP)))
-        pairs = [lookup(layer, "weight") for layer in layers]
+        pairs = [perturbation_of(layer, "weight") for layer in layers]
         return torch.stack([perturbation.logabsdet(base).sum() for perturbation, base in pairs]).sum()
 
     def propose(self, sites: Sequence[Site]) -> list[Proposal]:
@@ -121,4 +123,4 @@ def _logabsdet(site: Site, proposal: Proposal) -> Tensor:
     if isinstance(site.perturbation, Invertible):
         return next(value for tensor, value in proposal.tracked if tensor is site.perturbation.tracked.logabsdet)
     assert proposal.base is not None
-    return linalg.one_by_one(torch.linalg.slogdet, proposal.base.double())[1]
+    return linalg.unbatched(torch.linalg.slogdet, proposal.base.double())[1]

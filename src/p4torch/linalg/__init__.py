@@ -46,9 +46,6 @@ from p4torch.linalg.precision import (
     autocasts as autocasts,
 )
 from p4torch.linalg.precision import (
-    by_largest as by_largest,
-)
-from p4torch.linalg.precision import (
     double_of as double_of,
 )
 from p4torch.linalg.precision import (
@@ -61,10 +58,10 @@ from p4torch.linalg.precision import (
     in_double as in_double,
 )
 from p4torch.linalg.precision import (
-    one_by_one as one_by_one,
+    scaled_by_largest as scaled_by_largest,
 )
-from p4torch.linalg.small import (
-    form as form,
+from p4torch.linalg.precision import (
+    unbatched as unbatched,
 )
 from p4torch.linalg.small import (
     logabsdet as logabsdet,
@@ -80,6 +77,9 @@ from p4torch.linalg.small import (
 )
 from p4torch.linalg.small import (
     solve_rows as solve_rows,
+)
+from p4torch.linalg.small import (
+    symplectic_form as symplectic_form,
 )
 from p4torch.linalg.woodbury import (
     BLOCK as BLOCK,
@@ -100,7 +100,7 @@ from p4torch.linalg.woodbury import (
     capacitance as capacitance,
 )
 from p4torch.linalg.woodbury import (
-    columns as columns,
+    column_major as column_major,
 )
 from p4torch.linalg.woodbury import (
     low_rank as low_rank,
@@ -118,5 +118,5 @@ from p4torch.linalg.woodbury import (
     rows_times as rows_times,
 )
 from p4torch.linalg.woodbury import (
-    thin as thin,
+    tall_matmul as tall_matmul,
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.linalg.reference import transformed, twin_gradients, twin_wanted
+from p4torch.linalg.reference import reference_gradients, reference_wanted, transformed
 
 
 @dataclass(frozen=True)
@@ -35,30 +35,30 @@ class BlockDiagonal:
         """R in another dtype."""
         return BlockDiagonal(self.blocks.to(dtype), self.order)
 
-    def rows(self, x: Tensor) -> Tensor:
+    def apply_to_rows(self, x: Tensor) -> Tensor:
         """x Rᵀ for rows x `(..., m, n)`."""
         if self.order is None:
             return linalg.rows_times(x, self.blocks.squeeze(-3))
         if self.blocks.dim() > 3 or x.dim() == 1 or not fusible(x, self.blocks):
-            return rows_reference(x, self.blocks, self.order)
+            return apply_to_rows_reference(x, self.blocks, self.order)
         if x.dim() != 2:
-            return self.rows(x.reshape(-1, x.shape[-1])).reshape(x.shape)
-        return _Rows.apply(x, self.blocks, self.order)  # type: ignore[no-untyped-call]
+            return self.apply_to_rows(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+        return _ApplyToRows.apply(x, self.blocks, self.order)  # type: ignore[no-untyped-call]
 
-    def left(self, matrix: Tensor) -> Tensor:
+    def left_multiply(self, matrix: Tensor) -> Tensor:
         """R A for A `(..., n, p)`."""
         if self.order is None:
             return self.blocks.squeeze(-3) @ matrix
-        return self.rows(matrix.mT).mT
+        return self.apply_to_rows(matrix.mT).mT
 
-    def right(self, matrix: Tensor) -> Tensor:
+    def right_multiply(self, matrix: Tensor) -> Tensor:
         """A R for A `(..., p, n)`."""
         if self.order is None:
             return matrix @ self.blocks.squeeze(-3)
-        return self.mT.rows(matrix)
+        return self.mT.apply_to_rows(matrix)
 
 
-def rows_reference(x: Tensor, blocks: Tensor, order: Tensor) -> Tensor:
+def apply_to_rows_reference(x: Tensor, blocks: Tensor, order: Tensor) -> Tensor:
     """x Rᵀ from the blocks `(..., m, b, b)` in that order."""
     count, size = blocks.shape[-3], blocks.shape[-1]
     listed = _permuted(x, order, 0)
@@ -87,7 +87,7 @@ def fusible(x: Tensor, blocks: Tensor) -> bool:
     return plain and not transformed()
 
 
-class _Rows(torch.autograd.Function):
+class _ApplyToRows(torch.autograd.Function):
     """With z = x P, y = z blockdiag(R_i)ᵀ Pᵀ: ∂z = (∂y P) blockdiag(R_i) and ∂R_i = (∂y P)_iᵀ z_i. Columns are gathered
     both ways, forwards by the order and backwards by its inverse, and never added to scattered places."""
 
@@ -100,8 +100,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, blocks, order, listed = ctx.saved_tensors
-        if twin_wanted(g):
-            return twin_gradients(rows_reference, ctx.needs_input_grad, (x, blocks, order), (g,))
+        if reference_wanted(g):
+            return reference_gradients(apply_to_rows_reference, ctx.needs_input_grad, (x, blocks, order), (g,))
         g = g.index_select(-1, order[0])
         needs_x, needs_blocks, _ = ctx.needs_input_grad
         grad_blocks = _split(g, blocks).mT @ _split(listed, blocks).conj() if needs_blocks else None

@@ -4,8 +4,9 @@ A frozen A needs no weight gradient, so a training step of a linear layer is two
 left besides is thin: products with factors P, Q `(n, k)`, written here so that each is one call in the memory order
 that is fast: a thin factor enters a product transposed and contiguous (the other order costs 4 to 10 times as much).
 
-Each function has a readable twin, which also serves wherever the operations are rewritten or batched: `torch.compile`,
-`torch.func`, autocast, stacks of matrices, second derivatives. Rows x are `(..., m, n)`, X is the inverse of A.
+Each function has a reference implementation, which also serves wherever the operations are rewritten or batched:
+`torch.compile`, `torch.func`, autocast, stacks of matrices, second derivatives. Rows x are `(..., m, n)`, X is the
+inverse of A.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p4torch import linalg
-from p4torch.linalg.reference import transformed, twin_gradients, twin_wanted
+from p4torch.linalg.reference import reference_gradients, reference_wanted, transformed
 
 #: Multiply-adds that cost as much as the calls which the factored path makes beyond the dense one (about 40 µs at
 #: 30 to 60 billion a second): below, a whole product is cheaper than saving it.
@@ -27,29 +28,29 @@ CALLS = 1.5e6
 FEW = 8
 
 
-# --- readable twins -------------------------------------------------------------------------------------------
+# --- reference implementations --------------------------------------------------------------------------------
 
 
-def readable_shift(z: Tensor, p: Tensor, q: Tensor) -> Tensor:
+def identity_plus_low_rank_reference(z: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """z + (z Q) Pᵀ, the rows z (I + P Qᵀ)ᵀ."""
     return z + (z @ q) @ p.mT
 
 
-def readable_affine(x: Tensor, base: Tensor, p: Tensor, q: Tensor, bias: Tensor | None) -> Tensor:
+def affine_reference(x: Tensor, base: Tensor, p: Tensor, q: Tensor, bias: Tensor | None) -> Tensor:
     """x Aᵀ + (x Q) Pᵀ + b, the rows x (A + P Qᵀ)ᵀ + b."""
     y = linalg.rows_times(x, base) + (x @ q) @ p.mT
     return y if bias is None else y + bias.to(y.dtype)
 
 
-def readable_change(inverse: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def logabsdet_update_reference(inverse: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """log|det K| with K = I + Vᵀ X U, `(...)`: log|det (A + U Vᵀ)| - log|det A|."""
-    return linalg.logabsdet(linalg.capacitance(linalg.thin(inverse, u), v))
+    return linalg.logabsdet(linalg.capacitance(linalg.tall_matmul(inverse, u), v))
 
 
-def readable_solve(y: Tensor, inverse: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def solve_reference(y: Tensor, inverse: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """y (A + U Vᵀ)⁻ᵀ = (y Xᵀ) - (y Xᵀ V) K⁻ᵀ (X U)ᵀ, and log|det K|."""
     plain = linalg.rows_times(y, inverse)
-    x_u = linalg.thin(inverse, u)
+    x_u = linalg.tall_matmul(inverse, u)
     capacitance = linalg.capacitance(x_u, v)
     inverted = linalg.solve(capacitance, linalg.eye_like(capacitance))
     rows = plain - linalg.rows_times(plain @ v, inverted) @ x_u.mT
@@ -59,37 +60,37 @@ def readable_solve(y: Tensor, inverse: Tensor, u: Tensor, v: Tensor) -> tuple[Te
 # --- the fast ones --------------------------------------------------------------------------------------------
 
 
-def shift(z: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """`readable_shift`, fast."""
+def identity_plus_low_rank(z: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """`identity_plus_low_rank_reference`, fast."""
     if not _fused(z, p, q):
-        return readable_shift(z, p, q)
+        return identity_plus_low_rank_reference(z, p, q)
     if z.dim() != 2:
-        return shift(_flat(z), p, q).reshape(z.shape)
-    return _Shift.apply(z, p, q)  # type: ignore[no-untyped-call]
+        return identity_plus_low_rank(_flat(z), p, q).reshape(z.shape)
+    return _IdentityPlusLowRank.apply(z, p, q)  # type: ignore[no-untyped-call]
 
 
 def affine(x: Tensor, base: Tensor, p: Tensor, q: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`readable_affine`, fast: through A + P Qᵀ itself where that is cheaper."""
+    """`affine_reference`, fast: through A + P Qᵀ itself where that is cheaper."""
     if dense_is_cheaper(x, base, q.shape[-1]):
         return linalg.rows_times(x, linalg.add_low_rank(base, p, q), bias)
     if not _fused(x, base, p, q):
-        return readable_affine(x, base, p, q, bias)
+        return affine_reference(x, base, p, q, bias)
     if x.dim() != 2:
         return affine(_flat(x), base, p, q, bias).reshape(*x.shape[:-1], base.shape[-2])
     return _Affine.apply(x, base, p, q, bias)  # type: ignore[no-untyped-call]
 
 
-def change(inverse: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """`readable_change`, fast; plain where X has a gradient."""
+def logabsdet_update(inverse: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """`logabsdet_update_reference`, fast; plain where X has a gradient."""
     if u.numel() <= linalg.SMALL or inverse.requires_grad or not _fused(inverse, u, v):
-        return readable_change(inverse, u, v)
-    return _Change.apply(inverse, u, v)  # type: ignore[no-untyped-call]
+        return logabsdet_update_reference(inverse, u, v)
+    return _LogabsdetUpdate.apply(inverse, u, v)  # type: ignore[no-untyped-call]
 
 
 def solve(y: Tensor, inverse: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """`readable_solve`, fast: y Xᵀ and X U in one product; plain where X has a gradient."""
+    """`solve_reference`, fast: y Xᵀ and X U in one product; plain where X has a gradient."""
     if inverse.requires_grad or not _fused(y, inverse, u, v):
-        return readable_solve(y, inverse, u, v)
+        return solve_reference(y, inverse, u, v)
     if y.dim() != 2:
         rows, logabsdet = solve(_flat(y), inverse, u, v)
         return rows.reshape(y.shape), logabsdet
@@ -107,19 +108,19 @@ def dense_is_cheaper(x: Tensor, base: Tensor, rank: int) -> bool:
     return dense <= 3 * count * (inputs + outputs) * rank + CALLS
 
 
-class _Shift(torch.autograd.Function):
+class _IdentityPlusLowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        t = z @ linalg.columns(q)
+        t = z @ linalg.column_major(q)
         ctx.save_for_backward(z, p, q, t)
         return torch.addmm(z, t, p.mT)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, p, q, t = ctx.saved_tensors
-        if twin_wanted(g):
-            return twin_gradients(readable_shift, ctx.needs_input_grad, (z, p, q), (g,))
-        h = g @ linalg.columns(p)
+        if reference_wanted(g):
+            return reference_gradients(identity_plus_low_rank_reference, ctx.needs_input_grad, (z, p, q), (g,))
+        h = g @ linalg.column_major(p)
         return (
             torch.addmm(g, h, q.mT) if ctx.needs_input_grad[0] else None,
             _cross(g, t) if ctx.needs_input_grad[1] else None,
@@ -130,16 +131,16 @@ class _Shift(torch.autograd.Function):
 class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: Tensor, p: Tensor, q: Tensor, bias: Tensor | None) -> Tensor:
-        t = x @ linalg.columns(q)
+        t = x @ linalg.column_major(q)
         ctx.save_for_backward(x, base, p, q, bias, t)
         return F.linear(x, base, bias).addmm_(t, p.mT)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, base, p, q, bias, t = ctx.saved_tensors
-        if twin_wanted(g):
-            return twin_gradients(readable_affine, ctx.needs_input_grad, (x, base, p, q, bias), (g,))
-        h = g @ linalg.columns(p)
+        if reference_wanted(g):
+            return reference_gradients(affine_reference, ctx.needs_input_grad, (x, base, p, q, bias), (g,))
+        h = g @ linalg.column_major(p)
         return (
             (g @ base).addmm_(h, q.mT) if ctx.needs_input_grad[0] else None,
             g.mT @ x if ctx.needs_input_grad[1] else None,
@@ -149,12 +150,12 @@ class _Affine(torch.autograd.Function):
         )
 
 
-class _Change(torch.autograd.Function):
+class _LogabsdetUpdate(torch.autograd.Function):
     """∂/∂U = Xᵀ V K⁻ᵀ, ∂/∂V = X U K⁻¹."""
 
     @staticmethod
     def forward(ctx: Any, inverse: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        x_u = linalg.thin(inverse, u)
+        x_u = linalg.tall_matmul(inverse, u)
         inverted, logabsdet = _invert(v.mT @ x_u)
         ctx.save_for_backward(inverse, u, v, x_u, inverted)
         return logabsdet
@@ -162,12 +163,12 @@ class _Change(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         inverse, u, v, x_u, inverted = ctx.saved_tensors
-        if twin_wanted(g):
-            return twin_gradients(readable_change, ctx.needs_input_grad, (inverse, u, v), (g,))
+        if reference_wanted(g):
+            return reference_gradients(logabsdet_update_reference, ctx.needs_input_grad, (inverse, u, v), (g,))
         scaled = g * inverted
         return (
             None,
-            linalg.thin(inverse.mT, v) @ scaled.mT if ctx.needs_input_grad[1] else None,
+            linalg.tall_matmul(inverse.mT, v) @ scaled.mT if ctx.needs_input_grad[1] else None,
             x_u @ scaled if ctx.needs_input_grad[2] else None,
         )
 
@@ -180,7 +181,7 @@ class _Solve(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, inverse: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         plain, x_u = _stacked(y, u, inverse.mT)
         inverted, logabsdet = _invert(v.mT @ x_u)
-        x = torch.addmm(plain, (plain @ linalg.columns(v)) @ inverted.mT, x_u.mT, alpha=-1)
+        x = torch.addmm(plain, (plain @ linalg.column_major(v)) @ inverted.mT, x_u.mT, alpha=-1)
         ctx.save_for_backward(y, inverse, u, v, x, x_u, inverted)
         ctx.set_materialize_grads(False)
         return x, logabsdet
@@ -188,13 +189,13 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None, g_logabsdet: Tensor | None) -> tuple[Tensor | None, ...]:
         y, inverse, u, v, x, x_u, inverted = ctx.saved_tensors
-        if twin_wanted(g, g_logabsdet):
-            return twin_gradients(readable_solve, ctx.needs_input_grad, (y, inverse, u, v), (g, g_logabsdet))
+        if reference_wanted(g, g_logabsdet):
+            return reference_gradients(solve_reference, ctx.needs_input_grad, (y, inverse, u, v), (g, g_logabsdet))
         if g is None:
             g = torch.zeros_like(x)
-        moved = torch.addmm(g, (g @ linalg.columns(x_u)) @ inverted, v.mT, alpha=-1)
+        moved = torch.addmm(g, (g @ linalg.column_major(x_u)) @ inverted, v.mT, alpha=-1)
         back, xt_v = _stacked(moved, v, inverse)
-        grad_u, grad_v = -_cross(back, x @ linalg.columns(v)), -_cross(x, back @ linalg.columns(u))
+        grad_u, grad_v = -_cross(back, x @ linalg.column_major(v)), -_cross(x, back @ linalg.column_major(u))
         if g_logabsdet is not None:
             scaled = g_logabsdet * inverted
             grad_u, grad_v = grad_u + xt_v @ scaled.mT, grad_v + x_u @ scaled
@@ -225,7 +226,7 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 def _stacked(rows: Tensor, factor: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """rows M and Mᵀ F of F `(n, k)` in one product."""
     both = torch.cat([rows, factor.mT])
-    both = linalg.thin(matrix.mT, both.mT).mT if len(both) <= FEW else both @ matrix
+    both = linalg.tall_matmul(matrix.mT, both.mT).mT if len(both) <= FEW else both @ matrix
     return both[: len(rows)], both[len(rows) :].mT
 
 

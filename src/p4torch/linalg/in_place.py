@@ -21,7 +21,7 @@ WELL_CONDITIONED = 1e-5
 
 
 @dataclass(frozen=True)
-class Step:
+class InPlaceUpdate:
     """A <- A + U Vᵀ, X <- X - Y W and X_J <- X_J + S, decided but not made. `change` and `sign` are of det K,
     `residual` is max|A' X' p - p|, `(...)` each, in float64."""
 
@@ -44,7 +44,9 @@ class Step:
         inverse[..., self.part] += (self.correction * mask).to(inverse.dtype)
 
 
-def step(base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, probes: Tensor, part: slice) -> Step | None:
+def in_place_update(
+    base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, probes: Tensor, part: slice
+) -> InPlaceUpdate | None:
     """The merge of A + U Vᵀ with X = A⁻¹ as tracked; None where it takes a closer look: the capacitance is singular, X
     has drifted, or A is badly conditioned.
 
@@ -58,15 +60,15 @@ def step(base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, probes: Tensor, pa
     k, eps = u.shape[-1], torch.finfo(base.dtype).eps
     p = probes.expand(*u.shape[:-1], -1)
     x_j, short = inverse[..., part], inverse.dtype
-    y = linalg.thin(inverse, u.to(short)).double()
-    (x_p,) = linalg.blockwise(inverse, lambda block: (linalg.thin(block, p),))  # in float32 it would be noise
+    y = linalg.tall_matmul(inverse, u.to(short)).double()
+    (x_p,) = linalg.blockwise(inverse, lambda block: (linalg.tall_matmul(block, p),))  # in float32 it would be noise
     z = (v.mT.to(short) @ inverse).double()
     images, z_a = linalg.both_sides(base, torch.cat([y, x_p, p, x_j.double()], -1), z)
     a_y, a_x_p, a_p, a_x_j = images.split([k, p.shape[-1], p.shape[-1], x_j.shape[-1]], -1)
 
     r, more_z = u - a_y, ((v.mT - z_a).to(short) @ inverse).double()
     capacitance = linalg.capacitance(y, v) + (z + more_z) @ r
-    y, z = y + linalg.thin(inverse, r.to(short)).double(), z + more_z
+    y, z = y + linalg.tall_matmul(inverse, r.to(short)).double(), z + more_z
     sign, change = linalg.slogdet(capacitance)
     unit = a_p.abs().amax((-2, -1)) * x_p.abs().amax((-2, -1))
     before = (a_x_p - p).abs().amax((-2, -1))
@@ -80,8 +82,8 @@ def step(base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, probes: Tensor, pa
     residual = (a_x_p - u @ (w @ p) + u @ (v.mT @ after) - p).abs().amax((-2, -1))
     error = -(a_x_j + u @ (v.mT @ x_j.double() - z[..., part]))
     error[..., part, :].diagonal(dim1=-2, dim2=-1).add_(1)
-    correction = linalg.thin(inverse, error.to(short)) - (y @ (w @ error)).to(short)
-    return Step(u, v, y, w, part, correction, change, sign, residual)
+    correction = linalg.tall_matmul(inverse, error.to(short)) - (y @ (w @ error)).to(short)
+    return InPlaceUpdate(u, v, y, w, part, correction, change, sign, residual)
 
 
 def _add(matrix: Tensor, p: Tensor, q: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.linalg.precision import eye_like
-from p4torch.linalg.woodbury import blockwise, columns, thin
+from p4torch.linalg.woodbury import blockwise, column_major, tall_matmul
 
 
 def inversion_residual(base: Tensor, inverse: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def probe_residual(base: Tensor, inverse: Tensor, probes: Tensor) -> tuple[Tenso
     Multiplied by the machine epsilon, the second number is the size that rounding alone gives the first: a freshly
     computed inverse stays below one epsilon of it.
     """
-    seen, sums = blockwise(inverse, lambda block: (thin(block, probes), block.abs().sum(-1, keepdim=True)))
-    seen = columns(seen)
+    seen, sums = blockwise(inverse, lambda block: (tall_matmul(block, probes), block.abs().sum(-1, keepdim=True)))
+    seen = column_major(seen)
     image, units = blockwise(base, lambda block: (block @ seen, block.abs() @ sums))
     return (image - probes).abs().amax((-2, -1)), units.amax((-2, -1))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.linalg.reference import transformed, twin_gradients, twin_wanted
+from p4torch.linalg.reference import reference_gradients, reference_wanted, transformed
 
 #: Largest block of a Cayley transform that is summed as a series on a CPU: LAPACK costs more per small matrix.
 SERIES_SIZE = 64
@@ -36,9 +36,9 @@ DOUBLINGS = (2, 3, 4)
 @dataclass(frozen=True)
 class Algebra:
     """A group, by its Lie algebra and a map r from there. `paired`: a block consists of pairs of coordinates i, i + n.
-    `least` is the size of the smallest block that can move. `logabsdet` is None where it is 0 for all X; `limit` is the
-    largest Frobenius norm of X that r is used for. `turned` is A r(g M) for a single block M of all coordinates, if
-    that is faster than by r(X)."""
+    `least` is the size of the smallest block that can move. `logabsdet` is None where it is 0 for all X; `largest_norm`
+    is the largest Frobenius norm of X that r is used for. `product` is A r(g M) for a single block M of all
+    coordinates, if that is faster than by r(X)."""
 
     name: str
     project: Callable[[Tensor], Tensor]
@@ -47,8 +47,8 @@ class Algebra:
     logabsdet: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     paired: bool = False
     least: int = 1
-    limit: float | None = None
-    turned: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    largest_norm: float | None = None
+    product: Callable[[Tensor, Tensor, float], Tensor] | None = None
 
 
 # --- Lie algebras -------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def traceless(matrix: Tensor) -> Tensor:
 
 def hamiltonian(matrix: Tensor) -> Tensor:
     """J (M + Mᵀ) / 2: J times it is symmetric."""
-    return linalg.form(matrix + matrix.mT) / 2
+    return linalg.symplectic_form(matrix + matrix.mT) / 2
 
 
 def _trace(matrix: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def cayley_reference(x: Tensor) -> Tensor:
     """2 (I - X/2)⁻¹ - I by LAPACK."""
     with linalg.full_precision(x.device):
         exact, identity = linalg.at_least_single(x), linalg.eye_like(linalg.at_least_single(x))
-        inverted = linalg.one_by_one(torch.linalg.inv_ex, identity - exact / 2)[0]
+        inverted = linalg.unbatched(torch.linalg.inv_ex, identity - exact / 2)[0]
         return (2 * inverted - identity).to(x.dtype)
 
 
@@ -106,25 +106,25 @@ class _Cayley(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, inverted = ctx.saved_tensors
-        if twin_wanted(g):
-            return twin_gradients(cayley_reference, ctx.needs_input_grad, (x,), (g,))
+        if reference_wanted(g):
+            return reference_gradients(cayley_reference, ctx.needs_input_grad, (x,), (g,))
         return (inverted.mT @ g @ inverted.mT,)
 
 
-def turned_reference(base: Tensor, matrix: Tensor, gain: float) -> Tensor:
+def cayley_product_reference(base: Tensor, matrix: Tensor, gain: float) -> Tensor:
     """A r(X) with the Cayley transform r and X = g (M - Mᵀ) / 2."""
     return base @ cayley_reference(gain * skew(matrix))
 
 
-def turned(base: Tensor, matrix: Tensor, gain: float) -> Tensor:
-    """`turned_reference`, fast: one autograd node, and two products less, of A `(n, m)` and M `(m, m)`."""
+def cayley_product(base: Tensor, matrix: Tensor, gain: float) -> Tensor:
+    """`cayley_product_reference`, fast: one autograd node, and two products less, of A `(n, m)` and M `(m, m)`."""
     plain = matrix.dtype in (torch.float32, torch.float64) and not linalg.autocasts(matrix.device)
     if not plain or transformed() or matrix.dim() != 2 or base.dim() != 2 or base.dtype != matrix.dtype:
-        return turned_reference(base, matrix, gain)
-    return _Turned.apply(base, matrix, gain)  # type: ignore[no-untyped-call]
+        return cayley_product_reference(base, matrix, gain)
+    return _CayleyProduct.apply(base, matrix, gain)  # type: ignore[no-untyped-call]
 
 
-class _Turned(torch.autograd.Function):
+class _CayleyProduct(torch.autograd.Function):
     """With K = (I - X/2)⁻¹ and Y = A K, A r(X) = 2 Y - A; ∂X = Yᵀ ∂W Kᵀ, ∂M = g (∂X - ∂Xᵀ) / 2, ∂A = ∂W r(X)ᵀ."""
 
     @staticmethod
@@ -138,9 +138,9 @@ class _Turned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         base, matrix, inverted, moved = ctx.saved_tensors
-        if twin_wanted(g):
-            twin, needed = partial(turned_reference, gain=ctx.gain), ctx.needs_input_grad[:2]
-            return (*twin_gradients(twin, needed, (base, matrix), (g,)), None)
+        if reference_wanted(g):
+            reference, needed = partial(cayley_product_reference, gain=ctx.gain), ctx.needs_input_grad[:2]
+            return (*reference_gradients(reference, needed, (base, matrix), (g,)), None)
         needs_base, needs_matrix = ctx.needs_input_grad[:2]
         back = g @ inverted.mT
         grad_matrix = None
@@ -164,7 +164,7 @@ def _resolvent(x: Tensor) -> Tensor:
         for doublings in DOUBLINGS if x.shape[-1] <= SERIES_SIZE else DOUBLINGS[:2]:
             if size < 1 and size ** (2**doublings) <= (1 - size) * torch.finfo(x.dtype).eps / 4:
                 return _series(x, square, doublings)
-    return linalg.one_by_one(torch.linalg.inv_ex, linalg.eye_like(x) - x)[0]
+    return linalg.unbatched(torch.linalg.inv_ex, linalg.eye_like(x) - x)[0]
 
 
 def _series(x: Tensor, square: Tensor, doublings: int) -> Tensor:
@@ -219,7 +219,7 @@ def _triangular_inverse(element: Tensor, upper: bool) -> Tensor:
 def _inverted(x: Tensor, element: Tensor) -> Tensor:
     """r(X)⁻¹ by LAPACK."""
     exact = linalg.at_least_single(element)
-    return linalg.one_by_one(torch.linalg.inv_ex, exact)[0].to(element.dtype)
+    return linalg.unbatched(torch.linalg.inv_ex, exact)[0].to(element.dtype)
 
 
 def _slogdet_relative(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,7 +236,7 @@ def _transposed(x: Tensor, element: Tensor) -> Tensor:
 
 
 #: so(b), to SO(b).
-ORTHOGONAL = Algebra("skew", skew, cayley, _transposed, turned=turned)
+ORTHOGONAL = Algebra("skew", skew, cayley, _transposed, product=cayley_product)
 #: u(b), to U(b).
 UNITARY = Algebra("skew-Hermitian", skew, cayley_reference, _transposed)
 #: su(b), to SU(b).
@@ -246,10 +246,10 @@ SYMPLECTIC = Algebra(
     "Hamiltonian",
     hamiltonian,
     cayley_reference,
-    lambda x, element: linalg.form(linalg.form(element).mT),
+    lambda x, element: linalg.symplectic_form(linalg.symplectic_form(element).mT),
     paired=True,
     least=2,
-    limit=1.0,
+    largest_norm=1.0,
 )
 #: sl(b), to SL(b).
 UNIT_DETERMINANT = Algebra("traceless", traceless, factored, _factored_inverse, least=2)

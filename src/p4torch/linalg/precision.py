@@ -41,7 +41,7 @@ def double_of(dtype: torch.dtype) -> torch.dtype:
     return torch.complex128 if dtype.is_complex else torch.float64
 
 
-def by_largest(tensor: Tensor, dims: tuple[int, ...] = (-2, -1)) -> Tensor:
+def scaled_by_largest(tensor: Tensor, dims: tuple[int, ...] = (-2, -1)) -> Tensor:
     """The tensor in double precision, divided by its largest absolute entry (along `dims`): what is squared after that
     neither overflows nor vanishes. Zeros stay."""
     exact = in_double(tensor.detach())
@@ -54,7 +54,7 @@ def at_least_single(tensor: Tensor) -> Tensor:
     return tensor.float() if torch.finfo(tensor.dtype).bits < 32 else tensor
 
 
-def one_by_one(function: Callable[..., Any], *matrices: Tensor) -> Any:
+def unbatched(function: Callable[..., Any], *matrices: Tensor) -> Any:
     """function(*matrices) for a function by LU (`torch.linalg.inv`, `slogdet`, `solve`, ...) that treats a stack
     `(..., n, n)` matrix by matrix: as one call, or as many where that is safer."""
     first = matrices[0]

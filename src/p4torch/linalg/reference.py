@@ -1,4 +1,4 @@
-"""Fast functions and their readable twins: when the twin is asked instead, and derivatives through it."""
+"""Fast functions and their reference implementations: when the twin is asked instead, and derivatives through it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def transformed() -> bool:
     )
 
 
-def twin_wanted(*directions: Tensor | None) -> bool:
+def reference_wanted(*directions: Tensor | None) -> bool:
     """Whether a backward pass that gets these gradients is to go through the twin: its result will be differentiated
     (`create_graph`), or they are many at once (`is_grads_batched`, `torch.func.vmap`), for which no buffers are there.
     """
@@ -30,8 +30,8 @@ def _batched(tensor: Tensor) -> bool:
     return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
-def twin_gradients(
-    twin: Callable[..., Any],
+def reference_gradients(
+    reference: Callable[..., Any],
     needed: Sequence[bool],
     inputs: Sequence[Tensor | None],
     directions: Sequence[Tensor | None],
@@ -49,7 +49,7 @@ def twin_gradients(
             value.view_as(value) if wanted and value is not None else value
             for value, wanted in zip(inputs, needed, strict=True)
         ]
-        outputs = twin(*aliases)
+        outputs = reference(*aliases)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(out, g) for out, g in zip(outputs, directions, strict=True) if g is not None and out.requires_grad]
     asked = [value for value, wanted in zip(aliases, needed, strict=True) if wanted and value is not None]
@@ -58,16 +58,16 @@ def twin_gradients(
     return tuple(next(result) if wanted else None for wanted in needed)
 
 
-def once(gradient: Tensor, error: Exception, *sources: Tensor) -> Tensor:
+def once_differentiable(gradient: Tensor, error: Exception, *sources: Tensor) -> Tensor:
     """A gradient that depends on `sources`, as the backward pass of a function without second derivatives returns it:
     where it is differentiated, the error is raised, and it is not taken for a constant."""
     if not torch.is_grad_enabled():
         return gradient
-    result: Tensor = _Once.apply(gradient, error, *sources)  # type: ignore[no-untyped-call]
+    result: Tensor = _OnceDifferentiable.apply(gradient, error, *sources)  # type: ignore[no-untyped-call]
     return result
 
 
-class _Once(torch.autograd.Function):
+class _OnceDifferentiable(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from p4torch.linalg.precision import at_least_single, eye_like, one_by_one
+from p4torch.linalg.precision import at_least_single, eye_like, unbatched
 
 
 def slogdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -13,7 +13,7 @@ def slogdet(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if matrix.shape[-1] == 1:
         scalar = matrix[..., 0, 0]
         return scalar.detach().sgn(), scalar.abs().log()
-    sign, logabsdet = one_by_one(torch.linalg.slogdet, at_least_single(matrix))
+    sign, logabsdet = unbatched(torch.linalg.slogdet, at_least_single(matrix))
     return sign.detach(), logabsdet
 
 
@@ -28,7 +28,7 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
         return right / matrix
     if right.dim() == matrix.dim() - 1:  # torch would take a square one for a stack of vectors
         right = right.unsqueeze(0)
-    return one_by_one(torch.linalg.solve, at_least_single(matrix), at_least_single(right)).to(right.dtype)
+    return unbatched(torch.linalg.solve, at_least_single(matrix), at_least_single(right)).to(right.dtype)
 
 
 def solve_rows(matrix: Tensor, rows: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def phi1(matrix: Tensor) -> Tensor:
     return torch.linalg.matrix_exp(block)[..., :k, k:].to(matrix.dtype)
 
 
-def form(x: Tensor) -> Tensor:
+def symplectic_form(x: Tensor) -> Tensor:
     """J x for columns x `(..., 2n, k)`, J = [[0, I], [-I, 0]]."""
     first, second = x.chunk(2, dim=-2)
     return torch.cat([second, -first], dim=-2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
-from p4torch.linalg import in_place as in_place_merge
+from p4torch.linalg.in_place import InPlaceUpdate, in_place_update
 
 #: Probe vectors with entries ±1 that look for drift of the inverse at every merge. Each sees all rows.
 PROBES = 2
@@ -53,7 +53,7 @@ class TrackedUpdate:
     sign: Tensor
     logabsdet_change: Tensor
     residual: Tensor
-    step: in_place_merge.Step | None = None
+    step: InPlaceUpdate | None = None
 
 
 class TrackedInverse(nn.Module):
@@ -76,10 +76,10 @@ class TrackedInverse(nn.Module):
         for name in _SCALARS:
             self.register_buffer(name, base.new_empty(base.shape[:-2], dtype=torch.float64))
         self.refresh(base)
-        self.mark()
+        self.set_reference()
 
     @torch.no_grad()
-    def mark(self) -> None:
+    def set_reference(self) -> None:
         """Remember the present log|det| as the one that was admitted, from which bounds are measured."""
         self.admitted.copy_(self.logabsdet)
 
@@ -93,13 +93,13 @@ class TrackedInverse(nn.Module):
     def refresh(self, base: Tensor) -> None:
         """Recompute everything exactly: LAPACK in float64."""
         exact = base.detach().double()
-        sign, logabsdet = linalg.one_by_one(torch.linalg.slogdet, exact)
-        self.inverse.copy_(linalg.one_by_one(torch.linalg.inv, exact))
+        sign, logabsdet = linalg.unbatched(torch.linalg.slogdet, exact)
+        self.inverse.copy_(linalg.unbatched(torch.linalg.inv_ex, exact)[0])
         self.logabsdet.copy_(logabsdet)
         self.sign.copy_(sign)
         self.stale = False
 
-    def vouch(self, base: Tensor) -> None:
+    def mark_verified(self, base: Tensor) -> None:
         """The base and its inverse, as they are now, have just been probed: by a merge."""
         self.probed = (base._version, self.inverse._version)
 
@@ -117,7 +117,7 @@ class TrackedInverse(nn.Module):
             drifted = ~(residual <= rounding)
             if bool(drifted.any()):
                 self.inverse.copy_(_corrected(base, inverse, order, rounding, drifted))
-                sign, logabsdet = linalg.one_by_one(torch.linalg.slogdet, base.double())
+                sign, logabsdet = linalg.unbatched(torch.linalg.slogdet, base.double())
                 self.logabsdet.copy_(torch.where(drifted, logabsdet, self.logabsdet))
                 self.sign.copy_(torch.where(drifted, sign, self.sign))
 
@@ -139,11 +139,11 @@ class TrackedInverse(nn.Module):
         drift than rounding explains, all of them are, at once. Where the inverse is off by more than `LOOSE`, before or
         after, log|det| and sign are computed afresh.
 
-        With `in_place`, large and well-conditioned matrices in float32 take a `in_place_merge.Step` instead.
+        With `in_place`, large and well-conditioned matrices in float32 take a `InPlaceUpdate` instead.
         """
         probes, u, v = _probes(base), u.double(), v.double()
         if in_place and base.shape[-1] > CLOSE and base.dtype == torch.float32:
-            step = in_place_merge.step(base, self.inverse.detach(), u, v, probes, _part(base.shape[-1], turn))
+            step = in_place_update(base, self.inverse.detach(), u, v, probes, _part(base.shape[-1], turn))
             if step is not None:
                 logabsdet = self.logabsdet + step.change
                 return TrackedUpdate(None, None, logabsdet, self.sign * step.sign, step.change, step.residual, step)
@@ -157,22 +157,22 @@ class TrackedInverse(nn.Module):
         rounded, image, unit, trace = _base_after(base, u, v, inverse, seen, sums)
         sign, logabsdet = self.sign * change_sign, self.logabsdet + change + trace
 
-        off = _off(image[..., PROBES:], part)
+        off = _part_residual(image[..., PROBES:], part)
         residual = torch.maximum((image[..., :PROBES] - probes).abs().amax((-2, -1)), off.abs().amax((-2, -1)))
         rounding = _rounding(base) * unit
         drifted = ~(residual <= rounding) & nonsingular & unit.isfinite()
-        _improve(inverse, part, off, ~drifted & (residual <= CONVERGENT))
+        _newton_schulz_columns(inverse, part, off, ~drifted & (residual <= CONVERGENT))
         if bool(drifted.any()):
             inverse = _corrected(rounded, inverse, order, rounding, drifted)
             residual = linalg.probe_residual(rounded, inverse, probes)[0]
         loose = ~(torch.maximum(residual, before) <= LOOSE) & nonsingular
         if bool(loose.any()):
-            exact_sign, exact_logabsdet = linalg.one_by_one(torch.linalg.slogdet, rounded.double())
+            exact_sign, exact_logabsdet = linalg.unbatched(torch.linalg.slogdet, rounded.double())
             sign, logabsdet = torch.where(loose, exact_sign, sign), torch.where(loose, exact_logabsdet, logabsdet)
         return TrackedUpdate(rounded, inverse, logabsdet, sign, change, residual)
 
     @torch.no_grad()
-    def follow(
+    def update_to(
         self, base: Tensor, inverse: Tensor, sign: Tensor, change: Tensor, order: int, turn: int, dtype: torch.dtype
     ) -> TrackedUpdate:
         """The update for a new base whose inverse and log|det| are known in float64 up to the rounding that is tracked:
@@ -184,18 +184,18 @@ class TrackedInverse(nn.Module):
         trace = (inverse.mT * (rounded.double() - base)).sum((-2, -1))
         signs, logabsdet = self.sign * sign, self.logabsdet + change + trace
         part = _part(base.shape[-1], turn)
-        off = _off(rounded.double() @ stored[..., part].double(), part)
+        off = _part_residual(rounded.double() @ stored[..., part].double(), part)
         probed, unit = linalg.probe_residual(rounded, stored, probes)
         residual = torch.maximum(probed, off.abs().amax((-2, -1)))
         rounding = _rounding(rounded) * unit
         drifted = ~(residual <= rounding) & change.isfinite() & unit.isfinite()
-        _improve(stored, part, off, ~drifted & (residual <= CONVERGENT))
+        _newton_schulz_columns(stored, part, off, ~drifted & (residual <= CONVERGENT))
         if bool(drifted.any()):
             stored = _corrected(rounded, stored, order, rounding, drifted)
             residual = linalg.probe_residual(rounded, stored, probes)[0]
         loose = ~(residual <= LOOSE) & change.isfinite()
         if bool(loose.any()):
-            exact_sign, exact_logabsdet = linalg.one_by_one(torch.linalg.slogdet, rounded.double())
+            exact_sign, exact_logabsdet = linalg.unbatched(torch.linalg.slogdet, rounded.double())
             signs, logabsdet = torch.where(loose, exact_sign, signs), torch.where(loose, exact_logabsdet, logabsdet)
         return TrackedUpdate(rounded, stored, logabsdet, signs, change, residual)
 
@@ -208,7 +208,7 @@ class TrackedInverse(nn.Module):
             if moved.dtype != torch.float64:
                 setattr(self, name, moved.double() if value.is_meta else value.to(moved.device))
         if self.inverse.dtype != dtype:
-            self._forget()
+            self._mark_stale()
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -216,11 +216,11 @@ class TrackedInverse(nn.Module):
         came = state_dict.get(prefix + "inverse")
         super()._load_from_state_dict(state_dict, prefix, *args)
         if came is None or came.dtype != self.inverse.dtype:
-            self._forget()
+            self._mark_stale()
         elif not self.sign.is_meta:
             self.stale = not bool(self.sign.all())
 
-    def _forget(self) -> None:
+    def _mark_stale(self) -> None:
         """Be stale, also for those who load what is saved from here: no determinant has the sign 0."""
         self.stale = True
         self.sign = torch.zeros_like(self.sign)
@@ -251,7 +251,7 @@ def _inverse_after(x: Tensor, y: Tensor, w: Tensor, probes: Tensor) -> tuple[Ten
     """X' = X - Y Wᵀ as it is stored, X' p and |X'| 1."""
     inverse = torch.empty_like(x)
     seen, sums = y.new_empty(*x.shape[:-1], PROBES), y.new_empty(*x.shape[:-1], 1)
-    probes = linalg.columns(probes)
+    probes = linalg.column_major(probes)
     for rows, stored, _ in linalg.rounded_sum(x, -y, w, inverse):
         seen[..., rows, :] = stored @ probes
         sums[..., rows, :] = linalg.at_least_single(inverse[..., rows, :]).abs().sum(-1, keepdim=True)
@@ -263,7 +263,7 @@ def _base_after(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A' = A + U Vᵀ + δ as it is stored, A' F for the thin F `seen`, the unit max |A'| |X'| 1, and tr(X' δ)."""
     short, trace = linalg.at_least_single(inverse).dtype, torch.zeros_like(sums[..., 0, 0])
-    seen, sums = linalg.columns(seen), sums.to(short)
+    seen, sums = linalg.column_major(seen), sums.to(short)
     rounded, image, units = torch.empty_like(base), torch.empty_like(seen), torch.empty_like(sums)
     for rows, stored, exact in linalg.rounded_sum(base, u, v, rounded):
         image[..., rows, :] = (seen.mT @ stored.mT).mT  # a fifth faster than `stored @ seen`
@@ -272,18 +272,18 @@ def _base_after(
     return rounded, image, units.double().amax((-2, -1)), trace
 
 
-def _off(image: Tensor, part: slice) -> Tensor:
+def _part_residual(image: Tensor, part: slice) -> Tensor:
     """R_J = I_J - A X_J from A X_J, for the columns J; in place. All of R for a small matrix, whose part is all."""
     image.neg_()[..., part, :].diagonal(dim1=-2, dim2=-1).add_(1)
     return image
 
 
-def _improve(inverse: Tensor, part: slice, off: Tensor, where: Tensor) -> None:
+def _newton_schulz_columns(inverse: Tensor, part: slice, off: Tensor, where: Tensor) -> None:
     """X_J <- X_J + X R_J in place for the columns J: a Newton-Schulz step, which leaves R R_J. R_J = I_J - A X_J is in
     float64: in float32 its rounding would be worse than the drift."""
     if bool(where.any()):
         x = linalg.at_least_single(inverse)
-        step = linalg.thin(x, off.to(x.dtype))
+        step = linalg.tall_matmul(x, off.to(x.dtype))
         inverse[..., part] += torch.where(where[..., None, None], step, 0).to(inverse.dtype)
 
 
@@ -300,7 +300,7 @@ def _corrected(base: Tensor, inverse: Tensor, order: int, rounding: Tensor, wher
         improved = linalg.hyperpower(exact, x, order)
         diverges = ~(norm < 1)
         if bool((diverges & where).any()):
-            inverted, failed = linalg.one_by_one(torch.linalg.inv_ex, exact)
+            inverted, failed = linalg.unbatched(torch.linalg.inv_ex, exact)
             improved = torch.where(diverges[..., None, None], inverted, improved)
             where = where & ~(diverges & (failed != 0))
     return torch.where(where[..., None, None], improved.to(inverse.dtype), inverse)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.linalg.reference import transformed, twin_gradients, twin_wanted
+from p4torch.linalg.reference import reference_gradients, reference_wanted, transformed
 
 
 def product_reference(base: Tensor, b: Tensor, gain: float) -> tuple[Tensor, Tensor]:
@@ -47,9 +47,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, change: Tensor) -> tuple[Tensor | None, ...]:
         base, b, lower, right, scales = ctx.saved_tensors
-        if twin_wanted(g, change):
-            twin, needed = partial(product_reference, gain=ctx.gain), ctx.needs_input_grad[:2]
-            return (*twin_gradients(twin, needed, (base, b), (g, change)), None)
+        if reference_wanted(g, change):
+            reference, needed = partial(product_reference, gain=ctx.gain), ctx.needs_input_grad[:2]
+            return (*reference_gradients(reference, needed, (base, b), (g, change)), None)
         grad = (base.mT @ (lower.mT @ g)).triu_()
         grad.diagonal(dim1=-2, dim2=-1).mul_(scales).add_(change.unsqueeze(-1))
         return None, grad.add_((g @ right.mT).tril_(-1)).mul_(ctx.gain), None

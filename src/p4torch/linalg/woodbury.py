@@ -24,18 +24,18 @@ BLOCK = 2**17
 SMALL = 512
 
 
-def columns(factor: Tensor) -> Tensor:
+def column_major(factor: Tensor) -> Tensor:
     """The same factor `(..., n, k)`, its columns contiguous in memory: the order in which thin products are fast. Small
     ones stay as they are, since a copy costs more."""
     return factor.mT.contiguous().mT if factor.numel() > SMALL else factor
 
 
-def thin(matrix: Tensor, factor: Tensor) -> Tensor:
+def tall_matmul(matrix: Tensor, factor: Tensor) -> Tensor:
     """M F for a thin F `(..., n, k)`. A transposed M, as it lies in memory, comes second: the other order is up to 25
     times slower."""
     if matrix.stride(-1) != 1 and matrix.shape[-1] > 1:
         return (factor.mT.contiguous() @ matrix.mT).mT
-    return matrix @ columns(factor)
+    return matrix @ column_major(factor)
 
 
 def rows_times(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -79,7 +79,7 @@ def row_blocks(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 def both_sides(matrix: Tensor, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
     """M F and G M for thin F `(..., n, k)` and G `(..., j, n)`, in one pass over M, in float64."""
-    right = columns(right)
+    right = column_major(right)
     after, before = torch.empty_like(right), torch.zeros_like(left)
     for rows, block in row_blocks(matrix):
         after[..., rows, :] = block @ right
@@ -113,13 +113,13 @@ def refined_solves(
     """
     k, x = u.shape[-1], at_least_single(inverse)
     right, left = torch.cat([u, probes.expand(*u.shape[:-1], -1)], dim=-1), v.mT
-    y, z = thin(x, right.to(x.dtype)).double(), (left.to(x.dtype) @ x).double()
+    y, z = tall_matmul(x, right.to(x.dtype)).double(), (left.to(x.dtype) @ x).double()
     a_y, z_a = both_sides(base, y, z)
     residual, w = right - a_y, left - z_a
     y, r = y[..., :k], residual[..., :k]
     z = z + (w.to(x.dtype) @ x).double()
     k_matrix = capacitance(y, v) + z @ r
-    return y + thin(x, r.to(x.dtype)).double(), z, k_matrix, residual[..., k:].abs().amax((-2, -1))
+    return y + tall_matmul(x, r.to(x.dtype)).double(), z, k_matrix, residual[..., k:].abs().amax((-2, -1))
 
 
 def blockwise(matrix: Tensor, look: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

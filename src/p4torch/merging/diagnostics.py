@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from p4torch import linalg
 from p4torch.core.transaction import MergeReport
 from p4torch.errors import StallWarning, warn
-from p4torch.merging.optimizer_state import lacking
+from p4torch.merging.optimizer_state import missing_parameters
 from p4torch.parametrize.sites import Site
 
 #: So many of the last attempts are looked at: more than half of them refused, or of one matrix of a stack all, is a
@@ -29,7 +29,7 @@ GROWTH, TOTAL_GROWTH = 5.0, 100.0
 
 
 @dataclass(frozen=True)
-class Before:
+class BeforeMerge:
     """A site before a merge: the parts of B that are not redrawn, and the norm of the base `()`."""
 
     b: dict[str, Tensor]
@@ -51,17 +51,17 @@ class Diagnostics:
         self.warned: dict[str, list[str]] = {site.name: [] for site in sites}
 
     @torch.no_grad()
-    def before(self, site: Site) -> Before:
+    def before(self, site: Site) -> BeforeMerge:
         """To be called before a merge."""
         redrawn = site.perturbation.directions
         b = {name: value.clone() for name, value in site.perturbation.own_parameters() if name not in redrawn}
-        return Before(b, _norm(site.base))
+        return BeforeMerge(b, _norm(site.base))
 
     @torch.no_grad()
-    def after(self, site: Site, report: MergeReport, before: Before) -> None:
+    def after(self, site: Site, report: MergeReport, before: BeforeMerge) -> None:
         """To be called after it."""
         self._refusals(site, report)
-        if report.ok and not site.rests:
+        if report.ok and not site.is_frozen:
             self._movement(site, before)
         if not report.nonfinite:
             self._growth(site, report, before)
@@ -93,12 +93,11 @@ class Diagnostics:
             site,
             "refused",
             f"{what} ({report.reason or 'not the last one'}). The base stays behind and B stays in the same few "
-            "directions, so that this weight stalls. If bounds are the reason, drop them (`change_bounds=None`, "
-            "`logabsdet_bounds=None`); if it is conditioning, take a smaller learning rate or a shorter interval "
-            "(`every`)",
+            "directions, so that this weight stalls. If bounds are the reason, drop them (`bounds=None`); if "
+            "it is conditioning, take a smaller learning rate or a shorter interval (`every`)",
         )
 
-    def _movement(self, site: Site, before: Before) -> None:
+    def _movement(self, site: Site, before: BeforeMerge) -> None:
         """B₀ does not depend on where B was: B did not move where the reset left all of it as it was."""
         b = {name: value for name, value in site.perturbation.own_parameters() if name in before.b}
         trained = [name for name, value in b.items() if value.requires_grad]
@@ -109,7 +108,7 @@ class Diagnostics:
         if self.still[site.name] < INTERVALS:
             return
         gradients = [b[name].grad for name in trained]
-        missing = lacking(self.optimizer, site.trainable())
+        missing = missing_parameters(self.optimizer, site.trainable())
         if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
             self._warn(
                 site,
@@ -127,7 +126,7 @@ class Diagnostics:
                 "`optimizer.add_param_group({'params': [...]})`",
             )
 
-    def _growth(self, site: Site, report: MergeReport, before: Before) -> None:
+    def _growth(self, site: Site, report: MergeReport, before: BeforeMerge) -> None:
         if "growth" in self.warned[site.name]:
             return
         reached = site.base if report.ok else site.perturbation(site.base)

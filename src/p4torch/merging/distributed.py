@@ -13,7 +13,7 @@ def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def average() -> Callable[[Tensor], Tensor] | None:
+def all_reduce_mean() -> Callable[[Tensor], Tensor] | None:
     """The mean of a tensor over all ranks, or None outside a distributed run."""
     if not _distributed():
         return None
@@ -26,14 +26,14 @@ def average() -> Callable[[Tensor], Tensor] | None:
     return mean
 
 
-def agreement() -> Callable[[Tensor], Tensor] | None:
+def all_reduce_min() -> Callable[[Tensor], Tensor] | None:
     """All ranks' minimum of a mask, or None outside a distributed run."""
     if not _distributed():
         return None
 
-    def agree(mask: Tensor) -> Tensor:
+    def all_reduce_min(mask: Tensor) -> Tensor:
         votes = mask.to(torch.int32)
         dist.all_reduce(votes, op=dist.ReduceOp.MIN)
         return votes.bool()
 
-    return agree
+    return all_reduce_min

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
-from p4torch import linalg
-from p4torch.core.transaction import Agreement, Decision, MergeReport, Proposal, Veto
+from p4torch.core import transaction
+from p4torch.core.transaction import AllReduce, MergeReport, Proposal, Veto
 from p4torch.errors import ArgumentError
-from p4torch.parametrize.sites import Site, Wrapper, direction_generator, guard_checkpoints, sites
+from p4torch.parametrize.sites import Site, Wrapper, guard_checkpoints, sites
 
 
-class Joint(Wrapper):
+class JointMerge(Wrapper):
     """A model whose sites merge all together or not at all, for a property that none of them has alone.
 
-        network = MyProperty(model)                       # a Joint
+        network = MyProperty(model)                       # a JointMerge
         optimizer = torch.optim.Adam(p4.parameter_groups(network))
         p4.MergeScheduler(network, optimizer, every=50).attach()
         model = p4.finalize(network)                      # the plain model again
@@ -54,23 +54,31 @@ class Group:
     """Sites that merge at the same time: those of a network, or one that is on its own."""
 
     sites: tuple[Site, ...]
-    network: Joint | None = None
+    network: JointMerge | None = None
 
     @property
-    def rests(self) -> bool:
+    def is_frozen(self) -> bool:
         """Whether all of its sites are frozen."""
-        return all(site.rests for site in self.sites)
+        return all(site.is_frozen for site in self.sites)
 
     @property
     def interval(self) -> int:
         """The merge interval that its sites ask for: the shortest."""
         return min(site.perturbation.interval for site in self.sites)
 
-    def merge(self, *, seed: int = 0, force: bool = False, agree: Agreement | None = None) -> list[MergeReport]:
+    def merge(
+        self, *, seed: int = 0, force: bool = False, all_reduce_min: AllReduce | None = None
+    ) -> list[MergeReport]:
         """Merge all of it; a report for each site."""
         if self.network is None:
-            return [site.merge(seed=seed, force=force, agree=agree) for site in self.sites]
-        return _merge_together(self.network, self.sites, seed, force, agree or (lambda mask: mask))
+            return [site.merge(seed=seed, force=force, all_reduce_min=all_reduce_min) for site in self.sites]
+        return transaction.merge(
+            [site.member(seed) for site in self.sites],
+            partial(self.network.propose, self.sites),
+            force=force,
+            all_reduce_min=all_reduce_min,
+            joint_vetoes=partial(self.network.vetoes, self.sites),
+        )
 
 
 def groups(model: nn.Module) -> list[Group]:
@@ -79,10 +87,10 @@ def groups(model: nn.Module) -> list[Group]:
     Raises:
         ArgumentError: a network in another one: a site can have part in one property only.
     """
-    members, owners = list(sites(model)), dict[int, Joint]()
-    for network in (module for module in model.modules() if isinstance(module, Joint)):
+    members, owners = list(sites(model)), dict[int, JointMerge]()
+    for network in (module for module in model.modules() if isinstance(module, JointMerge)):
         for module in network.model.modules():
-            if isinstance(module, Joint):
+            if isinstance(module, JointMerge):
                 came = f"{type(module).__name__} in {type(network).__name__}"
                 raise ArgumentError.of("model", "without networks that merge together inside of each other", came)
             owners[id(module)] = network
@@ -104,41 +112,3 @@ def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[Merge
         for site in group.sites:
             site.keep_frozen()
     return [report for group in found for report in group.merge(seed=seed, force=force)]
-
-
-@torch.no_grad()
-def _merge_together(
-    network: Joint, members: Sequence[Site], seed: int, force: bool, agree: Agreement
-) -> list[MergeReport]:
-    generators = [direction_generator(seed, site.name, int(site.perturbation.attempts)) for site in members]
-    cleared = [
-        site.perturbation.clear(site.base, generator, agree)
-        for site, generator in zip(members, generators, strict=True)
-    ]
-    with linalg.full_precision(members[0].base.device):
-        proposals = network.propose(members)
-        decisions = [
-            site.perturbation.judge(proposal, was, force=force)
-            for site, proposal, was in zip(members, proposals, cleared, strict=True)
-        ]
-        vetoes = [veto for veto in network.vetoes(members, proposals) if not (force and veto.soft)]
-    refused = _refusals(members, decisions, vetoes)
-    everything = bool(agree(torch.tensor(not refused, device=members[0].base.device)))
-    otherwise = f"merged together or not at all: {'; '.join(refused) or 'another rank refused'}"
-    return [
-        site.perturbation.commit(
-            site.base, decision, torch.full_like(decision.accepted, everything), generator, otherwise
-        ).at(site.name)
-        for site, decision, generator in zip(members, decisions, generators, strict=True)
-    ]
-
-
-def _refusals(members: Sequence[Site], decisions: Sequence[Decision], vetoes: Sequence[Veto]) -> list[str]:
-    """Who refuses, and why."""
-    own = [
-        f"{site.name}: {veto.reason}"
-        for site, decision in zip(members, decisions, strict=True)
-        for veto in decision.vetoes
-        if bool(veto.mask.any())
-    ]
-    return own + [veto.reason for veto in vetoes if bool(veto.mask.any())]

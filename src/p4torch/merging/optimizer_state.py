@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from p4torch import linalg
+from p4torch.core.low_rank import LowRank
 from p4torch.core.transaction import MergeReport
 from p4torch.errors import OptimizerError
 from p4torch.parametrize.sites import Site
@@ -37,7 +38,7 @@ _DIRECTED = (*_FIRST_MOMENTS, "prev")
 
 def check_holds(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> None:
     """Raise OptimizerError if the optimizer lacks some of the named parameters (it was built before `perturb`)."""
-    missing = lacking(optimizer, named)
+    missing = missing_parameters(optimizer, named)
     if missing:
         raise OptimizerError(
             f"`optimizer` must hold the parameters of every perturbation, but lacks {', '.join(missing)}: "
@@ -45,7 +46,7 @@ def check_holds(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> None:
         )
 
 
-def lacking(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> list[str]:
+def missing_parameters(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> list[str]:
     """Which of the named parameters are in none of the optimizer's groups."""
     held = {id(value) for group in optimizer.param_groups for value in group["params"]}
     return [name for name, value in named.items() if id(value) not in held]
@@ -128,7 +129,7 @@ def redraw(optimizer: Optimizer, parameter: nn.Parameter, name: str, batch: int 
     return True
 
 
-def poisoned(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+def has_nonfinite_state(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     """Whether a parameter's state holds a number that is not finite: it would stay, and spoil or stop all steps."""
     entries = optimizer.state.get(parameter, {}).values()
     return any(not bool(entry.isfinite().all()) for entry in entries if isinstance(entry, Tensor))
@@ -152,7 +153,7 @@ def transport(optimizer: Optimizer, parameter: nn.Parameter, matrix: Tensor | No
     return bool(moments)
 
 
-def remember(
+def update_after_merge(
     optimizer: Optimizer,
     option: OptimizerState,
     site: Site,
@@ -181,11 +182,11 @@ def remember(
         if option == "restart":
             for name in b.keys() - redrawn:
                 transport(optimizer, b[name], None)
-        elif option == "transport":
+        elif option == "transport" and isinstance(perturbation, LowRank):
             for name, matrix in perturbation.transport(previous).items():
                 transport(optimizer, b[name], matrix)
     forgotten = stale and not any(done) and any(b[name].grad is not None for name in stale)
-    if forgotten and not lacking(optimizer, {"": b[stale[0]]}) and has_state(optimizer, b[stale[0]]):
+    if forgotten and not missing_parameters(optimizer, {"": b[stale[0]]}) and has_state(optimizer, b[stale[0]]):
         raise OptimizerError(
             f"`optimizer` must keep state for {', '.join(f'{site.name}.{name}' for name in stale)}, but has none "
             f"after {steps} steps, though they have gradients: is it the optimizer that steps?"

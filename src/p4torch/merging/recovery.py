@@ -22,7 +22,8 @@ class Recovery:
     def __init__(self, optimizer: Optimizer, sites: Sequence[Site]) -> None:
         self.optimizer = optimizer
         self.good: Values = {
-            site.name: {name: value.detach().clone() for name, value in site.companions().items()} for site in sites
+            site.name: {name: value.detach().clone() for name, value in site.other_parameters().items()}
+            for site in sites
         }
 
     @torch.no_grad()
@@ -30,24 +31,24 @@ class Recovery:
         """Where ordinary parameters are not finite, bring back the good ones; forget every moment that is not, also
         where the parameter still is. Whether anything was poisoned; then there is a warning, which also names the
         `nonfinite` parameters of B, which have been reset."""
-        poisoned = list(nonfinite)
-        companions = {name: value for name, value in site.companions().items() if value.requires_grad}
-        for name, value in companions.items():
+        has_nonfinite_state = list(nonfinite)
+        other_parameters = {name: value for name, value in site.other_parameters().items() if value.requires_grad}
+        for name, value in other_parameters.items():
             good = self.good[site.name].setdefault(name, torch.zeros_like(value))
             if bool(value.isfinite().all()):
                 good.copy_(value)
             else:
                 value.copy_(good)
                 memory.reset(self.optimizer, value, name)
-                poisoned.append(name)
-        for name, value in {**site.trainable(), **companions}.items():
-            if memory.poisoned(self.optimizer, value):
+                has_nonfinite_state.append(name)
+        for name, value in {**site.trainable(), **other_parameters}.items():
+            if memory.has_nonfinite_state(self.optimizer, value):
                 memory.reset(self.optimizer, value, name)
-                poisoned.append(f"state of {name}")
-        if poisoned:
-            what = f"step {step}: non-finite {', '.join(poisoned)} at {site.name}: reset, training goes on"
+                has_nonfinite_state.append(f"state of {name}")
+        if has_nonfinite_state:
+            what = f"step {step}: non-finite {', '.join(has_nonfinite_state)} at {site.name}: reset, training goes on"
             warn(what, RecoveryWarning)
-        return bool(poisoned)
+        return bool(has_nonfinite_state)
 
     def check(self, good: Values) -> None:
         """Raise CheckpointError for values of other parameters."""
@@ -56,12 +57,12 @@ class Recovery:
             raise CheckpointError(f"`state['good']` must have the shapes {expected}, got {got}")
 
 
-def copied(values: Values) -> Values:
+def clone_values(values: Values) -> Values:
     """For a state, or from one."""
     return {site: {name: value.clone() for name, value in named.items()} for site, named in values.items()}
 
 
-def placed(values: Values, sites: Sequence[Site]) -> Values:
+def to_site_devices(values: Values, sites: Sequence[Site]) -> Values:
     """A copy on the devices of the sites."""
     devices = {site.name: site.base.device for site in sites}
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -17,20 +18,21 @@ from p4torch.core.transaction import MergeReport
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.merging import optimizer_state as memory
 from p4torch.merging.diagnostics import Diagnostics
-from p4torch.merging.distributed import agreement, average
+from p4torch.merging.distributed import all_reduce_mean, all_reduce_min
 from p4torch.merging.joint import Group, groups
 from p4torch.merging.optimizer_state import OptimizerState
-from p4torch.merging.recovery import Recovery, copied, placed
-from p4torch.merging.warmup import Rewarming
+from p4torch.merging.recovery import Recovery, clone_values, to_site_devices
+from p4torch.merging.warmup import Warmup
 from p4torch.parametrize.freezing import frozen_parameters, refreeze
-from p4torch.parametrize.sites import Site, direction_generator, guard_checkpoints
+from p4torch.parametrize.sites import Site, counter_based_generator, guard_checkpoints
 
 
 class MergeScheduler:
     """Merges every site of a model each `every` optimizer steps. Call `step()` after `optimizer.step()`.
 
     A site whose perturbation is frozen (`requires_grad_(False)` on its module) rests until it is unfrozen; those of a
-    `Joint` merge while any of them trains. Bases and what is tracked never train, also after `requires_grad_(True)`.
+    `JointMerge` merge while any of them trains. Bases and what is tracked never train, also after
+    `requires_grad_(True)`.
     A site that stalls or explodes is named by a `StallWarning`.
 
     Args:
@@ -46,11 +48,11 @@ class MergeScheduler:
             the old directions, but keeps what the optimizer knows of the gradient's size. "transport" maps that
             momentum onto the new directions instead. "keep" clears nothing. "reset" clears all of B: with Adam every
             merge is then followed by full-size first steps, which can stall training for good (re-warm at least).
-        directions: "random" or "informed" for every low-rank perturbation, or None: as each was made.
+        directions: "random" or "gradient" for every low-rank perturbation, or None: as each was made.
         rewarm: after a merge, scale the updates of B from 1/(rewarm + 1) up to 1 in this many steps. It is a linear
             learning-rate warm-up of B alone that leaves the optimizer's groups and any learning-rate schedule in peace.
-        stagger: spread the sites' merges over the interval, so that no single step is slow; those of a `Joint` stay
-            together.
+        stagger: spread the sites' merges over the interval, so that no single step is slow; those of a `JointMerge`
+            stay together.
         seed: of the redrawn directions, which are a pure function of (seed, site name, merge index).
 
     In a distributed run (an initialized default process group) all ranks agree on every merge decision.
@@ -92,13 +94,13 @@ class MergeScheduler:
         for site in self.sites:
             site.keep_frozen()
         if directions is not None:
-            check_choice("directions", directions, get_args(Directions), "random, informed or None")
+            check_choice("directions", directions, get_args(Directions), "random, gradient or None")
         memory.check_optimizer(optimizer, optimizer_state)
         memory.check_holds(optimizer, {name: value for site in self.sites for name, value in site.trainable().items()})
         guard_checkpoints(model)
         for site in self.sites:
             if directions is not None and isinstance(site.perturbation, LowRank):
-                site.perturbation.informed = directions == "informed"
+                site.perturbation.gradient_directions = directions == "gradient"
         self.optimizer = optimizer
         self.correct_every, self.refresh_every = correct_every, refresh_every
         self.optimizer_state, self.stagger = optimizer_state, stagger
@@ -107,12 +109,12 @@ class MergeScheduler:
         self.merged = 0
         self.skipped = 0
         self.reports: dict[str, MergeReport] = {}
-        self._rewarming = Rewarming(rewarm, self.sites)
+        self._rewarming = Warmup(rewarm, self.sites)
         self._recovery = Recovery(optimizer, self.sites)
         self._diagnostics = Diagnostics(optimizer, self.sites)
         self._frozen = [value for site in self.sites for value in (site.base, *frozen_parameters(site.perturbation))]
         self._guard_step()
-        self._watch()
+        self._start_sketches()
 
     # --- the schedule -----------------------------------------------------------------------------------------------
 
@@ -121,9 +123,9 @@ class MergeScheduler:
         self.steps += 1
         self._rewarming.step()
         for site in self.sites:
-            site.perturbation.limit()
+            site.perturbation.after_step()
         reports = [report for group in self._due(self.steps) for report in self._merge(group)]
-        self._watch()
+        self._start_sketches()
         return reports
 
     def _due(self, step: int) -> list[Group]:
@@ -133,11 +135,17 @@ class MergeScheduler:
             if (step + self._offset(index)) % self._interval(group) == 0
         ]
 
-    def _watch(self) -> None:
-        """Before the step after which sites merge: let them see its gradient."""
-        for site in (site for group in self._due(self.steps + 1) if not group.rests for site in group.sites):
-            generator = direction_generator(self.seed, f"{site.name}/sketch", int(site.perturbation.attempts))
-            site.perturbation.watch(generator, average())
+    def _start_sketches(self) -> None:
+        """Before the step after which sites merge: record its gradient."""
+        for site in (site for group in self._due(self.steps + 1) if not group.is_frozen for site in group.sites):
+            if isinstance(site.perturbation, LowRank):
+                generator = counter_based_generator(self.seed, f"{site.name}/sketch", int(site.perturbation.attempts))
+                site.perturbation.start_sketch(generator, all_reduce_mean())
+
+    def _discard_sketches(self, sites: Iterable[Site]) -> None:
+        for site in sites:
+            if isinstance(site.perturbation, LowRank):
+                site.perturbation.discard_sketch()
 
     def attach(self) -> RemovableHandle:
         """Call `step()` by itself after each `optimizer.step()`, for loops that nobody wants to edit."""
@@ -167,9 +175,9 @@ class MergeScheduler:
 
     @torch.no_grad()
     def _merge(self, group: Group) -> list[MergeReport]:
-        if group.rests:
+        if group.is_frozen:
+            self._discard_sketches(group.sites)
             for site in group.sites:
-                site.perturbation.forget()
                 self._recovery.recover(site, (), self.steps)
             return []
         for site in group.sites:
@@ -179,7 +187,7 @@ class MergeScheduler:
             {name: getattr(site.perturbation, name).clone() for name in site.perturbation.directions}
             for site in group.sites
         ]
-        reports = group.merge(seed=self.seed, agree=agreement())
+        reports = group.merge(seed=self.seed, all_reduce_min=all_reduce_min())
         for site, report, previous, was in zip(group.sites, reports, directions, before, strict=True):
             self._diagnostics.after(site, report, was)
             self._after(site, report, previous)
@@ -187,7 +195,7 @@ class MergeScheduler:
 
     def _after(self, site: Site, report: MergeReport, previous: dict[str, Tensor]) -> None:
         """What follows a merge of one site: the optimizer's memory, corrections, recovery, warming, counters."""
-        memory.remember(self.optimizer, self.optimizer_state, site, report, previous, self.steps)
+        memory.update_after_merge(self.optimizer, self.optimizer_state, site, report, previous, self.steps)
         index = report.index
         if self.refresh_every and index % self.refresh_every == 0:
             site.refresh()
@@ -214,8 +222,8 @@ class MergeScheduler:
             "sites": [site.name for site in self.sites],
             "reports": {name: asdict(report) for name, report in self.reports.items()},
             "warming": dict(self._rewarming.ages),
-            "before": copied(self._rewarming.before),
-            "good": copied(self._recovery.good),
+            "before": clone_values(self._rewarming.before),
+            "good": clone_values(self._recovery.good),
             "diagnostics": self._diagnostics.state_dict(),
         }
 
@@ -233,12 +241,11 @@ class MergeScheduler:
         self.steps, self.merged, self.skipped = state["steps"], state["merged"], state["skipped"]
         self.seed = state["seed"]
         self._rewarming.ages = dict(state["warming"])
-        self._rewarming.before = placed(state["before"], self.sites)
-        self._recovery.good = placed(state["good"], self.sites)
+        self._rewarming.before = to_site_devices(state["before"], self.sites)
+        self._recovery.good = to_site_devices(state["good"], self.sites)
         self._diagnostics.load_state_dict(state["diagnostics"])
-        for site in self.sites:
-            site.perturbation.forget()
-        self._watch()
+        self._discard_sketches(self.sites)
+        self._start_sketches()
 
 
 def _report(fields: dict[str, Any]) -> MergeReport:

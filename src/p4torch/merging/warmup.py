@@ -10,7 +10,7 @@ from p4torch.merging.recovery import Values
 from p4torch.parametrize.sites import Site
 
 
-class Rewarming:
+class Warmup:
     """Scales the updates of B from 1/(steps + 1) up to 1 in the `steps` that follow a merge of its site. `ages` and the
     values `before` the next step are those of the sites that are warming up."""
 
@@ -33,7 +33,7 @@ class Rewarming:
     def step(self) -> None:
         """Take back a part of the step that the optimizer just made in B: B <- B_before + f (B - B_before)."""
         for site in self.sites if self.ages else ():
-            if site.name in self.ages and not site.rests:
+            if site.name in self.ages and not site.is_frozen:
                 self.ages[site.name] += 1
                 before, factor = self.before[site.name], self.ages[site.name] / (self.steps + 1)
                 for name, value in site.trainable().items():

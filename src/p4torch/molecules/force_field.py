@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from p4torch._options import check_tensor
 from p4torch.errors import ArgumentError
-from p4torch.linalg.reference import transformed, twin_gradients
+from p4torch.linalg.reference import reference_gradients, transformed
 from p4torch.molecules.forces.reading import read_terms
 from p4torch.molecules.threads import map_on_threads
 
@@ -59,7 +59,7 @@ class ForceField(nn.Module):
         return energy
 
     def energy_reference(self, x: Tensor) -> Tensor:
-        """E in plain, differentiable operations, all frames at once: the readable twin of `energy`."""
+        """E in plain, differentiable operations, all frames at once: the reference implementation of `energy`."""
         self._check(x)
         total = x.new_zeros(x.shape[:-2])
         for term in self.terms:
@@ -130,6 +130,6 @@ class _Energy(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None]:
         x, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
-            (result,) = twin_gradients(ctx.force_field.energy_reference, (True,), (x,), (slope,))
+            (result,) = reference_gradients(ctx.force_field.energy_reference, (True,), (x,), (slope,))
             return result, None
         return slope[..., None, None] * gradient, None

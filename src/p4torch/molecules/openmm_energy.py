@@ -15,7 +15,7 @@ from torch import Tensor
 
 from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
-from p4torch.linalg.reference import once
+from p4torch.linalg.reference import once_differentiable
 from p4torch.molecules.checks import check_finite, check_shape
 from p4torch.molecules.openmm_workers import EnergyError, Evaluator, Workers, frame_error
 
@@ -119,7 +119,7 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None]:
         x, gradient = ctx.saved_tensors
-        return once(upstream[..., None, None] * gradient, EnergyError(_ONCE), upstream, x), None
+        return once_differentiable(upstream[..., None, None] * gradient, EnergyError(_ONCE), upstream, x), None
 
 
 def _count(argument: str, value: int, least: int) -> int:

@@ -9,14 +9,14 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from p4torch._options import check_number
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError, ProjectionWarning, warn
-from p4torch.merging.joint import Joint
+from p4torch.merging.joint import JointMerge
 from p4torch.networks.structure import Weighted, read
 from p4torch.parametrize.sites import Site, perturb
 from p4torch.parametrize.targets import plain_parameter
 from p4torch.properties import SpectralBound
-from p4torch.properties._math.checks import check_number
 from p4torch.properties._math.norms import norm_bound, rounding_share
 from p4torch.properties._math.shapes import check_real_matrix
 
@@ -24,7 +24,7 @@ from p4torch.properties._math.shapes import check_real_matrix
 ROOM = 1e-6
 
 
-class LipschitzNetwork(Joint):
+class LipschitzNetwork(JointMerge):
     """S = {networks with Π_i ‖A_i‖₂ · κ <= c}, κ the constants of what has no weights: |f(x) - f(y)| <= c |x - y|, at
     every step.
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from p4torch._options import check_number
 from p4torch.errors import ArgumentError
 from p4torch.networks.constants import lipschitz_constant, overlap
-from p4torch.properties._math.checks import check_number
 
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 

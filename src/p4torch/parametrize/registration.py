@@ -12,22 +12,23 @@ from torch.nn.utils import parametrize
 from p4torch.core.perturbation import Perturbation
 from p4torch.parametrize.freezing import frozen_base
 from p4torch.parametrize.linear import FactoredLinear
+from p4torch.parametrize.lookup import perturbations
 from p4torch.parametrize.recurrent import Recurrent, recurrent_class
-from p4torch.parametrize.targets import Place, perturbations
+from p4torch.parametrize.targets import Target
 from p4torch.parametrize.views import View
 
 Convert = Callable[[type[nn.Module]], type[nn.Module]]
 #: What is kept in torch's table of a module's parametrizations, and goes with the last of them: the order of its
 #: parameters before the first; and by name what each tensor is made from, and all places that have it.
-_ORDER, _ATTACHED = "_order_before", "_attached"
+_ORDER, _REGISTERED = "_order_before", "_attached"
 
 
-def attach(places: Sequence[Place], tensor: nn.Parameter, matrix: Tensor, parts: Sequence[nn.Module]) -> None:
+def register(targets: Sequence[Target], tensor: nn.Parameter, matrix: Tensor, parts: Sequence[nn.Module]) -> None:
     """Make `matrix` the frozen base of a parameter, and `parts`, one after the other, what leads from it to the
-    module's tensor. All or nothing. A tied weight has several places: they share the base and the parts.
+    module's tensor. All or nothing. A tied weight has several targets: they share the base and the parts.
     """
-    module, name = places[0]
-    kinds = [type(module) for module, _ in places]
+    module, name = targets[0]
+    kinds = [type(module) for module, _ in targets]
     values, gradient = tensor.detach(), tensor.grad
     try:
         tensor.grad = None
@@ -39,19 +40,19 @@ def attach(places: Sequence[Place], tensor: nn.Parameter, matrix: Tensor, parts:
         tensor.data, tensor.grad = values, gradient
         raise
     chain = _table(module)[name]
-    _remember(module, name, order, places)
+    _remember(module, name, order, targets)
     tensor.requires_grad_(False)
     parts[0].register_forward_pre_hook(_freeze_base)
     for part in parts[1:]:
         parametrize.register_parametrization(module, name, part, unsafe=True)  # a view changes the shape
-    for module, name in places[1:]:
+    for module, name in targets[1:]:
         order = _exchange(module, name)
         parametrize.register_parametrization(module, name, nn.Identity())
         _table(module)[name] = chain
-        _remember(module, name, order, places)
+        _remember(module, name, order, targets)
 
 
-def detach(module: nn.Module, tensor_name: str) -> None:
+def unregister(module: nn.Module, tensor_name: str) -> None:
     """Make a tensor a plain Parameter again, with its effective value, in all its places. Nothing if it is one."""
     if parametrize.is_parametrized(module, tensor_name):
         parametrize.remove_parametrizations(module, tensor_name)
@@ -72,13 +73,13 @@ def _exchange(module: nn.Module, tensor_name: str) -> tuple[str, ...]:
     return tuple(module._parameters)
 
 
-def _remember(module: nn.Module, tensor_name: str, order: tuple[str, ...], places: Sequence[Place]) -> None:
+def _remember(module: nn.Module, tensor_name: str, order: tuple[str, ...], targets: Sequence[Target]) -> None:
     """What is needed when torch removes the parametrization, which it says by registering the tensor again."""
     table = _table(module)
     if not hasattr(table, _ORDER):
         setattr(table, _ORDER, order)
-        setattr(table, _ATTACHED, {})
-    getattr(table, _ATTACHED)[tensor_name] = table[tensor_name], list(places)
+        setattr(table, _REGISTERED, {})
+    getattr(table, _REGISTERED)[tensor_name] = table[tensor_name], list(targets)
     kind = type(module)
     setattr(kind, "register_parameter", _register_parameter)  # noqa: B010 - of this class alone
     setattr(kind, f"_{tensor_name}_property", vars(kind)[tensor_name])
@@ -89,11 +90,11 @@ def _register_parameter(module: nn.Module, name: str, parameter: nn.Parameter | 
     owner = next(kind for kind in type(module).__mro__ if vars(kind).get("register_parameter") is _register_parameter)
     cast(Any, super(owner, module)).register_parameter(name, parameter)
     table = _table(module)
-    attached = None if name in table else getattr(table, _ATTACHED, {}).pop(name, None)
+    attached = None if name in table else getattr(table, _REGISTERED, {}).pop(name, None)
     if attached is not None and parameter is not None:
-        chain, places = attached
+        chain, targets = attached
         _restore(module, name, parameter, *chain)
-        for other, other_name in places:  # a tied weight stays one
+        for other, other_name in targets:  # a tied weight stays one
             if other is module and other_name in table:  # torch has not done with this module yet
                 delattr(type(module), other_name)
                 del table[other_name]

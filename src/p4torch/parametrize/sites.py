@@ -12,24 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from p4torch.core.perturbation import Perturbation, Unperturbed
+from p4torch.core.perturbation import Perturbation
 from p4torch.core.shaped import check_block
-from p4torch.core.transaction import Agreement, MergeReport
+from p4torch.core.transaction import AllReduce, Member, MergeReport
 from p4torch.errors import ArgumentError, PropertyWarning, warn
 from p4torch.parametrize.freezing import keep_frozen
-from p4torch.parametrize.linear import sole_perturbation
-from p4torch.parametrize.registration import attach, detach
+from p4torch.parametrize.lookup import perturbations
+from p4torch.parametrize.registration import register, unregister
 from p4torch.parametrize.state_dict import guard_checkpoints as guard_checkpoints
 from p4torch.parametrize.state_dict import unguard_checkpoints
 from p4torch.parametrize.targets import (
     chain_of,
     check_embedding,
     check_untied,
-    holders,
+    find_targets,
     joined,
     original,
     paths,
-    perturbations,
     plain_parameter,
 )
 from p4torch.parametrize.views import ViewLike, view_of
@@ -45,21 +44,28 @@ class Site:
     base: nn.Parameter
     perturbation: Perturbation
 
-    def merge(self, *, seed: int = 0, force: bool = False, agree: Agreement | None = None) -> MergeReport:
+    def merge(self, *, seed: int = 0, force: bool = False, all_reduce_min: AllReduce | None = None) -> MergeReport:
         """Merge this site; new directions are a pure function of (seed, site name, merge index)."""
-        generator = direction_generator(seed, self.name, int(self.perturbation.attempts))
-        return self.perturbation.merge(self.base, generator, force=force, agree=agree).at(self.name)
+        member = self.member(seed)
+        return self.perturbation.merge(self.base, member.generator, force=force, all_reduce_min=all_reduce_min).at(
+            self.name
+        )
+
+    def member(self, seed: int) -> Member:
+        """This site in a merge."""
+        generator = counter_based_generator(seed, self.name, int(self.perturbation.attempts))
+        return Member(self.name, self.perturbation, self.base, generator)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """B by full name, as far as it trains."""
         return {f"{self.name}.{name}": value for name, value in self.perturbation.training_parameters()}
 
-    def companions(self) -> dict[str, nn.Parameter]:
+    def other_parameters(self) -> dict[str, nn.Parameter]:
         """The ordinary parameters of the module, trainable or not: its bias."""
         return dict(self.module.named_parameters(recurse=False))
 
     @property
-    def rests(self) -> bool:
+    def is_frozen(self) -> bool:
         """Whether nothing of B trains now: `requires_grad_(False)` on the module."""
         return not self.trainable()
 
@@ -76,7 +82,7 @@ class Site:
         self.perturbation.refresh(self.base)
 
 
-def direction_generator(seed: int, site: str, index: int) -> torch.Generator:
+def counter_based_generator(seed: int, site: str, index: int) -> torch.Generator:
     """The counter-based CPU generator of a reset: equal on every rank and device, and after a resume."""
     digest = hashlib.sha256(f"{seed}/{site}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -133,40 +139,30 @@ def perturb(
     if not callable(property) or isinstance(property, nn.Module):
         raise ArgumentError.of("property", "a class such as p4.Invertible", type(property).__name__)
     check_block(property.func if isinstance(property, partial) else property, options)
-    found = holders(module, tensor_name)
-    tensor = plain_parameter(*found[0])
-    viewed = view_of(*found[0], tensor, view, _event_dim(property))
+    targets = find_targets(module, tensor_name)
+    tensor = plain_parameter(*targets[0])
+    viewed = view_of(*targets[0], tensor, view, _event_dim(property))
     matrix = tensor.detach() if viewed is None else viewed.fit(tensor.detach())
     perturbation = property(matrix, **options)
     if not isinstance(perturbation, Perturbation):
         raise ArgumentError.of("property", "a Perturbation class", f"one that makes {type(perturbation).__name__}")
-    for holder, name in found:
-        check_embedding(holder, name, perturbation, viewed is not None)
+    for owner, name in targets:
+        check_embedding(owner, name, perturbation, viewed is not None)
     perturbation.trainable = tensor.requires_grad  # what `finalize` gives back
     perturbation.tensor_name = tensor_name
     perturbation.untrained = tuple(name for name, value in perturbation.own_parameters() if not value.requires_grad)
-    attach(found, tensor, matrix, [perturbation] if viewed is None else [perturbation, viewed])
-    for loaded in (module, *(holder for holder, _ in found)):
+    register(targets, tensor, matrix, [perturbation] if viewed is None else [perturbation, viewed])
+    for loaded in (module, *(owner for owner, _ in targets)):
         guard_checkpoints(loaded)
-    concerns = (perturbation.concern(holder, name) for holder, name in found)
-    concern = next((text for text in concerns if text is not None), None)
-    if concern is not None:
-        warn(f"`{tensor_name}`: {concern}", PropertyWarning)
+    warnings = [text for text in (perturbation.warning_for(*target) for target in targets) if text is not None]
+    if warnings:
+        warn(f"`{tensor_name}`: {warnings[0]}", PropertyWarning)
     return module
 
 
 def _event_dim(property: Callable[..., Perturbation]) -> int:
     """That of a property before it is made; of a function that makes one, that of matrices."""
     return getattr(property.func if isinstance(property, partial) else property, "event_dim", 2)
-
-
-def lookup(module: nn.Module, tensor_name: str) -> tuple[Perturbation, Tensor]:
-    """(perturbation, base) of a tensor; a plain one has the identity perturbation. For modules that use their tensor
-    through `matmul`, `solve`, `logabsdet`, before and after `finalize`."""
-    return sole_perturbation(module, tensor_name) or (_UNPERTURBED, getattr(module, tensor_name))
-
-
-_UNPERTURBED = Unperturbed(torch.zeros(1, 1))
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
@@ -180,7 +176,7 @@ def sites(model: nn.Module) -> Iterator[Site]:
     """
     modules = _modules(model)
     found: dict[int, Site] = {}
-    for site in _places(modules):
+    for site in _all_targets(modules):
         found.setdefault(id(site.base), site)
     if found:
         chains = {base: (site.name, chain_of(site.module, site.tensor_name)) for base, site in found.items()}
@@ -194,7 +190,7 @@ def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return list(paths(model))
 
 
-def _places(modules: list[tuple[str, nn.Module]]) -> Iterator[Site]:
+def _all_targets(modules: list[tuple[str, nn.Module]]) -> Iterator[Site]:
     """All sites; tied weights once for each place."""
     for path, module in modules:
         for tensor_name, perturbation in perturbations(module):
@@ -231,8 +227,8 @@ def finalize(model: nn.Module) -> nn.Module:
 
     The effective weights stay as they are, also where a merge would have been refused.
     """
-    for site in list(_places(_modules(model))):
-        detach(site.module, site.tensor_name)
+    for site in list(_all_targets(_modules(model))):
+        unregister(site.module, site.tensor_name)
     for module in model.modules():
         unguard_checkpoints(module)
     return _unwrap(model)

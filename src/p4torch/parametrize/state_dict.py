@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 
 from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.parametrize.targets import chain_of, perturbations
+from p4torch.parametrize.lookup import perturbations
+from p4torch.parametrize.targets import chain_of
 
 
 def guard_checkpoints(module: nn.Module) -> None:
@@ -19,7 +20,7 @@ def guard_checkpoints(module: nn.Module) -> None:
     for them. `perturb` does it for the module it is given; `parameter_groups`, `merge` and a `MergeScheduler` for their
     model."""
     if not any(_is_guard(hook) for hook in module._load_state_dict_pre_hooks.values()):
-        module.register_load_state_dict_pre_hook(_admit_checkpoint)
+        module.register_load_state_dict_pre_hook(_validate_checkpoint)
 
 
 def unguard_checkpoints(module: nn.Module) -> None:
@@ -30,18 +31,20 @@ def unguard_checkpoints(module: nn.Module) -> None:
 
 
 def _is_guard(hook: Any) -> bool:
-    return getattr(hook, "hook", hook) is _admit_checkpoint
+    return getattr(hook, "hook", hook) is _validate_checkpoint
 
 
-def _admit_checkpoint(
+def _validate_checkpoint(
     module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
 ) -> None:
     for path, child in module.named_modules(prefix=prefix.removesuffix(".")):
         for tensor_name, perturbation in perturbations(child):
-            _admit(child, tensor_name, perturbation, state, f"{path}." if path else "")
+            _validate_site(child, tensor_name, perturbation, state, f"{path}." if path else "")
 
 
-def _admit(module: nn.Module, tensor_name: str, perturbation: Perturbation, state: dict[str, Any], prefix: str) -> None:
+def _validate_site(
+    module: nn.Module, tensor_name: str, perturbation: Perturbation, state: dict[str, Any], prefix: str
+) -> None:
     """Check the shapes of one site, and turn a plain `weight` into a base with B₀ and fresh tracked values."""
     inner = f"{prefix}parametrizations.{tensor_name}."
     plain = state.get(prefix + tensor_name)

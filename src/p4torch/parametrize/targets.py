@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from p4torch.core.perturbation import Perturbation
+from p4torch.core.perturbation import Perturbation, property_name
 from p4torch.errors import ArgumentError
 from p4torch.properties.low_rank_update import LowRankUpdate
 
 #: A module and the name of a tensor in it.
-Place = tuple[nn.Module, str]
+Target = tuple[nn.Module, str]
 #: What `nn.utils.weight_norm`, `spectral_norm` and `prune` call the parameters that they compute a tensor from.
 _HOOKED = ("_g", "_v", "_orig")
 
@@ -95,7 +95,7 @@ def plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
     return tensor
 
 
-def holders(model: nn.Module, tensor_name: str) -> list[Place]:
+def find_targets(model: nn.Module, tensor_name: str) -> list[Target]:
     """All places of the model where the tensor of a dotted path is a parameter, that path's own first. More than one:
     tied weights.
 
@@ -149,7 +149,7 @@ def check_embedding(module: nn.Module, tensor_name: str, perturbation: Perturbat
     if module.max_norm is not None:
         raise ArgumentError.of("module", f"an {kind} that does not rescale its rows", f"max_norm={module.max_norm}")
     if module.padding_idx is not None and together:
-        expected = f"an {kind} without a padding row, which {perturbation.property_name()} would move"
+        expected = f"an {kind} without a padding row, which {property_name(perturbation)} would move"
         raise ArgumentError.of("module", expected, f"padding_idx={module.padding_idx}")
 
 
@@ -164,11 +164,3 @@ def chain_of(module: nn.Module, tensor_name: str) -> parametrize.Parametrization
 def original(module: nn.Module, tensor_name: str) -> nn.Parameter:
     """The base of a parametrized tensor."""
     return cast(nn.Parameter, chain_of(module, tensor_name).original)
-
-
-def perturbations(module: nn.Module) -> Iterator[tuple[str, Perturbation]]:
-    """The perturbed tensors of one module, without its children."""
-    if "parametrizations" in module._modules:  # not by attribute: a compiled module shows those of the one inside
-        for tensor_name, chain in cast(nn.ModuleDict, module.parametrizations).items():
-            if isinstance(chain[0], Perturbation):  # type: ignore[index]
-                yield tensor_name, chain[0]  # type: ignore[index]

@@ -50,12 +50,12 @@ class FixedRank(Perturbation):
 
     # --- R_B ----------------------------------------------------------------------------------------------------------
 
-    def moved(self) -> tuple[Tensor, Tensor]:
+    def apply_factors(self) -> tuple[Tensor, Tensor]:
         """L + U and R + V."""
         return self.factors.left + self.u, self.factors.right + self.v
 
     def forward(self, base: Tensor) -> Tensor:
-        left, right = self.moved()
+        left, right = self.apply_factors()
         return left @ right.mT
 
     def matmul(self, base: Tensor, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class FixedRank(Perturbation):
         n, m = base.shape[-2:]
         if self.rank * (n + m) >= n * m:
             return linalg.rows_times(x, self(base), bias)
-        left, right = self.moved()
+        left, right = self.apply_factors()
         return linalg.rows_times(linalg.rows_times(x, right.mT), left, bias)
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class FixedRank(Perturbation):
 
     def defect(self, tensor: Tensor) -> Tensor:
         """The distance to S relative to the norm, (Σ_{i>r} σ_i² / Σ_i σ_i²)^½, by all singular values."""
-        values = torch.linalg.svdvals(linalg.by_largest(tensor))
+        values = torch.linalg.svdvals(linalg.scaled_by_largest(tensor))
         rest = torch.linalg.vector_norm(values[..., self.rank :], dim=-1)
         return rest / torch.linalg.vector_norm(values, dim=-1).clamp_min(torch.finfo(values.dtype).tiny)
 

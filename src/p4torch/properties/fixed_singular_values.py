@@ -12,7 +12,7 @@ from p4torch.core.blocks import Blocks, BlockSide
 from p4torch.core.shaped import Shaped
 from p4torch.core.transaction import Proposal
 from p4torch.linalg.matrix_groups import ORTHOGONAL
-from p4torch.properties._math.precise import Precise
+from p4torch.properties._math.double_parameter import DoubleParameter
 from p4torch.properties._math.shapes import check_real_matrix, check_square
 
 
@@ -41,9 +41,9 @@ class FixedSingularValues(Shaped):
     def __init__(self, base: Tensor, rank: int | None = None, **options: Any) -> None:
         check_real_matrix(base)
         super().__init__(base, rank, **options)
-        self.exact, self.values = Precise(base), Precise(_values(base))
+        self.exact, self.values = DoubleParameter(base), DoubleParameter(_values(base))
         square = base.shape[-2] == base.shape[-1]
-        self.determinant = Precise(_determinant(base)) if square else None
+        self.determinant = DoubleParameter(_determinant(base)) if square else None
 
     def logabsdet(self, base: Tensor) -> Tensor:
         """That of A₀, whatever B is."""
@@ -111,4 +111,4 @@ def _values(matrix: Tensor) -> Tensor:
 
 def _determinant(matrix: Tensor) -> Tensor:
     """Sign and log|det|, `(2, ...)`, float64."""
-    return torch.stack(linalg.one_by_one(torch.linalg.slogdet, matrix.detach().double()))
+    return torch.stack(linalg.unbatched(torch.linalg.slogdet, matrix.detach().double()))

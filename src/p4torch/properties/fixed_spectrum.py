@@ -9,14 +9,14 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.core.blocks import Blocks
-from p4torch.core.directions import Maps, of_matrix
+from p4torch.core.directions import LinearOperator, matrix_operator
 from p4torch.core.low_rank import LowRank
 from p4torch.core.shaped import Shaped, check_one_side
 from p4torch.core.transaction import Proposal, Veto
 from p4torch.errors import ArgumentError
 from p4torch.linalg.block_diagonal import BlockDiagonal
 from p4torch.linalg.matrix_groups import GENERAL_EXPONENTIAL
-from p4torch.properties._math.precise import Precise
+from p4torch.properties._math.double_parameter import DoubleParameter
 from p4torch.properties._math.shapes import check_real_matrix, check_square
 
 #: The invariants that are compared: tr A, tr A², ..., tr A^POWERS.
@@ -64,8 +64,8 @@ class FixedSpectrum(Shaped):
         check_real_matrix(base)
         check_square(base, "a spectrum")
         super().__init__(base, rank, **options)
-        self.exact, self.invariants = Precise(base), Precise(_finite_traces(base, "base"))
-        self.determinant = Precise(torch.stack(linalg.one_by_one(torch.linalg.slogdet, base.double())))
+        self.exact, self.invariants = DoubleParameter(base), DoubleParameter(_finite_traces(base, "base"))
+        self.determinant = DoubleParameter(torch.stack(linalg.unbatched(torch.linalg.slogdet, base.double())))
 
     def logabsdet(self, base: Tensor) -> Tensor:
         """That of A₀, whatever B is."""
@@ -78,7 +78,7 @@ class FixedSpectrum(Shaped):
         """An upper bound `(...)` of the condition number of T."""
         raise NotImplementedError
 
-    def moved_exactly(self, base: Tensor) -> Tensor:
+    def exact_result(self, base: Tensor) -> Tensor:
         """R_B(A) in float64, from the exact A."""
         raise NotImplementedError
 
@@ -101,7 +101,7 @@ class FixedSpectrum(Shaped):
         """The base, as it is, is the exact element from now on, and its class the one that is kept."""
         self.exact.value.copy_(base)
         self.invariants.value.copy_(_traces(base))
-        self.determinant.value.copy_(torch.stack(linalg.one_by_one(torch.linalg.slogdet, base.double())))
+        self.determinant.value.copy_(torch.stack(linalg.unbatched(torch.linalg.slogdet, base.double())))
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:
@@ -113,13 +113,13 @@ class FixedSpectrum(Shaped):
 
     @torch.no_grad()
     def propose(self, base: Tensor) -> Proposal:
-        moved = self.moved_exactly(base)
+        moved = self.exact_result(base)
         veto = Veto("T is nearly singular", ~(self.condition() <= CONDITION))
         return Proposal(moved.to(base.dtype), [(self.exact.value, moved)], [veto])
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
-        """The base from its exact twin."""
+        """The base from its exact copy."""
         base.copy_(self.exact.value)
 
 
@@ -142,7 +142,7 @@ class BlockFixedSpectrum(FixedSpectrum, Blocks):
         assert x is not None
         return (2 * torch.linalg.matrix_norm(x).amax(-1)).exp()
 
-    def moved_exactly(self, base: Tensor) -> Tensor:
+    def exact_result(self, base: Tensor) -> Tensor:
         return self.exact_candidate(self.exact.value)
 
 
@@ -154,36 +154,36 @@ class LowRankFixedSpectrum(FixedSpectrum, LowRank):
     def conjugated(self, base: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """P and F."""
         with linalg.full_precision(base.device):
-            moved, seen = linalg.thin(base, u), linalg.thin(base.mT, v)
+            moved, seen = linalg.tall_matmul(base, u), linalg.tall_matmul(base.mT, v)
             right = moved + u @ (seen.mT @ u)
             return torch.cat([u, -linalg.solve_rows(linalg.capacitance(u, v).mT, right)], -1), torch.cat([seen, v], -1)
 
     def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conjugated(base, self.moving, self.v)
+        return self.conjugated(base, self.scaled_u, self.v)
 
     @torch.no_grad()
     def additive_factors(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conjugated(self.exact.value, self.moving.double(), self.v.double())
+        return self.conjugated(self.exact.value, self.scaled_u.double(), self.v.double())
 
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+    def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:
         """∂L/∂(U Vᵀ) = G Aᵀ - Aᵀ G near B₀."""
-        transposed = of_matrix(base.detach().mT)
+        transposed = matrix_operator(base.detach().mT)
         return gradient @ transposed + -(transposed @ gradient)
 
     @torch.no_grad()
-    def limit(self) -> None:
-        product = linalg.at_least_single(self.v).mT @ linalg.at_least_single(self.moving)
-        self.shorten(torch.linalg.matrix_norm(product), GROWTH)
+    def after_step(self) -> None:
+        product = linalg.at_least_single(self.v).mT @ linalg.at_least_single(self.scaled_u)
+        self.clip_factor(torch.linalg.matrix_norm(product), GROWTH)
 
     @torch.no_grad()
     def condition(self) -> Tensor:
-        u, v = self.moving.double(), self.v.double()
+        u, v = self.scaled_u.double(), self.v.double()
         inverse, _ = torch.linalg.inv_ex(linalg.capacitance(u, v))
         size = torch.linalg.matrix_norm(u) * torch.linalg.matrix_norm(v)
         return (1 + size) * (1 + size * torch.linalg.matrix_norm(inverse))
 
     @torch.no_grad()
-    def moved_exactly(self, base: Tensor) -> Tensor:
+    def exact_result(self, base: Tensor) -> Tensor:
         return linalg.add_low_rank(self.exact.value, *self.additive_factors(base))
 
 

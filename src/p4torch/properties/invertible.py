@@ -7,25 +7,27 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from p4torch._options import check_choice, check_integer
+from p4torch._options import check_choice, check_number, refuse_old_names
 from p4torch.core.blocks import moves_whole
 from p4torch.core.perturbation import Perturbation
 from p4torch.core.shaped import Shaped
-from p4torch.core.transaction import Decision, MergeReport, Proposal, Veto
+from p4torch.core.transaction import MergeReport, Proposal, Veto
+from p4torch.errors import ArgumentError
 from p4torch.linalg.tracked_inverse import TrackedInverse, TrackedUpdate
-from p4torch.properties._math.checks import (
-    RESIDUAL_BOUND,
-    Bounds,
-    check_nonsingular,
-    check_number,
-    check_options,
-    chosen_bounds,
-    hinge,
-    singular,
-    veto_outside,
-)
+from p4torch.properties._math.checks import ORDER, RESIDUAL_BOUND, check_nonsingular, check_real_square, singular
+from p4torch.properties._math.determinant_bounds import DeterminantBounds
 
 Form = Literal["additive", "relative", "exponential", "triangular"]
+
+#: Options that had another name.
+_RENAMED = {
+    "through": "loss_on",
+    "growth": "max_update_norm",
+    "change_bounds": "bounds=p4torch.DeterminantBounds(change=...)",
+    "logabsdet_bounds": "bounds=p4torch.DeterminantBounds(total=...)",
+    "force_every": "bounds=p4torch.DeterminantBounds(force_every=...)",
+    "penalty_weight": "bounds=p4torch.DeterminantBounds(penalty_weight=...)",
+}
 
 
 class Invertible(Shaped):
@@ -51,20 +53,16 @@ class Invertible(Shaped):
             numbers instead of n²; the paper's are rank=1, scale=1.
         form: "additive", "relative", "exponential" or "triangular". None: relative for blocks and where `side` is
             given, else additive.
-        through: with `rank`, which of the two maps the loss looks at. "inverse" fits directions to W⁻¹ = R_B(A)⁻¹:
+        bounds: on log|det|, beyond which merges are skipped: a `p4torch.DeterminantBounds`, "paper" for the paper's, or
+            None: no bounds, as they refuse merges of well-conditioned matrices.
+        loss_on: with `rank`, which of the two maps the loss looks at. "inverse" fits directions to W⁻¹ = R_B(A)⁻¹:
             V <- AᵀV after each redraw, so that U moves W⁻¹ by -U Vᵀ to first order, with the V before, as it otherwise
-            moves W.
-        growth: with `rank`, c, or None. After each optimizer step U <- U · min(1, c / |g VᵀU|_F), by a
+            moves W ("forward").
+        max_update_norm: with `rank`, c, or None. After each optimizer step U <- U · min(1, c / |g VᵀU|_F), by a
             `MergeScheduler`: no interval multiplies the determinant by more than e^(c√k).
-        change_bounds: a merge is skipped (softly) if log|det R_B(A) / det A| leaves them. None: no such bounds, by
-            default, as they refuse merges of well-conditioned matrices; "paper": (-6, 15.5).
-        logabsdet_bounds: the same for log|det R_B(A)|, relative to the matrix that was admitted. "paper":
-            (-2.5, 15.5), times n/64 for n > 64.
-        force_every: after this many attempts in a row the two bounds above are ignored once; 0 for never.
-        residual_bound: a merge is skipped if the new inverse X has max|A X p - p| above it, p = ±1: the matrix is then
-            singular to working precision. Never overridden.
-        order: of the iterative inversion that corrects the inverse: 2, 3 or 7.
-        penalty_weight: of `penalty`, the squared hinge on both bounds; without bounds it is 0.
+
+    A merge is skipped, whatever the bounds, if the new inverse X has max|A X p - p| > 0.1, p = ±1: the matrix is then
+    singular to working precision.
 
     Raises:
         ArgumentError: for a base that is not square, not real, not finite or singular; for options out of range.
@@ -82,32 +80,23 @@ class Invertible(Shaped):
         rank: int | None = None,
         form: Form | None = None,
         *,
-        through: Literal["forward", "inverse"] = "forward",
-        growth: float | None = None,
-        change_bounds: Bounds | Literal["paper"] = None,
-        logabsdet_bounds: Bounds | Literal["paper"] = None,
-        force_every: int = 10,
-        residual_bound: float = RESIDUAL_BOUND,
-        order: int = 7,
-        penalty_weight: float = 0.1,
+        bounds: DeterminantBounds | Literal["paper"] | None = None,
+        loss_on: Literal["forward", "inverse"] = "forward",
+        max_update_norm: float | None = None,
         **options: Any,
     ) -> None:
-        change_bounds, logabsdet_bounds = chosen_bounds(change_bounds, logabsdet_bounds, base.shape[-1])
-        check_options(form or "additive", order, self.forms)
-        residual_bound = check_number("residual_bound", residual_bound, 1e-30)
-        check_choice("through", through, ("forward", "inverse"), "forward or inverse")
-        if growth is not None:
-            growth = check_number("growth", growth, 1e-30)
-        penalty_weight = check_number("penalty_weight", penalty_weight, 0.0)
-        force_every = check_integer("force_every", force_every, 0)
-        self.form, self.through, self.growth = form or "additive", through, growth
+        refuse_old_names(options, _RENAMED)
+        form = form or "additive"
+        check_choice("form", form, self.forms, f"one of {', '.join(self.forms)}")
+        check_choice("loss_on", loss_on, ("forward", "inverse"), "forward or inverse")
+        if max_update_norm is not None:
+            max_update_norm = check_number("max_update_norm", max_update_norm, 1e-30)
+        self.form, self.loss_on, self.max_update_norm = form, loss_on, max_update_norm
         super().__init__(base, rank, **options)
-        check_nonsingular(base)
-        self.change_bounds, self.logabsdet_bounds = change_bounds, logabsdet_bounds
-        self.force_every, self.residual_bound = force_every, residual_bound
-        self.order, self.penalty_weight = int(order), penalty_weight
+        self.bounds = _chosen_bounds(bounds, base.shape[-1])
+        check_real_square(base)
         self.tracked = TrackedInverse(base)
-        self.adapt(base)
+        check_nonsingular(base, inverse=self.tracked.inverse)
 
     @classmethod
     def shape_of(cls, base: Any, rank: int | None, *args: Any, **options: Any) -> type[Perturbation]:
@@ -137,6 +126,18 @@ class Invertible(Shaped):
     def logabsdet(self, base: Tensor) -> Tensor:
         return self.tracked.current(base).logabsdet.to(base.dtype) + self.determinant_change(base)[1]
 
+    def affine_logabsdet(self, base: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x R_B(A)ᵀ + b and log|det R_B(A)|, where both are wanted."""
+        return self.affine(base, x, bias), self.logabsdet(base)
+
+    def solve_logabsdet(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """y R_B(A)⁻ᵀ and log|det R_B(A)|, where both are wanted."""
+        return self.solve(base, y), self.logabsdet(base)
+
+    def with_logabsdet(self, base: Tensor) -> tuple[Tensor, Tensor]:
+        """R_B(A) and log|det R_B(A)|, where both are wanted."""
+        return self(base), self.logabsdet(base)
+
     def sign(self, base: Tensor) -> Tensor:
         return self.tracked.current(base).sign.to(base.dtype) * self.determinant_change(base)[0].detach()
 
@@ -145,7 +146,7 @@ class Invertible(Shaped):
     def defect(self, tensor: Tensor) -> Tensor:
         """0 for a nonsingular matrix, 1 for one that is singular to working precision (GL(n) is dense: no other
         distance means much)."""
-        return singular(tensor).to(tensor.dtype)
+        return singular(tensor, self.tracked.inverse).to(tensor.dtype)
 
     def project(self, tensor: Tensor) -> Tensor:
         """Raises ArgumentError: nobody should train on from a singular matrix unawares."""
@@ -155,30 +156,23 @@ class Invertible(Shaped):
     def refresh(self, base: Tensor) -> None:
         self.tracked.refresh(base)
 
-    def right_inverse(self, tensor: Tensor) -> Tensor:
-        admitted: Tensor = super().right_inverse(tensor)
-        self.tracked.mark()
-        return admitted
+    def after_admission(self, base: Tensor) -> None:
+        super().after_admission(base)
+        self.tracked.set_reference()
 
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
         tracked = self.tracked.current(base)
         update = self.tracked_update(base)
-        total = update.logabsdet - tracked.admitted
-        forced = self.skips + 1 >= self.force_every if self.force_every else torch.zeros_like(self.skips).bool()
         vetoes = [
             Veto("R_B(A) is singular", ~update.logabsdet_change.isfinite()),
             Veto(
-                f"the inverse's residual is above {self.residual_bound:g}: R_B(A) is singular to working precision",
-                ~(update.residual <= self.residual_bound),
+                f"the inverse's residual is above {RESIDUAL_BOUND:g}: R_B(A) is singular to working precision",
+                ~(update.residual <= RESIDUAL_BOUND),
             ),
+            *self.bounds.vetoes(update.logabsdet_change, update.logabsdet - tracked.admitted, self.skips),
         ]
-        for name, value, bounds in (
-            ("log|det R_B(A) / det A|", update.logabsdet_change, self.change_bounds),
-            ("log|det R_B(A)| relative to the admitted matrix", total, self.logabsdet_bounds),
-        ):
-            vetoes += veto_outside(name, value, bounds, forced)
         scalars = [(tracked.logabsdet, update.logabsdet), (tracked.sign, update.sign)]
         step = update.step
         if step is not None:
@@ -186,24 +180,31 @@ class Invertible(Shaped):
         assert update.inverse is not None
         return Proposal(update.base, [(tracked.inverse, update.inverse), *scalars], vetoes)
 
-    def commit(
-        self, base: Tensor, decision: Decision, accepted: Tensor, generator: torch.Generator, *reason: str
-    ) -> MergeReport:
-        report = super().commit(base, decision, accepted, generator, *reason)
+    def after_commit(self, base: Tensor, report: MergeReport) -> None:
+        super().after_commit(base, report)
         if report.ok:
-            self.tracked.vouch(base)
-        return report
+            self.tracked.mark_verified(base)
 
     def correct(self, base: Tensor) -> None:
         """Where the inverse has drifted: a step of the iterative inversion, the exact one where that would diverge."""
-        self.tracked.correct(base, self.order)
+        self.tracked.correct(base, ORDER)
 
     def penalty(self, base: Tensor) -> Tensor:
-        """w · Σ (hinge of log|det R_B(A) / det A|)² + (hinge of log|det R_B(A)|)², each beyond its bounds."""
+        """That of the bounds, see `p4torch.DeterminantBounds`."""
         tracked = self.tracked.current(base)
         change = self.determinant_change(base)[1]
         total = (tracked.logabsdet - tracked.admitted).to(change.dtype) + change
-        return self.penalty_weight * (hinge(change, self.change_bounds) + hinge(total, self.logabsdet_bounds))
+        return self.bounds.penalty(change, total)
 
     def extra_repr(self) -> str:
         return f"form={self.form!r}, {super().extra_repr()}"
+
+
+def _chosen_bounds(bounds: object, n: int) -> DeterminantBounds:
+    if bounds is None:
+        return DeterminantBounds()
+    if isinstance(bounds, str) and bounds == "paper":
+        return DeterminantBounds.paper(n)
+    if not isinstance(bounds, DeterminantBounds):
+        raise ArgumentError.of("bounds", "None, 'paper' or a p4torch.DeterminantBounds", repr(bounds))
+    return bounds

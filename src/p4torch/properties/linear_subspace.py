@@ -68,7 +68,7 @@ class LinearSubspace(Perturbation):
 
     def defect(self, tensor: Tensor) -> Tensor:
         """‖A - ΠA‖ / ‖A‖ in the Frobenius norm, Π the projection onto S."""
-        exact = linalg.by_largest(tensor)
+        exact = linalg.scaled_by_largest(tensor)
         norm = torch.linalg.matrix_norm(exact).clamp_min(torch.finfo(exact.dtype).tiny)
         return torch.linalg.matrix_norm(exact - self.project(exact)) / norm
 

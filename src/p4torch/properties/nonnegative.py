@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch._options import check_number
 from p4torch.core.perturbation import Perturbation
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
-from p4torch.properties._math.checks import check_number
 from p4torch.properties._math.zeros import rounded_positive, warn_of_still, warn_of_zeros
 
 
@@ -58,7 +58,7 @@ class Nonnegative(Perturbation):
     def defect(self, tensor: Tensor) -> Tensor:
         """The distance to S, the norm of the negative entries, relative to the norm of all."""
         events = tensor.flatten(self.skips.dim()) if tensor.dim() > self.skips.dim() else tensor.unsqueeze(-1)
-        entries = linalg.by_largest(events, (-1,))
+        entries = linalg.scaled_by_largest(events, (-1,))
         size = torch.linalg.vector_norm(entries, dim=-1).clamp_min(torch.finfo(entries.dtype).tiny)
         return torch.linalg.vector_norm(entries.clamp_max(0), dim=-1) / size
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.core.blocks import Blocks
-from p4torch.core.directions import of_rows
+from p4torch.core.directions import outer_operator
 from p4torch.core.low_rank import LowRank
-from p4torch.linalg import fused_linear as rows
+from p4torch.linalg import fused_linear
 from p4torch.linalg.matrix_groups import ORTHOGONAL
-from p4torch.properties._math.cayley import cayley, turn
+from p4torch.properties._math.cayley import cayley, cayley_affine
 from p4torch.properties._math.orthonormal import Orthonormal
 from p4torch.properties._math.shapes import check_real_matrix, check_square
 
@@ -62,7 +62,7 @@ class Orthogonal(Orthonormal):
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
         if base.shape[-2] == base.shape[-1]:
-            self.orientation.copy_(linalg.one_by_one(torch.linalg.slogdet, linalg.at_least_single(base))[0])
+            self.orientation.copy_(linalg.unbatched(torch.linalg.slogdet, linalg.at_least_single(base))[0])
 
 
 class BlockOrthogonal(Orthogonal, Blocks):
@@ -80,21 +80,21 @@ class LowRankOrthogonal(Orthogonal, LowRank):
         return cayley(u, v)
 
     def _affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        if self.side == "left" and rows.dense_is_cheaper(x, base, 2 * self.rank):
-            return turn(x, base, self.moving, self.v, bias)
+        if self.side == "left" and fused_linear.dense_is_cheaper(x, base, 2 * self.rank):
+            return cayley_affine(x, base, self.scaled_u, self.v, bias)
         return super()._affine(base, x, bias)
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         """y R_B(A)⁻ᵀ = y R_B(A)."""
         check_square(base, "an inverse")
         with linalg.full_precision(base.device):
-            (p, q), y = self.factors(self.moving, self.v), y.to(base.dtype)
-            if rows.dense_is_cheaper(y, base, q.shape[-1]):
-                x = linalg.rows_times(y, self.moved(base, p, q).mT)
+            (p, q), y = self.factors(self.scaled_u, self.v), y.to(base.dtype)
+            if fused_linear.dense_is_cheaper(y, base, q.shape[-1]):
+                x = linalg.rows_times(y, self.apply_factors(base, p, q).mT)
             else:
-                x = linalg.rows_times(rows.shift(y, q, p), base.mT)
+                x = linalg.rows_times(fused_linear.identity_plus_low_rank(y, q, p), base.mT)
         if self.sketch is not None:  # ∂L/∂R = yᵀ g
-            self.sketch.see(x, lambda g: self.acting(base, of_rows(y.detach(), g, base.dim() > 2)))
+            self.sketch.record(x, lambda g: self.pull_back(base, outer_operator(y.detach(), g, base.dim() > 2)))
         return x
 
 

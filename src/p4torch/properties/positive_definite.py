@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
+from p4torch._options import check_number
 from p4torch.core.blocks import Blocks
-from p4torch.core.directions import Maps, of_matrix, of_rows
+from p4torch.core.directions import LinearOperator, matrix_operator, outer_operator
 from p4torch.core.low_rank import LowRank
 from p4torch.core.shaped import Shaped, check_one_side
 from p4torch.core.transaction import Proposal, Veto
-from p4torch.linalg import fused_linear as rows
+from p4torch.linalg import fused_linear
 from p4torch.linalg.matrix_groups import GENERAL_EXPONENTIAL
 from p4torch.linalg.tracked_inverse import TrackedInverse, TrackedUpdate
-from p4torch.properties._math.checks import RESIDUAL_BOUND, check_number
+from p4torch.properties._math.checks import ORDER, RESIDUAL_BOUND
 from p4torch.properties._math.definite import (
     Root,
     congruence,
@@ -30,9 +31,6 @@ from p4torch.properties._math.definite import (
     veto_indefinite,
 )
 from p4torch.properties._math.shapes import check_real_matrix, check_square
-
-#: Of the iterative inversion that corrects the inverse.
-ORDER = 7
 
 
 class PositiveDefinite(Shaped):
@@ -96,12 +94,7 @@ class PositiveDefinite(Shaped):
         self.root.refresh(base)
         self.tracked.refresh(base)
 
-    def right_inverse(self, tensor: Tensor) -> Tensor:
-        admitted: Tensor = super().right_inverse(tensor)
-        self.correct(admitted)  # what is nearly symmetric becomes it
-        return admitted
-
-    def _follow(self, base: Tensor) -> None:
+    def _refresh_if_stale(self, base: Tensor) -> None:
         """After a change of dtype, which rounds A and L apart, L follows A for once."""
         if self.tracked.stale:
             self.refresh(base)
@@ -109,7 +102,7 @@ class PositiveDefinite(Shaped):
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
-        self._follow(base)
+        self._refresh_if_stale(base)
         tracked, (factor, update) = self.tracked, self.merged(base)
         assert update.base is not None and update.inverse is not None
         veto = Veto(
@@ -121,7 +114,7 @@ class PositiveDefinite(Shaped):
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
-        self._follow(base)
+        self._refresh_if_stale(base)
         before = base.clone()
         base.copy_(reformed(base, self.root.factor, None))
         self.tracked.logabsdet.add_(shift_of_logabsdet(before, base, self.tracked.inverse))
@@ -141,10 +134,10 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
         """L E."""
         element = self.element("right", dtype)
         assert element is not None
-        return element.right(self.root.factor.to(element.blocks.dtype))
+        return element.right_multiply(self.root.factor.to(element.blocks.dtype))
 
     def forward(self, base: Tensor) -> Tensor:
-        self._follow(base)
+        self._refresh_if_stale(base)
         with linalg.full_precision(base.device):
             factor = self.factor()
             return mirrored(factor @ factor.mT)
@@ -154,21 +147,21 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
 
     def inverse(self, base: Tensor) -> Tensor:
         """Y Yᵀ with Y = A⁻¹ L E⁻ᵀ = L⁻ᵀ E⁻ᵀ."""
-        self._follow(base)
+        self._refresh_if_stale(base)
         with linalg.full_precision(base.device):
             return self._inverse(self.tracked.inverse, self.root.factor, None)
 
     def _inverse(self, inverse: Tensor, factor: Tensor, dtype: torch.dtype | None) -> Tensor:
         element = self.element("right", dtype, inverse=True)
         assert element is not None
-        y = element.mT.right(inverse @ factor)
+        y = element.mT.right_multiply(inverse @ factor)
         return mirrored(y @ y.mT)
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         return linalg.rows_times(y.to(base.dtype), self.inverse(base))
 
     def logabsdet(self, base: Tensor) -> Tensor:
-        self._follow(base)
+        self._refresh_if_stale(base)
         return self.tracked.logabsdet.to(base.dtype) + 2 * self.determinant_change(base)[1]
 
     @torch.no_grad()
@@ -180,7 +173,7 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
         change, sign = logabsdet - self.tracked.logabsdet, torch.ones_like(logabsdet)
         candidate = mirrored(stored.double() @ stored.double().mT)
         turn = int(self.attempts)
-        return stored, self.tracked.follow(candidate, exact, sign, change, ORDER, turn, base.dtype)
+        return stored, self.tracked.update_to(candidate, exact, sign, change, ORDER, turn, base.dtype)
 
 
 class LowRankPositiveDefinite(PositiveDefinite, LowRank):
@@ -191,45 +184,45 @@ class LowRankPositiveDefinite(PositiveDefinite, LowRank):
     def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         with linalg.full_precision(u.device):
             a = u @ linalg.phi1(v.mT @ u)
-            return congruence(linalg.thin(self.root.factor.to(u.dtype), torch.cat([a, v], -1)), v)
+            return congruence(linalg.tall_matmul(self.root.factor.to(u.dtype), torch.cat([a, v], -1)), v)
 
     def inverse_factors(self) -> tuple[Tensor, Tensor]:
         """P, Q with R_B(A)⁻¹ = A⁻¹ + P Qᵀ: L⁻ᵀ E⁻ᵀ E⁻¹ L⁻¹ is a congruence, too, and L⁻ᵀ = A⁻¹ L."""
-        u = self.moving
+        u = self.scaled_u
         b = -u @ linalg.phi1(-self.v.mT @ u)
-        moved = linalg.thin(self.root.factor, torch.cat([self.v, b], -1))
-        return congruence(linalg.thin(self.tracked.inverse, moved), b)
+        moved = linalg.tall_matmul(self.root.factor, torch.cat([self.v, b], -1))
+        return congruence(linalg.tall_matmul(self.tracked.inverse, moved), b)
 
     def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        self._follow(base)
+        self._refresh_if_stale(base)
         return super().factors_at(base)
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
-        self._follow(base)
+        self._refresh_if_stale(base)
         with linalg.full_precision(base.device):
-            x = rows.affine(y.to(base.dtype), self.tracked.inverse, *self.inverse_factors())
+            x = fused_linear.affine(y.to(base.dtype), self.tracked.inverse, *self.inverse_factors())
         if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to A⁻¹ at the end of an interval, too
-            back = of_matrix(self.tracked.inverse)
-            self.sketch.see(x, lambda g: self.acting(base, back @ of_rows(-g, x.detach(), base.dim() > 2)))
+            back = matrix_operator(self.tracked.inverse)
+            self.sketch.record(x, lambda g: self.pull_back(base, back @ outer_operator(-g, x.detach(), base.dim() > 2)))
         return x
 
     def inverse(self, base: Tensor) -> Tensor:
-        self._follow(base)
+        self._refresh_if_stale(base)
         with linalg.full_precision(base.device):
             found = linalg.add_low_rank(self.tracked.inverse, *self.inverse_factors())
         if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
-            back = of_matrix(self.tracked.inverse)
-            self.sketch.see(found, lambda g: self.acting(base, back @ of_matrix(-g) @ back))
+            back = matrix_operator(self.tracked.inverse)
+            self.sketch.record(found, lambda g: self.pull_back(base, back @ matrix_operator(-g) @ back))
         return found
 
     def logabsdet(self, base: Tensor) -> Tensor:
-        self._follow(base)
-        return self.tracked.logabsdet.to(base.dtype) + 2 * (self.moving * self.v).sum((-2, -1))
+        self._refresh_if_stale(base)
+        return self.tracked.logabsdet.to(base.dtype) + 2 * (self.scaled_u * self.v).sum((-2, -1))
 
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+    def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:
         """Lᵀ (G + Gᵀ) L."""
         factor = self.root.factor.detach()
-        return of_matrix(factor.mT) @ gradient.symmetric() @ of_matrix(factor)
+        return matrix_operator(factor.mT) @ gradient.symmetric() @ matrix_operator(factor)
 
     def merged(self, base: Tensor) -> tuple[Tensor, TrackedUpdate]:
         p, q = self.additive_factors(base)

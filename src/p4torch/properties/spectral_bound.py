@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch._options import check_choice
+from p4torch._options import check_choice, check_number
 from p4torch.core.low_rank import Directions
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
 from p4torch.properties._math.additive import Additive
 from p4torch.properties._math.certificate import Certificate
-from p4torch.properties._math.checks import check_number
 from p4torch.properties._math.norms import SLACK, norm_bound, rounding_share
 from p4torch.properties._math.schatten import norm_above, norm_above_sum
 from p4torch.properties._math.shapes import check_real_matrix
@@ -96,7 +95,7 @@ class SpectralBound(Additive):
     # --- every step ---------------------------------------------------------------------------------------------------
 
     def forward(self, base: Tensor) -> Tensor:
-        moved = self.moved_base(base)
+        moved = self.base_plus_b(base)
         if self.at == "merge":
             return moved
         return moved * self._factor(base, self._norm(base, moved))[..., None, None]
@@ -111,7 +110,7 @@ class SpectralBound(Additive):
 
     def norm(self, base: Tensor) -> Tensor:
         """A certified upper bound of ‖R_B(A)‖₂ `(...)`, in float64."""
-        norm = self._norm(base, self.moved_base(base))
+        norm = self._norm(base, self.base_plus_b(base))
         return norm if self.at == "merge" else torch.minimum(norm, self.certificate.bound)
 
     def _norm(self, base: Tensor, moved: Tensor | None = None) -> Tensor:
@@ -124,7 +123,7 @@ class SpectralBound(Additive):
         if self.dense and moved is not None:
             norm = norm_above(moved) * (1 + 2 * SLACK)
         else:
-            norm = norm_above_sum(base, self.moving, self.v, known) * (1 + rounding_share(base))
+            norm = norm_above_sum(base, self.scaled_u, self.v, known) * (1 + rounding_share(base))
         return torch.minimum(norm, known + 2 * self.size())
 
     def _factor(self, base: Tensor, norm: Tensor) -> Tensor:
@@ -151,11 +150,6 @@ class SpectralBound(Additive):
     def refresh(self, base: Tensor) -> None:
         self.certificate.norm.copy_(norm_bound(base))
 
-    def right_inverse(self, tensor: Tensor) -> Tensor:
-        admitted: Tensor = super().right_inverse(tensor)
-        self.correct(admitted)  # what is above the bound by little
-        return admitted
-
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
         if bool((self.certificate.norm > self.certificate.bound).any()):
@@ -181,7 +175,7 @@ class SpectralBound(Additive):
     def scaled(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """R_B(A) of `at="step"`, and a certified bound of its norm: s, or c where it was scaled. That of a large
         matrix, which s may exceed by much, is computed again then, in O(np²)."""
-        moved = self.moved_base(base)
+        moved = self.base_plus_b(base)
         norm, bound = self._norm(base, moved), self.certificate.bound
         candidate = moved * self._factor(base, norm)[..., None, None]
         if not self.dense and bool((norm > bound).any()):

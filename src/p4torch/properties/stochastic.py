@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch._options import check_integer
-from p4torch.core.directions import of_matrix
+from p4torch._options import check_integer, check_number
+from p4torch.core.directions import matrix_operator
 from p4torch.core.low_rank import Directions, LowRank
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
-from p4torch.properties._math.checks import check_number
 from p4torch.properties._math.shapes import check_real_matrix, check_square
 from p4torch.properties._math.simplex import admitted, distance, doubly_normalised, tilted
 from p4torch.properties._math.zeros import rounded_positive, warn_of_still, warn_of_zeros
@@ -83,15 +82,15 @@ class Stochastic(LowRank):
 
     # --- R_B ----------------------------------------------------------------------------------------------------------
 
-    def moved(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    def apply_factors(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
         return tilted(base, p, q, self.sweeps if self.doubly else 0)
 
     def forward(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
-            matrix = self.moved(base, self.moving, self.v)
+            matrix = self.apply_factors(base, self.scaled_u, self.v)
         if self.sketch is not None:  # near B₀, ∂L/∂(U Vᵀ) = A ⊙ (G - Σ_j A_ij G_ij); so, too, if doubly, up to columns
             w = matrix.detach()
-            self.sketch.see(matrix, lambda g: of_matrix(w * (g - (w * g).sum(-1, keepdim=True))))
+            self.sketch.record(matrix, lambda g: matrix_operator(w * (g - (w * g).sum(-1, keepdim=True))))
         return matrix
 
     def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -119,7 +118,10 @@ class Stochastic(LowRank):
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
-        exact, tolerance = self.moved(base.double(), self.moving.double(), self.v.double()), torch.finfo(base.dtype).eps
+        exact, tolerance = (
+            self.apply_factors(base.double(), self.scaled_u.double(), self.v.double()),
+            torch.finfo(base.dtype).eps,
+        )
         if self.doubly:
             exact = doubly_normalised(exact, tolerance)
         return Proposal(rounded_positive(exact, base.dtype))

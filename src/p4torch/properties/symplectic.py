@@ -9,13 +9,12 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.core.blocks import Blocks
-from p4torch.core.directions import Maps, of_rows
+from p4torch.core.directions import LinearOperator, outer_operator
 from p4torch.core.low_rank import LowRank, Side
 from p4torch.core.shaped import Shaped
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
-from p4torch.linalg import form
-from p4torch.linalg import fused_linear as rows
+from p4torch.linalg import fused_linear, symplectic_form
 from p4torch.linalg.matrix_groups import SYMPLECTIC
 from p4torch.properties._math.phase_space import (
     column_error,
@@ -77,7 +76,7 @@ class Symplectic(Shaped):
 
     def base_inverse(self, base: Tensor) -> Tensor:
         """-JMᵀJ."""
-        return form(form(base).mT)
+        return symplectic_form(symplectic_form(base).mT)
 
     def inverse(self, base: Tensor) -> Tensor:
         """-JRᵀJ."""
@@ -106,15 +105,14 @@ class Symplectic(Shaped):
         return found.to(tensor.dtype)
 
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        admitted: Tensor = super().right_inverse(tensor)
-        self.correct(admitted)  # what is nearly in S gets the precision of its dtype
-        warn_of_size(admitted, self.tensor_name)
-        return admitted
+        base: Tensor = super().right_inverse(tensor)
+        warn_of_size(base, self.tensor_name)
+        return base
 
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
-        candidate = _corrected(self.candidate(base), int(self.attempts))
+        candidate = _corrected(self._candidate(base), int(self.attempts))
         return Proposal(candidate, vetoes=[veto_far(candidate)])
 
     @torch.no_grad()
@@ -136,34 +134,36 @@ class LowRankSymplectic(Symplectic, LowRank):
         with linalg.full_precision(u.device):
             w = torch.cat([u, v], -1)
             exact, k = linalg.at_least_single(w), u.shape[-1]
-            turned, ones = form(exact), exact.new_ones(k)
+            turned, ones = symplectic_form(exact), exact.new_ones(k)
             core = torch.diag_embed(ones, k) + torch.diag_embed(ones, -k) - exact.mT @ turned / 2
             return (exact @ torch.linalg.inv_ex(core)[0]).to(w.dtype), -turned.to(w.dtype)
 
     @torch.no_grad()
-    def limit(self) -> None:
+    def after_step(self) -> None:
         """Shorten U where X may have an eigenvalue above `GROWTH`: they are at most ‖UᵀJV‖ + (‖UᵀJU‖ ‖VᵀJV‖)^½."""
-        u, v = linalg.at_least_single(self.moving), linalg.at_least_single(self.v)
-        across, own, other = (torch.linalg.matrix_norm(a.mT @ form(b)) for a, b in ((u, v), (u, u), (v, v)))
-        self.shorten(across + (own * other).sqrt(), GROWTH)
+        u, v = linalg.at_least_single(self.scaled_u), linalg.at_least_single(self.v)
+        across, own, other = (torch.linalg.matrix_norm(a.mT @ symplectic_form(b)) for a, b in ((u, v), (u, u), (v, v)))
+        self.clip_factor(across + (own * other).sqrt(), GROWTH)
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         """y R⁻ᵀ = y JᵀRJ."""
         with linalg.full_precision(base.device):
-            p, q = self.factors(self.moving, self.v)
+            p, q = self.factors(self.scaled_u, self.v)
             turned = _rows_times_form(-y.to(base.dtype))
-            if rows.dense_is_cheaper(turned, base, q.shape[-1]):
-                x = linalg.rows_times(turned, self.moved(base, p, q).mT)
+            if fused_linear.dense_is_cheaper(turned, base, q.shape[-1]):
+                x = linalg.rows_times(turned, self.apply_factors(base, p, q).mT)
             else:
-                x = linalg.rows_times(rows.shift(turned, q, p), base.mT)
+                x = linalg.rows_times(fused_linear.identity_plus_low_rank(turned, q, p), base.mT)
         if self.sketch is not None:  # ∂L/∂R = (y Jᵀ)ᵀ g
-            self.sketch.see(x, lambda g: self.acting(base, of_rows(turned.detach(), g, base.dim() > 2)))
+            self.sketch.record(x, lambda g: self.pull_back(base, outer_operator(turned.detach(), g, base.dim() > 2)))
         return _rows_times_form(x)
 
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+    def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:
         """∂L/∂U = (H + Hᵀ) V near B₀, with H = G Mᵀ Jᵀ."""
-        g = super().acting(base, gradient)
-        return Maps(lambda s: g.times(-form(s)), lambda t: form(g.transposed(t))).symmetric()
+        g = super().pull_back(base, gradient)
+        return LinearOperator(
+            lambda s: g.times(-symplectic_form(s)), lambda t: symplectic_form(g.transposed(t))
+        ).symmetric()
 
 
 Symplectic.shapes = (BlockSymplectic, LowRankSymplectic)

@@ -9,20 +9,17 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.core.blocks import Blocks
-from p4torch.core.directions import of_matrix, of_rows
+from p4torch.core.directions import matrix_operator, outer_operator
 from p4torch.core.low_rank import LowRank, Side
 from p4torch.core.shaped import Shaped
 from p4torch.core.transaction import Proposal, Veto
 from p4torch.errors import ArgumentError
-from p4torch.linalg import fused_linear as rows
+from p4torch.linalg import fused_linear
 from p4torch.linalg.matrix_groups import UNIT_DETERMINANT
 from p4torch.linalg.tracked_inverse import TrackedInverse, TrackedUpdate
-from p4torch.properties._math.checks import RESIDUAL_BOUND, check_nonsingular
-from p4torch.properties._math.following import followed
+from p4torch.properties._math.checks import ORDER, RESIDUAL_BOUND, check_nonsingular
+from p4torch.properties._math.tracked_blocks import tracked_block_update
 from p4torch.properties._math.volume import rescaled, unit_volume
-
-#: Of the iterative inversion that corrects the inverse.
-ORDER = 7
 
 
 class UnitDeterminant(Shaped):
@@ -83,7 +80,7 @@ class UnitDeterminant(Shaped):
 
     def defect(self, tensor: Tensor) -> Tensor:
         """|log det A|; infinite for det A <= 0."""
-        sign, logabsdet = linalg.one_by_one(torch.linalg.slogdet, tensor.detach().double())
+        sign, logabsdet = linalg.unbatched(torch.linalg.slogdet, tensor.detach().double())
         return torch.where(sign > 0, logabsdet.abs(), torch.inf)
 
     def project(self, tensor: Tensor) -> Tensor:
@@ -93,11 +90,6 @@ class UnitDeterminant(Shaped):
 
     def refresh(self, base: Tensor) -> None:
         self.tracked.refresh(base)
-
-    def right_inverse(self, tensor: Tensor) -> Tensor:
-        admitted: Tensor = super().right_inverse(tensor)
-        self.correct(admitted)  # what is nearly in S gets the precision of its dtype
-        return admitted
 
     # --- merges -------------------------------------------------------------------------------------------------------
 
@@ -128,7 +120,7 @@ class BlockUnitDeterminant(UnitDeterminant, Blocks):
     algebra = UNIT_DETERMINANT
 
     def tracked_update(self, base: Tensor) -> TrackedUpdate:
-        return followed(self, self.tracked, base, ORDER)
+        return tracked_block_update(self, self.tracked, base, ORDER)
 
 
 class LowRankUnitDeterminant(UnitDeterminant, LowRank):
@@ -140,22 +132,22 @@ class LowRankUnitDeterminant(UnitDeterminant, LowRank):
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
-            p, q = self.factors(self.moving, self.v)
+            p, q = self.factors(self.scaled_u, self.v)
             inverse = self.tracked.current(base).inverse
-            x = rows.shift(linalg.rows_times(y.to(base.dtype), inverse), -p, q)
+            x = fused_linear.identity_plus_low_rank(linalg.rows_times(y.to(base.dtype), inverse), -p, q)
         if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to A⁻¹ at the end of an interval, too
-            back = of_matrix(inverse.mT)
-            self.sketch.see(x, lambda g: self.acting(base, back @ of_rows(-g, x.detach(), base.dim() > 2)))
+            back = matrix_operator(inverse.mT)
+            self.sketch.record(x, lambda g: self.pull_back(base, back @ outer_operator(-g, x.detach(), base.dim() > 2)))
         return x
 
     def inverse(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
             inverse = self.tracked.current(base).inverse
-            p, q = self.factors(self.moving, self.v)
-            found = linalg.add_low_rank(inverse, -p, linalg.thin(inverse.mT, q))
+            p, q = self.factors(self.scaled_u, self.v)
+            found = linalg.add_low_rank(inverse, -p, linalg.tall_matmul(inverse.mT, q))
         if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
-            back = of_matrix(inverse.mT)
-            self.sketch.see(found, lambda g: self.acting(base, back @ of_matrix(-g) @ back))
+            back = matrix_operator(inverse.mT)
+            self.sketch.record(found, lambda g: self.pull_back(base, back @ matrix_operator(-g) @ back))
         return found
 
     def tracked_update(self, base: Tensor) -> TrackedUpdate:

@@ -13,7 +13,7 @@ from p4torch.core.blocks import Blocks
 from p4torch.core.low_rank import LowRank
 from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ArgumentError
-from p4torch.linalg import fused_linear as rows
+from p4torch.linalg import fused_linear
 from p4torch.linalg.matrix_groups import UNITARY
 from p4torch.properties._math.orthonormal import Orthonormal
 from p4torch.properties._math.shapes import check_complex_matrix, check_square
@@ -40,7 +40,7 @@ class Unitary(Orthonormal):
     Args:
         base: `(..., n, p)` or `(..., p, n)`, complex. One that is not orthonormal is projected: its polar factor.
         rank, block, side, scale, train_directions: see `p4torch.core.shaped.Shaped`.
-        directions: "random", always; a schedule with informed directions leaves them so.
+        directions: "random", always; a schedule with gradient directions leaves them so.
 
     Raises:
         ArgumentError: for a base that is not a complex, finite matrix; for options out of range.
@@ -79,11 +79,15 @@ class LowRankUnitary(Unitary, LowRank):
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         """y R_B(A)⁻ᵀ, the conjugate of ȳ R_B(A)."""
         check_square(base, "an inverse")
-        p, q = self.factors(self.moving, self.v)
-        return linalg.rows_times(rows.shift(y.to(base.dtype).conj_physical(), q, p), base.mT).conj_physical()
+        p, q = self.factors(self.scaled_u, self.v)
+        return linalg.rows_times(
+            fused_linear.identity_plus_low_rank(y.to(base.dtype).conj_physical(), q, p), base.mT
+        ).conj_physical()
 
-    def watch(self, generator: torch.Generator, average: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Directions are never informed by gradients here."""
+    def start_sketch(
+        self, generator: torch.Generator, all_reduce_mean: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Directions are never taken from the gradient here."""
 
     def _normal(self, generator: torch.Generator) -> Tensor:
         return torch.randn(self.v.shape, generator=generator, dtype=torch.complex128)

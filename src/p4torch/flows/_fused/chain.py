@@ -15,7 +15,7 @@ from torch import Tensor
 
 from p4torch.flows._fused.workspace import Lease, Pool, bytes_of
 from p4torch.flows.activations import BentIdentity
-from p4torch.linalg.reference import transformed, twin_gradients, twin_wanted
+from p4torch.linalg.reference import reference_gradients, reference_wanted, transformed
 
 _BENT = BentIdentity()
 
@@ -26,7 +26,7 @@ _K = 2 / math.sqrt(3)
 _GROUP = 8
 
 
-def readable_chain(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def chain_reference(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """z and Σ log|activation'| of linear layers `(L, n, n)`, `(L, n)` with B, B⁻¹, B, ... after them; x `(..., n)`."""
     total = x.new_zeros(())
     for index, (matrix, shift) in enumerate(zip(weight.unbind(0), bias.unbind(0), strict=True)):
@@ -35,7 +35,7 @@ def readable_chain(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     return x, total
 
 
-def readable_inverse(z: Tensor, inverse: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def inverse_reference(z: Tensor, inverse: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """x and its Σ log|activation'| on the way back, with the inverses of the weights `(L, n, n)`."""
     total = z.new_zeros(())
     for index in range(len(bias) - 1, -1, -1):
@@ -48,7 +48,7 @@ def readable_inverse(z: Tensor, inverse: Tensor, bias: Tensor) -> tuple[Tensor, 
 def fused_chain(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The same, fast. Differentiable any number of times (higher derivatives go through the readable chain)."""
     if transformed():
-        return readable_chain(x, weight, bias)
+        return chain_reference(x, weight, bias)
     z, total = _FusedChain.apply(x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
     return z.reshape(x.shape), total.reshape(x.shape[:-1])
 
@@ -80,8 +80,8 @@ class _FusedChain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_z: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        if twin_wanted(grad_z, grad_total):
-            return twin_gradients(readable_chain, ctx.needs_input_grad, (x, weight, bias), (grad_z, grad_total))
+        if reference_wanted(grad_z, grad_total):
+            return reference_gradients(chain_reference, ctx.needs_input_grad, (x, weight, bias), (grad_z, grad_total))
         depth, n = bias.shape
         space = ctx.lease.workspace
         space.matrices.copy_(space.blocks[..., :n].mT)

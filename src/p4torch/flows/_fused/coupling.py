@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def readable_coupling(x: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
+def coupling_reference(x: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
     """[a, b] -> [a, b · e^s + t] for points `(P, n)` and log|det| = Σ s `(P,)`, with s = tanh(f(a)) · exp(log α),
     t = g(a). `layers` are weights `(2, out, in)` and biases `(2, 1, out)` of f and g in turn, SiLU between them."""
     a, b = x.split([layers[0].shape[-1], layers[-1].shape[-1]], dim=-1)
@@ -18,7 +18,7 @@ def readable_coupling(x: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Te
     return torch.cat([a, b * log_scale.exp() + shift], dim=-1), log_scale.sum(-1)
 
 
-def readable_uncoupling(z: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
+def uncoupling_reference(z: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse: [a, b'] -> [a, (b' - t) e^-s] and log|det| = -Σ s."""
     a, b = z.split([layers[0].shape[-1], layers[-1].shape[-1]], dim=-1)
     log_scale, shift = _scale_and_shift(a, log_alpha, layers)

@@ -1,5 +1,5 @@
 """The bin of a rational-quadratic spline that a number falls into, from unconstrained parameters: an autograd node with
-its readable twin."""
+its reference implementation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from p4torch.linalg.reference import transformed, twin_gradients, twin_wanted
+from p4torch.linalg.reference import reference_gradients, reference_wanted, transformed
 
 #: Least share of a bin of its uniform size, and least slope at a knot: float32 still inverts such splines.
 LEAST_BIN, LEAST_SLOPE = 1e-2, 1e-3
@@ -19,7 +19,7 @@ LEAST_BIN, LEAST_SLOPE = 1e-2, 1e-3
 UNIT_SLOPE = math.log(math.expm1(1 - LEAST_SLOPE))
 
 
-def readable_knots(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool) -> tuple[Tensor, ...]:
+def knots_reference(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool) -> tuple[Tensor, ...]:
     """(left, width, bottom, height, first, last), each `(...)`: the bin of u, and the slopes at its two knots.
 
     u is `(...)`, within [-b, b] of `bound`, which broadcasts to it; raw is `(3k + 1, ...)`. The first k numbers give
@@ -41,9 +41,9 @@ def readable_knots(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool) -> tupl
 
 
 def knots(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool) -> tuple[Tensor, ...]:
-    """`readable_knots`, fast."""
+    """`knots_reference`, fast."""
     if transformed():
-        return readable_knots(u, raw, bound, inverse)
+        return knots_reference(u, raw, bound, inverse)
     return _Knots.apply(u, raw, bound, inverse)  # type: ignore[no-untyped-call]
 
 
@@ -82,12 +82,12 @@ class _Knots(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         u, raw, bound, shares, share, start, pair, logits = ctx.saved_tensors
-        if twin_wanted(*grads):
+        if reference_wanted(*grads):
 
-            def twin(raw: Tensor) -> tuple[Tensor, ...]:
-                return readable_knots(u, raw, bound, ctx.inverse)
+            def reference(raw: Tensor) -> tuple[Tensor, ...]:
+                return knots_reference(u, raw, bound, ctx.inverse)
 
-            return None, *twin_gradients(twin, (True,), (raw,), grads), None, None
+            return None, *reference_gradients(reference, (True,), (raw,), grads), None, None
         bins = shares.shape[1]
         left, size, bottom, height, first, last = grads
         scale = 2 * (1 - LEAST_BIN) * bound

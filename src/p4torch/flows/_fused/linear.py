@@ -11,7 +11,7 @@ from torch import Tensor
 from p4torch import linalg
 
 
-def readable_linear(
+def linear_reference(
     x: Tensor, base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, *bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x (A + U Vᵀ)ᵀ + b for points `(P, n)` and log|det K| = log|det (A + U Vᵀ) / det A| `()`. Factors are `(n, k)`,
@@ -20,11 +20,11 @@ def readable_linear(
     return z + bias[0] if bias else z, linalg.slogdet(linalg.capacitance(inverse @ u, v))[1]
 
 
-def readable_unlinear(
+def unlinear_reference(
     z: Tensor, base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, *bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The inverse, of the same tensors: W⁻¹ (z - b) as rows, and -log|det K|."""
-    return readable_linear(z, *inverted(base, inverse, u, v, *bias))
+    return linear_reference(z, *inverted(base, inverse, u, v, *bias))
 
 
 def inverted(base: Tensor, inverse: Tensor, u: Tensor, v: Tensor, *bias: Tensor) -> tuple[Tensor, ...]:

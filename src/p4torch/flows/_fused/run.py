@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from p4torch.flows._fused.coupling import Coupling, Scratch, layer_widths, readable_coupling, readable_uncoupling
-from p4torch.flows._fused.linear import Linears, inverted, readable_linear, readable_unlinear
+from p4torch.flows._fused.coupling import Coupling, Scratch, coupling_reference, layer_widths, uncoupling_reference
+from p4torch.flows._fused.linear import Linears, inverted, linear_reference, unlinear_reference
 from p4torch.flows._fused.workspace import Lease, Pool, bytes_of
-from p4torch.linalg.reference import twin_gradients, twin_wanted
+from p4torch.linalg.reference import reference_gradients, reference_wanted
 
 Kind = Literal["coupling", "uncoupling", "linear", "unlinear", "swap"]
 
@@ -32,8 +32,8 @@ _SHAPE, _DTYPE, _IS_CPU = attrgetter("shape"), attrgetter("dtype"), attrgetter("
 
 class Step(NamedTuple):
     """What a bijection does, for a fused run. The tensors of a "coupling" are log α and its layers, those of a "linear"
-    layer A, A⁻¹, U, V and b; their inverses, "uncoupling" and "unlinear", have the same: see `readable_coupling`,
-    `readable_linear` and their likes. A "swap" is one of two parts of equal size.
+    layer A, A⁻¹, U, V and b; their inverses, "uncoupling" and "unlinear", have the same: see `coupling_reference`,
+    `linear_reference` and their likes. A "swap" is one of two parts of equal size.
     `logabsdet` is a constant part of log|det| `()` that the tensors do not tell."""
 
     kind: Kind
@@ -76,7 +76,7 @@ def fused_run(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
     return z.reshape(x.shape), total.reshape(x.shape[:-1])
 
 
-def readable_run(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+def run_reference(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     """The same in plain operations, of points `(P, n)`, without the constants."""
     total = x.new_zeros(len(x))
     for kind, own in _deal(plan, tensors):
@@ -89,10 +89,10 @@ def readable_run(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tenso
 
 
 _READABLE: dict[Kind, Callable[..., tuple[Tensor, Tensor]]] = {
-    "coupling": readable_coupling,
-    "uncoupling": readable_uncoupling,
-    "linear": readable_linear,
-    "unlinear": readable_unlinear,
+    "coupling": coupling_reference,
+    "uncoupling": uncoupling_reference,
+    "linear": linear_reference,
+    "unlinear": unlinear_reference,
 }
 
 
@@ -127,10 +127,10 @@ class _FusedRun(torch.autograd.Function):
     def backward(ctx: Any, grad_z: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         plan: Plan = ctx.plan
-        if twin_wanted(grad_z, grad_total):
+        if reference_wanted(grad_z, grad_total):
             inputs = (x, *tensors)
-            return None, *twin_gradients(
-                lambda *values: readable_run(plan, *values), ctx.needs_input_grad[1:], inputs, (grad_z, grad_total)
+            return None, *reference_gradients(
+                lambda *values: run_reference(plan, *values), ctx.needs_input_grad[1:], inputs, (grad_z, grad_total)
             )
         space: _Workspace = ctx.lease.workspace
         linears, kept = space.linears, len(space.parts[0])

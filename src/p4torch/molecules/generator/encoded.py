@@ -12,7 +12,7 @@ from p4torch.flows.latent import Distribution
 from p4torch.molecules.frames import normalize_weights, resampled_indices
 from p4torch.molecules.generator.schedule import Phase
 from p4torch.molecules.mixed import MixedCoordinates
-from p4torch.parametrize.sites import direction_generator
+from p4torch.parametrize.sites import counter_based_generator
 
 #: Frames that are encoded together: bounds the memory.
 CHUNK = 20_000
@@ -60,7 +60,7 @@ class Batches(IterableDataset[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         for start in range(self.done, self.phase.steps, self.phase.chunk):
             count = min(self.phase.chunk, self.phase.steps - start)
-            generator = direction_generator(self.seed, f"batches/{self.index}", start)
+            generator = counter_based_generator(self.seed, f"batches/{self.index}", start)
             yield torch.stack([self._batch(generator) for _ in range(count)])
 
     def _batch(self, generator: torch.Generator) -> Tensor:

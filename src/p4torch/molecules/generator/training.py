@@ -25,7 +25,7 @@ from p4torch.molecules.generator.molecular_flow import MolecularFlow
 from p4torch.molecules.generator.phase_fit import PhaseFit
 from p4torch.molecules.generator.schedule import Phase, Schedule
 from p4torch.molecules.trajectory import check_frames
-from p4torch.parametrize.sites import direction_generator, sites
+from p4torch.parametrize.sites import counter_based_generator, sites
 from p4torch.runs import folder
 from p4torch.training import MergeCallback, load_checkpoint, save_checkpoint
 from p4torch.training.chunks import interruptible, quiet_trainer
@@ -215,12 +215,12 @@ class Training(pl.Callback):
     @torch.no_grad()
     def _quality(self) -> dict[str, float | None]:
         """Held-out likelihood, and what samples are worth."""
-        generator = direction_generator(self.schedule.seed, "log", self.points)
+        generator = counter_based_generator(self.schedule.seed, "log", self.points)
         samples = self.generator.sample(LOG_SAMPLES, generator)
         usable = bool((samples.log_weights > -math.inf).any())
         result: dict[str, float | None] = {"ess": effective_sample_size(samples.log_weights) if usable else None}
         if self.held_out is not None:
-            frames = self.held_out.draw(LOG_FRAMES, direction_generator(self.schedule.seed, "held out", 0))
+            frames = self.held_out.draw(LOG_FRAMES, counter_based_generator(self.schedule.seed, "held out", 0))
             result["nll"] = -float(self.generator.flow.log_prob(frames).mean())
         if self.level is not None:
             mean, largest = self.level

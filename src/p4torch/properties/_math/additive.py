@@ -33,7 +33,7 @@ class Additive(LowRank):
             self.b = nn.Parameter(torch.zeros_like(base))
             self.directions = ()  # type: ignore[misc]
 
-    def moved_base(self, base: Tensor) -> Tensor:
+    def base_plus_b(self, base: Tensor) -> Tensor:
         """A + B in the dtype of the base."""
         return base + self.b if self.whole else super().forward(base)
 
@@ -49,13 +49,13 @@ class Additive(LowRank):
 
     def size(self) -> Tensor:
         """‖B‖_F `(...)` from above, in float64, in a pass over B."""
-        parts = (self.b,) if self.whole else (self.moving, self.v)
+        parts = (self.b,) if self.whole else (self.scaled_u, self.v)
         squares = [part.detach().double().square().sum((-2, -1)) for part in parts]
         return torch.stack(squares).prod(0).sqrt()
 
-    def set_gain(self, base: Tensor) -> None:
+    def _fit_gain(self, base: Tensor) -> None:
         if not hasattr(self, "b"):  # a whole B is as long as it is
-            super().set_gain(base)
+            super()._fit_gain(base)
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None) -> None:
@@ -64,9 +64,11 @@ class Additive(LowRank):
         else:
             super().reset(generator)
 
-    def watch(self, generator: torch.Generator, average: Callable[[Tensor], Tensor] | None = None) -> None:
+    def start_sketch(
+        self, generator: torch.Generator, all_reduce_mean: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         if not self.whole:
-            super().watch(generator, average)
+            super().start_sketch(generator, all_reduce_mean)
 
     def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:
         return {} if self.whole else super().transport(previous)

@@ -1,4 +1,4 @@
-"""The Cayley transform of a skew matrix of rank 2k, from its factors: autograd nodes with their readable twins.
+"""The Cayley transform of a skew matrix of rank 2k, from its factors, as autograd nodes.
 
 Small layers wait for calls, not for products: each function here is one node with as few operations as possible.
 """
@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p4torch import linalg
-from p4torch.linalg.reference import transformed, twin_gradients, twin_wanted
+from p4torch.linalg.reference import reference_gradients, reference_wanted, transformed
 
 
-def readable_cayley(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def cayley_reference(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """P, Q `(..., n, 2k)` with I + P Qᵀ = (I - S/2)⁻¹ (I + S/2), S = U Vᵀ - V Uᵀ.
 
     With W = [U, V] and J = [[0, I], [-I, 0]], S = W J Wᵀ, and P = W C, Q = W, C = (-J - WᵀW / 2)⁻¹. C exists always:
@@ -29,9 +29,9 @@ def readable_cayley(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return (exact @ torch.linalg.inv(-j - exact.mT @ exact / 2)).to(w.dtype), w
 
 
-def readable_turn(x: Tensor, base: Tensor, u: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def cayley_affine_reference(x: Tensor, base: Tensor, u: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """x (Q A)ᵀ + b with Q the Cayley transform, through Q A itself."""
-    p, q = readable_cayley(u, v)
+    p, q = cayley_reference(u, v)
     return linalg.rows_times(x, linalg.add_low_rank(base, p, base.mT @ q), bias)
 
 
@@ -39,17 +39,17 @@ def readable_turn(x: Tensor, base: Tensor, u: Tensor, v: Tensor, bias: Tensor | 
 
 
 def cayley(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """`readable_cayley`, fast."""
-    return _Cayley.apply(u, v) if _plain(u) else readable_cayley(u, v)  # type: ignore[no-untyped-call]
+    """`cayley_reference`, fast."""
+    return _Cayley.apply(u, v) if _plain(u) else cayley_reference(u, v)  # type: ignore[no-untyped-call]
 
 
-def turn(x: Tensor, base: Tensor, u: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """`readable_turn` for a single small matrix, fast."""
+def cayley_affine(x: Tensor, base: Tensor, u: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """`cayley_affine_reference` for a single small matrix, fast."""
     if not _plain(u) or x.dtype != u.dtype:
-        return readable_turn(x, base, u, v, bias)
+        return cayley_affine_reference(x, base, u, v, bias)
     if x.dim() != 2:
-        return turn(x.reshape(-1, x.shape[-1]), base, u, v, bias).reshape(*x.shape[:-1], base.shape[-2])
-    return _Turn.apply(x, base, u, v, bias)  # type: ignore[no-untyped-call]
+        return cayley_affine(x.reshape(-1, x.shape[-1]), base, u, v, bias).reshape(*x.shape[:-1], base.shape[-2])
+    return _CayleyAffine.apply(x, base, u, v, bias)  # type: ignore[no-untyped-call]
 
 
 def _plain(u: Tensor) -> bool:
@@ -88,15 +88,15 @@ class _Cayley(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_p: Tensor, g_w: Tensor) -> tuple[Tensor | None, ...]:
         u, v, w, c, p = ctx.saved_tensors
-        if twin_wanted(g_p, g_w):
-            return twin_gradients(readable_cayley, ctx.needs_input_grad, (u, v), (g_p, g_w))
+        if reference_wanted(g_p, g_w):
+            return reference_gradients(cayley_reference, ctx.needs_input_grad, (u, v), (g_p, g_w))
         t = g_p @ c.mT
         x = p.mT @ t
         g = (g_w + t).add_(w @ (x + x.mT), alpha=0.5)
         return g[..., : u.shape[-1]], g[..., u.shape[-1] :]
 
 
-class _Turn(torch.autograd.Function):
+class _CayleyAffine(torch.autograd.Function):
     """R = A + W Z with Z = C WᵀA. From H = ∂R = gᵀx and D = Cᵀ WᵀH: ∂W = H Zᵀ + A Dᵀ + W sym(D Zᵀ), ∂A = H + W D.
     Thin matrices are kept as rows, Wᵀ `(2k, n)`."""
 
@@ -113,8 +113,8 @@ class _Turn(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, base, u, v, bias, rows, c, z, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if twin_wanted(g):
-            return twin_gradients(readable_turn, needs, (x, base, u, v, bias), (g,))
+        if reference_wanted(g):
+            return reference_gradients(cayley_affine_reference, needs, (x, base, u, v, bias), (g,))
         h = g.mT @ x
         d = c.mT @ (rows @ h)
         m = d @ z.mT

@@ -58,7 +58,7 @@ def veto_indefinite(matrix: Tensor, inverse: Tensor) -> Veto:
 def distance(tensor: Tensor) -> Tensor:
     """‖A - Aᵀ‖ / 2‖A‖ in the Frobenius norm; where A is not definite to working precision, also 1 - λ/|λ|max with its
     least eigenvalue λ, which is 1 for a singular one: the relative distance alone could not tell it from rounding."""
-    exact, values = linalg.by_largest(tensor), _spectrum(tensor)
+    exact, values = linalg.scaled_by_largest(tensor), _spectrum(tensor)
     tiny = torch.finfo(values.dtype).tiny
     size = torch.linalg.matrix_norm(exact).clamp_min(tiny)
     skew = torch.linalg.matrix_norm(exact - exact.mT) / (2 * size)
@@ -68,7 +68,7 @@ def distance(tensor: Tensor) -> Tensor:
 
 def _spectrum(tensor: Tensor) -> Tensor:
     """The eigenvalues of the symmetric part in rising order, `(..., n)`, float64, in units of the largest entry."""
-    exact = linalg.by_largest(tensor)
+    exact = linalg.scaled_by_largest(tensor)
     return torch.linalg.eigvalsh((exact + exact.mT) / 2)
 
 

@@ -27,12 +27,12 @@ class Factors(nn.Module):
         """The best factors of a base, from its SVD in float64; of those, the nearest to the present ones."""
         rank, before = self.left.shape[-1], (self.left.double(), self.right.double())
         left, values, right = torch.linalg.svd(base.double(), full_matrices=False)
-        found = shared(left[..., :rank], values[..., :rank], right[..., :rank, :].mT)
-        for factor, value in zip((self.left, self.right), turned(found, before), strict=True):
+        found = split_singular_values(left[..., :rank], values[..., :rank], right[..., :rank, :].mT)
+        for factor, value in zip((self.left, self.right), nearest_factors(found, before), strict=True):
             factor.copy_(value)
 
 
-def shared(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+def split_singular_values(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """L, R with L Rᵀ = left · diag(values) · rightᵀ: each singular value σ is shared out to its two columns, √σ each,
     or less to L where σ is small (see `SHARE`)."""
     largest = values[..., :1]
@@ -45,10 +45,10 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     remembers of their entries stays true. O((n + m)r²), from QR and an SVD of r x r."""
     (q_left, t_left), (q_right, t_right) = torch.linalg.qr(left), torch.linalg.qr(right)
     u, values, v = torch.linalg.svd(t_left @ t_right.mT)
-    return turned(shared(q_left @ u, values, q_right @ v.mT), (left, right))
+    return nearest_factors(split_singular_values(q_left @ u, values, q_right @ v.mT), (left, right))
 
 
-def turned(found: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def nearest_factors(found: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """L Q, R Q with the orthogonal Q that brings them closest to those before: the polar factor of LᵀL' + RᵀR'."""
     turn = linalg.orthonormalized(found[0].mT @ before[0] + found[1].mT @ before[1])
     return found[0] @ turn, found[1] @ turn

@@ -10,16 +10,16 @@ from torch import Tensor
 from p4torch import linalg
 from p4torch._options import check_choice
 from p4torch.core.blocks import Blocks
-from p4torch.core.directions import Maps, of_matrix, of_rows
+from p4torch.core.directions import LinearOperator, matrix_operator, outer_operator
 from p4torch.core.low_rank import LowRank, Side
 from p4torch.core.perturbation import Perturbation
 from p4torch.core.step_size import block_gain, size_of
 from p4torch.errors import ArgumentError
-from p4torch.linalg import fused_linear as rows
-from p4torch.linalg import relative, triangular
+from p4torch.linalg import fused_linear, relative, triangular
 from p4torch.linalg.matrix_groups import GENERAL, GENERAL_EXPONENTIAL, LOWER, UPPER
 from p4torch.linalg.tracked_inverse import TrackedUpdate
-from p4torch.properties._math.following import followed
+from p4torch.properties._math.checks import ORDER
+from p4torch.properties._math.tracked_blocks import tracked_block_update
 from p4torch.properties.invertible import Invertible as Invertible
 
 #: After how many steps triangular factors are merged by default: they reach all of their component without a merge.
@@ -30,9 +30,9 @@ class _Entries(Invertible, Blocks):
     """What all entries and blocks of them have in common."""
 
     def __init__(self, base: Tensor, rank: None = None, form: Any = None, **options: Any) -> None:
-        check_choice("through", options.get("through", "forward"), ("forward",), "'forward', unless `rank` is given")
-        if options.get("growth") is not None:
-            raise ArgumentError.of("growth", "None, unless `rank` is given", repr(options["growth"]))
+        check_choice("loss_on", options.get("loss_on", "forward"), ("forward",), "'forward', unless `rank` is given")
+        if options.get("max_update_norm") is not None:
+            raise ArgumentError.of("max_update_norm", "None, unless `rank` is given", repr(options["max_update_norm"]))
         super().__init__(base, rank, form, **options)
 
     def affine_logabsdet(self, base: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -59,11 +59,14 @@ class AdditiveInvertible(_Entries):
             expected = "relative, exponential or triangular, with `block` below n or `side`"
             raise ArgumentError.of("form", expected, repr(form))
         self.register_buffer("gain", base.new_ones(*base.shape[:-2], 1, 1))
-        self.set_gain(base)
+        self._fit_gain(base)
+
+    def after_admission(self, base: Tensor) -> None:
+        super().after_admission(base)
+        self._fit_gain(base)
 
     @torch.no_grad()
-    def set_gain(self, base: Tensor) -> None:
-        """Fit g to a base that was admitted."""
+    def _fit_gain(self, base: Tensor) -> None:
         natural = block_gain(base.shape[-1]) * size_of(base)[..., None, None]
         self.gain.copy_(natural if self.scale is None else torch.full_like(natural, self.scale))
 
@@ -94,10 +97,10 @@ class AdditiveInvertible(_Entries):
     @torch.no_grad()
     def tracked_update(self, base: Tensor) -> TrackedUpdate:
         candidate = self.exact_candidate(base)
-        inverse = linalg.one_by_one(torch.linalg.inv_ex, candidate)[0]
+        inverse = linalg.unbatched(torch.linalg.inv_ex, candidate)[0]
         sign, change = self._change_to(base, candidate)
         turn = int(self.attempts)
-        return self.tracked.follow(candidate, inverse, sign, change, self.order, turn, base.dtype)
+        return self.tracked.update_to(candidate, inverse, sign, change, ORDER, turn, base.dtype)
 
 
 class BlockInvertible(_Entries):
@@ -120,7 +123,7 @@ class BlockInvertible(_Entries):
         return Blocks.determinant_change(self, base, dtype)
 
     def with_logabsdet(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        fast = {"relative": relative.moved, "triangular": triangular.product}.get(self.form)
+        fast = {"relative": relative.product, "triangular": triangular.product}.get(self.form)
         if fast is None or not self.whole or (self.form == "relative" and self.side != "right"):
             return super().with_logabsdet(base)
         assert self.right is not None
@@ -130,13 +133,17 @@ class BlockInvertible(_Entries):
 
     @torch.no_grad()
     def tracked_update(self, base: Tensor) -> TrackedUpdate:
-        return followed(self, self.tracked, base, self.order)
+        return tracked_block_update(self, self.tracked, base, ORDER)
 
 
 class LowRankInvertible(Invertible, LowRank):
     """The paper's P4Inv, of any rank and in two forms."""
 
     forms = ("additive", "exponential")
+
+    def __init__(self, base: Tensor, rank: int, form: Any = None, **options: Any) -> None:
+        super().__init__(base, rank, form, **options)
+        self._fit_directions(base)
 
     def factors_act(self, base: Tensor) -> Side:
         return "add" if self.form == "additive" else "right"
@@ -156,33 +163,36 @@ class LowRankInvertible(Invertible, LowRank):
     def _solve(self, base: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The rows, and log|det R_B(A) / det A|, which comes along."""
         with linalg.full_precision(base.device):
-            inverse, y, u = self.tracked.current(base).inverse, y.to(base.dtype), self.moving
+            inverse, y, u = self.tracked.current(base).inverse, y.to(base.dtype), self.scaled_u
             if self.form == "additive":
-                x, change = rows.solve(y, inverse, u, self.v)
+                x, change = fused_linear.solve(y, inverse, u, self.v)
             else:
-                x, change = rows.shift(linalg.rows_times(y, inverse), *self.factors(-u, self.v)), self._change()
+                x, change = (
+                    fused_linear.identity_plus_low_rank(linalg.rows_times(y, inverse), *self.factors(-u, self.v)),
+                    self._change(),
+                )
         if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to X at the end of an interval, too
-            back = of_matrix(inverse.mT)
-            self.sketch.see(x, lambda g: self.acting(base, back @ of_rows(-g, x.detach(), base.dim() > 2)))
+            back = matrix_operator(inverse.mT)
+            self.sketch.record(x, lambda g: self.pull_back(base, back @ outer_operator(-g, x.detach(), base.dim() > 2)))
             self._see_change(base, change)
         return x, change
 
     def inverse(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
             inverse = self.tracked.current(base).inverse
-            found = self._inverse(inverse, self.moving)
+            found = self._inverse(inverse, self.scaled_u)
         if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
-            back = of_matrix(inverse.mT)
-            self.sketch.see(found, lambda g: self.acting(base, back @ of_matrix(-g) @ back))
+            back = matrix_operator(inverse.mT)
+            self.sketch.record(found, lambda g: self.pull_back(base, back @ matrix_operator(-g) @ back))
         return found
 
     def _inverse(self, inverse: Tensor, u: Tensor) -> Tensor:
         if self.form == "additive":
-            x_u = linalg.thin(inverse, u)
-            z = linalg.solve(linalg.capacitance(x_u, self.v), linalg.thin(inverse.mT, self.v).mT)
+            x_u = linalg.tall_matmul(inverse, u)
+            z = linalg.solve(linalg.capacitance(x_u, self.v), linalg.tall_matmul(inverse.mT, self.v).mT)
             return linalg.add_low_rank(inverse, -x_u, z.mT)
         p, q = self.factors(-u, self.v)
-        return linalg.add_low_rank(inverse, p, linalg.thin(inverse.mT, q))
+        return linalg.add_low_rank(inverse, p, linalg.tall_matmul(inverse.mT, q))
 
     def logabsdet(self, base: Tensor) -> Tensor:
         known = self.tracked.current(base).logabsdet.to(base.dtype)
@@ -195,7 +205,7 @@ class LowRankInvertible(Invertible, LowRank):
         if self.form == "exponential":
             return sign
         with linalg.full_precision(base.device):
-            x_u = linalg.thin(self.tracked.inverse, self.moving)
+            x_u = linalg.tall_matmul(self.tracked.inverse, self.scaled_u)
             return sign * linalg.slogdet(linalg.capacitance(x_u, self.v))[0]
 
     def determinant_change(self, base: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -206,36 +216,42 @@ class LowRankInvertible(Invertible, LowRank):
         """log|det R_B(A) / det A|, `(...)`."""
         with linalg.full_precision(self.u.device):
             if self.form == "exponential":
-                return (self.moving * self.v).sum((-2, -1))
-            return rows.change(self.tracked.inverse, self.moving, self.v)
+                return (self.scaled_u * self.v).sum((-2, -1))
+            return fused_linear.logabsdet_update(self.tracked.inverse, self.scaled_u, self.v)
 
     def tracked_update(self, base: Tensor) -> TrackedUpdate:
         tracked = self.tracked.current(base)
-        return tracked.propose(base, *self.additive_factors(base), self.order, int(self.attempts), in_place=True)
+        return tracked.propose(base, *self.additive_factors(base), ORDER, int(self.attempts), in_place=True)
 
     # --- directions and steps -----------------------------------------------------------------------------------------
 
     def _see_change(self, base: Tensor, change: Tensor) -> None:
-        """The share of log|det| in informed directions: ∂ log|det R| / ∂R = R⁻ᵀ."""
+        """The share of log|det| in gradient directions: ∂ log|det R| / ∂R = R⁻ᵀ."""
         if self.sketch is not None:
             inverse = self.tracked.inverse
-            self.sketch.see(change, lambda g: self.acting(base, of_matrix(g[..., None, None] * inverse.mT)))
+            self.sketch.record(change, lambda g: self.pull_back(base, matrix_operator(g[..., None, None] * inverse.mT)))
 
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
-        if self.through == "forward":
-            return super().acting(base, gradient)
-        back = of_matrix(base.detach().mT)
+    def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:
+        if self.loss_on == "forward":
+            return super().pull_back(base, gradient)
+        back = matrix_operator(base.detach().mT)
         return back @ -gradient @ back  # ∂L/∂W⁻¹ = -Wᵀ G Wᵀ
 
     @torch.no_grad()
-    def adapt(self, base: Tensor) -> None:
-        if self.through == "inverse":
+    def _redraw(self, base: Tensor, generator: torch.Generator) -> None:
+        super()._redraw(base, generator)
+        self._fit_directions(base)
+
+    @torch.no_grad()
+    def _fit_directions(self, base: Tensor) -> None:
+        """V <- AᵀV, for a loss on the inverse."""
+        if self.loss_on == "inverse":
             self.v.copy_(base.mT @ self.v)
 
     @torch.no_grad()
-    def limit(self) -> None:
-        if self.growth is not None:
-            self.shorten(torch.linalg.matrix_norm(self.v.mT @ self.moving), self.growth)
+    def after_step(self) -> None:
+        if self.max_update_norm is not None:
+            self.clip_factor(torch.linalg.matrix_norm(self.v.mT @ self.scaled_u), self.max_update_norm)
 
 
 Invertible.shapes = (AdditiveInvertible, BlockInvertible, LowRankInvertible)

@@ -51,7 +51,7 @@ def norm_of_low_rank(u: Tensor, v: Tensor) -> Tensor:
 def clip_norm(matrix: Tensor, limit: Tensor) -> Tensor:
     """A with its singular values above `limit` `(...)` cut to it: the nearest matrix of such norm. O(np²), float64."""
     rows = linalg.short_rows(linalg.in_double(matrix))
-    unit = linalg.by_largest(rows)
+    unit = linalg.scaled_by_largest(rows)
     values, vectors = torch.linalg.eigh(unit @ unit.mT)
     values = values.clamp_min(torch.finfo(values.dtype).tiny).sqrt() * rows.abs().amax((-2, -1))[..., None]
     cut = (1 - limit[..., None] / values).clamp_min(0)

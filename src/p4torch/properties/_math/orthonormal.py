@@ -46,14 +46,9 @@ class Orthonormal(Shaped):
         """The polar factor: the nearest matrix of S."""
         return linalg.orthonormalized(tensor).to(tensor.dtype)
 
-    def right_inverse(self, tensor: Tensor) -> Tensor:
-        admitted: Tensor = super().right_inverse(tensor)
-        self.correct(admitted)  # what is nearly in S gets the precision of its dtype
-        return admitted
-
     def propose(self, base: Tensor) -> Proposal:
         turn = int(self.attempts)
-        return Proposal(polished(repaired(self.candidate(base), turn), turn))
+        return Proposal(polished(repaired(self._candidate(base), turn), turn))
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from p4torch import linalg
 from p4torch.core.transaction import Veto
 from p4torch.errors import ArgumentError, PropertyWarning, warn
-from p4torch.linalg import form
+from p4torch.linalg import symplectic_form
 from p4torch.properties._math.checks import RESIDUAL_BOUND
 
 #: Corrections start from errors ‖MᵀJM - J‖, or those by the mean square of singular values, or of columns, up to these
@@ -27,7 +27,7 @@ ALL, PROBES = 64, 2
 
 def form_error(matrix: Tensor) -> Tensor:
     """E = MᵀJM - J `(..., 2n, 2n)`, skew."""
-    error, half = matrix.mT @ form(matrix), matrix.shape[-1] // 2
+    error, half = matrix.mT @ symplectic_form(matrix), matrix.shape[-1] // 2
     error.diagonal(half, -2, -1).sub_(1)
     error.diagonal(-half, -2, -1).add_(1)
     return error
@@ -38,7 +38,7 @@ def column_error(matrix: Tensor) -> Tensor:
     leaves about ε of it, whatever the sizes of its columns, and a column that is off by a share of itself that share.
     Where a product of sizes overflows, J_ij is nothing beside it."""
     unit, size = _unit_columns(linalg.at_least_single(matrix.detach()))
-    error, half = unit.mT @ form(unit), matrix.shape[-1] // 2
+    error, half = unit.mT @ symplectic_form(unit), matrix.shape[-1] // 2
     product = size[..., :half] * size[..., half:]
     pairs = error.diagonal(half, -2, -1) * product.clamp(max=1) - 1 / product.clamp(min=1)
     error.diagonal(half, -2, -1).copy_(pairs)
@@ -86,7 +86,7 @@ def drifted(matrix: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     probes = torch.randint(0, 2, (n, PROBES), generator=generator).to(exact) * 2 - 1
     unit, size = _unit_columns(exact)
-    off = unit.mT @ form(unit @ probes) - form(probes / size[..., None]) / size[..., None]
+    off = unit.mT @ symplectic_form(unit @ probes) - symplectic_form(probes / size[..., None]) / size[..., None]
     return ~(off.abs().amax((-2, -1)) <= DRIFT * torch.finfo(matrix.dtype).eps)
 
 
@@ -107,7 +107,7 @@ def resymplectified(matrix: Tensor) -> Tensor:
         near = (near | (size < NEAR_COLUMNS)) & (size > enough)
         if not bool(near.any()):
             break
-        step, lengths = exact @ form(error) / 2, torch.linalg.vector_norm(exact, dim=-2)
+        step, lengths = exact @ symplectic_form(error) / 2, torch.linalg.vector_norm(exact, dim=-2)
         much = near & (torch.linalg.vector_norm(step, dim=-2) > CHEAP * eps * lengths).any(-1)
         if bool(much.any()):
             step[much] = least_step(exact[much], error[much])
@@ -140,14 +140,14 @@ def least_step(matrix: Tensor, error: Tensor) -> Tensor:
     _, values, right = torch.linalg.svd(matrix)
     squares = values.square()
     turned = right @ error @ right.mT / (squares[..., :, None] + squares[..., None, :])
-    return form(matrix @ (right.mT @ turned @ right))
+    return symplectic_form(matrix @ (right.mT @ turned @ right))
 
 
 def rotation_of(matrix: Tensor) -> Tensor:
     """The nearest orthogonal symplectic matrix: the polar factor of the part (M + JᵀMJ)/2 that commutes with J. Raises
     ArgumentError where that part is singular."""
     exact = linalg.in_double(matrix)
-    commuting = (exact + form(form(exact.mT).mT)) / 2  # (J Mᵀ)ᵀ = -M J, and J of it is JᵀMJ
+    commuting = (exact + symplectic_form(symplectic_form(exact.mT).mT)) / 2  # (J Mᵀ)ᵀ = -M J, and J of it is JᵀMJ
     values = torch.linalg.svdvals(commuting)
     bad = ~(values[..., -1] > values[..., 0] * exact.shape[-1] * torch.finfo(matrix.dtype).eps)
     if bool(bad.any()):

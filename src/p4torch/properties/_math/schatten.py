@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.linalg.reference import transformed, twin_gradients
+from p4torch.linalg.reference import reference_gradients, transformed
 
 #: t, the number of squarings; q = 8194 with it, and the bound at most log(p) / q above the norm: 5e-4 for p = 64. One
 #: row, or column, needs none.
@@ -29,7 +29,7 @@ def norm_above(matrix: Tensor) -> Tensor:
     """
     exact = linalg.in_double(matrix)
     if transformed():
-        return readable_norm(exact)
+        return norm_reference(exact)
     return _Norm.apply(exact)  # type: ignore[no-untyped-call]
 
 
@@ -47,7 +47,7 @@ def norm_above_sum(base: Tensor, u: Tensor, v: Tensor, norm: Tensor) -> Tensor:
     return (norm.square() + norm_above(a * u + n / a).square() / 2).sqrt()
 
 
-def readable_norm(matrix: Tensor) -> Tensor:
+def norm_reference(matrix: Tensor) -> Tensor:
     """`norm_above`, differentiable as often as wanted."""
     return _powers(matrix)[0]
 
@@ -77,7 +77,7 @@ def _trace(matrix: Tensor) -> Tensor:
 
 
 class _Norm(torch.autograd.Function):
-    """`readable_norm`, whose gradient costs one product."""
+    """`norm_reference`, whose gradient costs one product."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         matrix, norm, power = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return twin_gradients(readable_norm, ctx.needs_input_grad, (matrix,), (g,))
+            return reference_gradients(norm_reference, ctx.needs_input_grad, (matrix,), (g,))
         wide = matrix.shape[-2] <= matrix.shape[-1]
         direction = power @ matrix if wide else matrix @ power
         return ((g * norm)[..., None, None] * direction,)

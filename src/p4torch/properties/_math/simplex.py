@@ -10,7 +10,7 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.errors import ArgumentError
-from p4torch.linalg.reference import transformed, twin_wanted
+from p4torch.linalg.reference import reference_wanted, transformed
 
 #: Sinkhorn's sweeps where they go on until rows and columns sum to 1: at most, and between two looks.
 LIMIT, LOOK = 100, 10
@@ -33,7 +33,7 @@ def tilted(base: Tensor, p: Tensor, q: Tensor, sweeps: int) -> Tensor:
     return (sinkhorn(weights, sweeps) if sweeps else weights).to(base.dtype)
 
 
-def readable_sinkhorn(weights: Tensor, sweeps: int) -> Tensor:
+def sinkhorn_reference(weights: Tensor, sweeps: int) -> Tensor:
     """D K D', after so many sweeps of Sinkhorn: columns by their sums, then rows. Rows sum to 1, columns nearly."""
     rows = 1 / weights.sum(-1, keepdim=True)
     columns = torch.ones_like(rows)
@@ -44,9 +44,9 @@ def readable_sinkhorn(weights: Tensor, sweeps: int) -> Tensor:
 
 
 def sinkhorn(weights: Tensor, sweeps: int) -> Tensor:
-    """`readable_sinkhorn`, with the derivatives of its limit; on a CPU it ends where more sweeps change nothing."""
+    """`sinkhorn_reference`, with the derivatives of its limit; on a CPU it ends where more sweeps change nothing."""
     if transformed():
-        return readable_sinkhorn(weights, sweeps)
+        return sinkhorn_reference(weights, sweeps)
     return _Sinkhorn.apply(weights, sweeps)  # type: ignore[no-untyped-call]
 
 
@@ -83,8 +83,8 @@ class _Sinkhorn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         weights, rows, columns, scaled = ctx.saved_tensors
-        if twin_wanted(g):
-            return _readable_gradient(weights, g, ctx.sweeps), None
+        if reference_wanted(g):
+            return _gradient_reference(weights, g, ctx.sweeps), None
         product = scaled * g
         of_rows, of_columns = product.sum(-1, keepdim=True), product.sum(-2).unsqueeze(-1)
 
@@ -96,7 +96,7 @@ class _Sinkhorn(torch.autograd.Function):
         return (g - a - b.mT).mul_(rows).mul_(columns.mT), None
 
 
-def _readable_gradient(weights: Tensor, g: Tensor, sweeps: int) -> Tensor:
+def _gradient_reference(weights: Tensor, g: Tensor, sweeps: int) -> Tensor:
     """The same ∂L/∂K as a differentiable function, with D D' = W / K; 0 where K is."""
     scaled = sinkhorn(weights, sweeps)
     product = scaled * g
@@ -118,7 +118,7 @@ def doubly_normalised(weights: Tensor, tolerance: float, limit: int = LIMIT) -> 
     """The limit of Sinkhorn's sweeps, where at most `limit` of them come within the tolerance; what others leave over
     is spread out."""
     for _ in range(-(-limit // LOOK)):
-        weights = readable_sinkhorn(weights, LOOK)
+        weights = sinkhorn_reference(weights, LOOK)
         far = distance(weights, True) > tolerance
         if not bool(far.any()):
             return weights

@@ -27,7 +27,7 @@ def rescaled(matrix: Tensor, inverse: Tensor, logabsdet: Tensor, dtype: torch.dt
 
 def unit_volume(tensor: Tensor) -> Tensor:
     """det(A)^(-1/n) A. Raises ArgumentError for det A < 0."""
-    sign, logabsdet = linalg.one_by_one(torch.linalg.slogdet, tensor.double())
+    sign, logabsdet = linalg.unbatched(torch.linalg.slogdet, tensor.double())
     if bool((sign < 0).any()):
         came = f"{int((sign < 0).sum())} of {sign.numel()} with a negative one, which no scaling mends"
         raise ArgumentError.of("tensor", "of positive determinant", came)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from p4torch import linalg
-from p4torch.core.directions import Maps, of_matrix
+from p4torch.core.directions import LinearOperator, matrix_operator
 from p4torch.core.low_rank import Directions, LowRank
 from p4torch.errors import ArgumentError
 from p4torch.properties._math.groups import Group, dimension, images, orders, reached, representations, reynolds
@@ -62,10 +62,10 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
         with linalg.full_precision(u.device):
             return images(self.left, self.left_order, u) / len(self.left), images(self.right, self.right_order, v)
 
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+    def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:
         """The mean of ρ_out(g)ᵀ G ρ_in(g)⁻ᵀ."""
         parts = [
-            of_matrix(one.mT / len(self.left)) @ gradient @ of_matrix(other)
+            matrix_operator(one.mT / len(self.left)) @ gradient @ matrix_operator(other)
             for one, other in zip(self.left, self.right, strict=True)
         ]
         return sum(parts[1:], start=parts[0])
@@ -74,7 +74,7 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
         """The mean of ρ_out(g) A ρ_in(g)⁻¹."""
         return reynolds(tensor, self.left.double(), self.right.double()).to(tensor.dtype)
 
-    def concern(self, module: nn.Module, tensor_name: str) -> str | None:
+    def warning_for(self, module: nn.Module, tensor_name: str) -> str | None:
         """A bias that is not invariant, or would not stay so."""
         name = tensor_name.replace("weight", "bias")
         bias = getattr(module, name, None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.core.directions import Maps, of_matrix
+from p4torch.core.directions import LinearOperator, matrix_operator
 from p4torch.core.low_rank import Directions, LowRank
 from p4torch.errors import ArgumentError
 from p4torch.properties._math.shapes import check_real_matrix, check_square
@@ -47,16 +47,16 @@ class Masked(LinearSubspace, LowRank, kinds=("lower", "upper", "mask")):
         lower, upper = not bool(self.mask.triu(1).any()), not bool(self.mask.tril(-1).any())
         self.upper: bool | None = None if not (lower or upper) else upper
 
-    def moved(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    def apply_factors(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
         return base + self.mask * linalg.low_rank(p, q)
 
     def _affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        return linalg.rows_times(x, self.moved(base, self.moving, self.v), bias)
+        return linalg.rows_times(x, self.apply_factors(base, self.scaled_u, self.v), bias)
 
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+    def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:
         """M ∘ G, which takes G itself."""
         identity = torch.eye(base.shape[-1], dtype=self.u.dtype, device=self.u.device)
-        return of_matrix(self.mask * gradient.times(identity))
+        return matrix_operator(self.mask * gradient.times(identity))
 
     # --- triangular matrices ------------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class Masked(LinearSubspace, LowRank, kinds=("lower", "upper", "mask")):
     def _diagonal(self, base: Tensor) -> Tensor:
         """Of R_B(A), from the factors, `(..., n)`."""
         check_square(base, "a determinant")
-        change = self.mask.diagonal() * (self.moving * self.v).sum(-1)
+        change = self.mask.diagonal() * (self.scaled_u * self.v).sum(-1)
         return base.diagonal(dim1=-2, dim2=-1) + change
 
     # --- the set ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from p4torch.core.directions import Maps
+from p4torch.core.directions import LinearOperator
 from p4torch.core.low_rank import Directions, LowRank
 from p4torch.properties._math.shapes import check_real_matrix, check_square
 from p4torch.properties.linear_subspace import LinearSubspace
@@ -39,9 +39,9 @@ class Symmetric(LinearSubspace, LowRank, kinds=("symmetric", "skew")):
     def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return torch.cat([u, v], -1), torch.cat([v, self.transposed * u], -1)
 
-    def acting(self, base: Tensor, gradient: Maps) -> Maps:
+    def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:
         """G ± Gᵀ."""
-        flipped = Maps(gradient.transposed, gradient.times)
+        flipped = LinearOperator(gradient.transposed, gradient.times)
         return gradient + flipped if self.kind == "symmetric" else gradient + -flipped
 
     def project(self, tensor: Tensor) -> Tensor:

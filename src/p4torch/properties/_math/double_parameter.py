@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from p4torch import linalg
 
 
-class Precise(nn.Module):
+class DoubleParameter(nn.Module):
     """A frozen Parameter in float64 (complex128) that `.to(dtype)`, `.half()` and `.float()` leave so."""
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
         self.value = nn.Parameter(linalg.in_double(value.detach()).clone(), requires_grad=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Precise:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DoubleParameter:
         super()._apply(lambda value: _moved(value, fn(value)), recurse)  # type: ignore[no-untyped-call]
         return self
 

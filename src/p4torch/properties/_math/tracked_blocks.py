@@ -10,14 +10,14 @@ from p4torch.linalg.tracked_inverse import TrackedInverse, TrackedUpdate
 
 
 @torch.no_grad()
-def followed(perturbation: Blocks, tracked: TrackedInverse, base: Tensor, order: int) -> TrackedUpdate:
+def tracked_block_update(perturbation: Blocks, tracked: TrackedInverse, base: Tensor, order: int) -> TrackedUpdate:
     """A' = L A R, A'⁻¹ = R⁻¹ A⁻¹ L⁻¹, sign and log|det| from those of the blocks, all in float64 up to the rounding of
     what is stored."""
     exact = tracked.current(base).inverse.double()
     for name, right in (("right", False), ("left", True)):
         inverse = perturbation.element(name, torch.float64, inverse=True)
         if inverse is not None:
-            exact = inverse.right(exact) if right else inverse.left(exact)
+            exact = inverse.right_multiply(exact) if right else inverse.left_multiply(exact)
     sign, change = perturbation.determinant_change(base, torch.float64)
     candidate, turn = perturbation.exact_candidate(base), int(perturbation.attempts)
-    return tracked.follow(candidate, exact, sign, change, order, turn, base.dtype)
+    return tracked.update_to(candidate, exact, sign, change, order, turn, base.dtype)
