@@ -156,19 +156,19 @@ def _short(jobs: Sequence[Job], selected: Sequence[Job], options: argparse.Names
         return int(failed)
     titles = {name for name in before if any(name.startswith(f"{job.name}: ") for job in selected)}
     before = {name: value for name, value in before.items() if name in titles}
-    found = short.worse(values, before)
-    again = [job for job in selected if any(line.startswith(f"{job.name}: ") for line in found) and job.cost > 1]
+    slower = short.worse(values, before)
+    again = [job for job in selected if any(line.startswith(f"{job.name}: ") for line in slower) and job.cost > 1]
     if again:  # a time may have been unlucky: its better one of two counts
         second, _ = _values(again, console)
-        found = short.worse({name: min(value, second.get(name, value)) for name, value in values.items()}, before)
+        slower = short.worse({name: min(value, second.get(name, value)) for name, value in values.items()}, before)
     new = [name for name in values if name not in before]
     if new:
         say(console, f"not recorded yet: {', '.join(new)} (python -m benchmarks --short)")
-    for line in found:
+    for line in slower:
         say(console, f"worse: {line}", "red")
-    if not found:
+    if not slower:
         say(console, f"{len(before)} values, none worse than {short.TOLERANCE:g} times the recorded one")
-    return int(bool(found) or failed)
+    return int(bool(slower) or failed)
 
 
 def _values(jobs: Sequence[Job], console: Console) -> tuple[short.Values, bool]:

@@ -54,26 +54,26 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
         if "value" in row.facts:
             points.setdefault((row.facts["panel"], row.sides), {})[row.facts["features"]] = row.facts["value"]
     return [
-        Curve(panel, side, tuple(sorted(found)), tuple(found[size] for size in sorted(found)))
-        for (panel, side), found in sorted(points.items(), key=lambda item: PANELS.index(item[0][0]))
+        Curve(panel, side, tuple(sorted(group)), tuple(group[size] for size in sorted(group)))
+        for (panel, side), group in sorted(points.items(), key=lambda item: PANELS.index(item[0][0]))
     ]
 
 
-def exponents(found: Sequence[Curve]) -> list[tuple[str, ...]]:
+def exponents(lines: Sequence[Curve]) -> list[tuple[str, ...]]:
     """(panel, side, sizes, exponent) of each curve that is long enough."""
     return [
         (curve.panel, curve.side, f"{upper[0]} to {upper[-1]}", f"{fit[0]:.2f} ± {fit[1]:.2f}")
-        for curve in found
+        for curve in lines
         if (fit := curve.fit()) is not None and (upper := curve.sizes[len(curve.sizes) // 2 :])
     ]
 
 
 def draw(rows: Sequence[Row], folder: Path) -> Path | None:
     """Write `scaling.pdf`, `.png` and `exponents.json`; None if there is nothing to draw."""
-    found = curves(rows)
-    if not found:
+    lines = curves(rows)
+    if not lines:
         return None
-    fits = [(curve, curve.fit()) for curve in found]
+    fits = [(curve, curve.fit()) for curve in lines]
     write_json(
         folder / "exponents.json",
         [
@@ -83,7 +83,7 @@ def draw(rows: Sequence[Row], folder: Path) -> Path | None:
         ],
     )
     threads = sorted({row.facts["threads"] for row in rows if "threads" in row.facts})
-    return write_figure(folder / "scaling", _figure(found, ", ".join(map(str, threads))))
+    return write_figure(folder / "scaling", _figure(lines, ", ".join(map(str, threads))))
 
 
 #: One look a side, in every panel: ours in colour and solid, peers in grey tones and dashed.
@@ -110,7 +110,7 @@ _TITLES = {
 _CLAIM = ("p4torch Invertible, rank 1", "dense slogdet, solve")
 
 
-def _figure(found: Sequence[Curve], threads: str) -> Figure:
+def _figure(lines: Sequence[Curve], threads: str) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -119,7 +119,7 @@ def _figure(found: Sequence[Curve], threads: str) -> Figure:
     axes = figure.subplots(2, 3).ravel()
     handles: dict[str, Line2D] = {}
     for axis, panel in zip(axes, PANELS, strict=False):
-        handles |= _panel(axis, panel, [curve for curve in found if curve.panel == panel])
+        handles |= _panel(axis, panel, [curve for curve in lines if curve.panel == panel])
     note = "Numbers: exponents of n, fitted over the upper half of the sizes.\nArrows: dense / p4torch rank 1.\n"
     note += f"float32, threads: {threads}. No gradients, but in the memory panel.\n"
     note += "; ".join(f"{side} up to n = {cap}" for side, cap in CAPS.items()) + "."
@@ -129,10 +129,10 @@ def _figure(found: Sequence[Curve], threads: str) -> Figure:
     return figure
 
 
-def _panel(axis: Axes, panel: str, found: Sequence[Curve]) -> dict[str, Line2D]:
+def _panel(axis: Axes, panel: str, lines: Sequence[Curve]) -> dict[str, Line2D]:
     unit = 1e6 if panel == "memory" else 1e-3
     handles, labels = {}, []
-    for curve in found:
+    for curve in lines:
         colour, line, marker = _LOOKS.get(curve.side, ("#aa3377", "--", "x"))
         values = [value / unit for value in curve.values]
         (handles[curve.side],) = axis.loglog(
@@ -141,14 +141,14 @@ def _panel(axis: Axes, panel: str, found: Sequence[Curve]) -> dict[str, Line2D]:
         fit = curve.fit()
         if fit is not None:
             labels.append((curve.sizes[-1], values[-1], f"{fit[0]:.1f}", colour))
-    sizes = sorted({size for curve in found for size in curve.sizes})
+    sizes = sorted({size for curve in lines for size in curve.sizes})
     if sizes:
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.set_xlim(sizes[0] / 1.3, sizes[-1] * 2)
         axis.minorticks_off()
     _write_exponents(axis, labels)
-    _write_claim(axis, {curve.side: curve for curve in found}, unit)
+    _write_claim(axis, {curve.side: curve for curve in lines}, unit)
     axis.set_title(_TITLES[panel], fontsize=9)
     axis.set_ylabel("MB" if panel == "memory" else "ms", fontsize=8)
     axis.set_xlabel("n", fontsize=8)
@@ -173,11 +173,11 @@ def _write_exponents(axis: Axes, labels: list[tuple[int, float, str, str]]) -> N
         )  # fmt: skip
 
 
-def _write_claim(axis: Axes, found: dict[str, Curve], unit: float) -> None:
+def _write_claim(axis: Axes, by_side: dict[str, Curve], unit: float) -> None:
     """How many times cheaper than the dense way, at the largest n."""
-    if not all(side in found for side in _CLAIM) or "nn.Linear" in found:
+    if not all(side in by_side for side in _CLAIM) or "nn.Linear" in by_side:
         return
-    ours, dense = (found[side] for side in _CLAIM)
+    ours, dense = (by_side[side] for side in _CLAIM)
     if ours.sizes[-1] != dense.sizes[-1]:
         return
     size, low, high = ours.sizes[-1], ours.values[-1] / unit, dense.values[-1] / unit

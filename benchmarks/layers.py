@@ -120,8 +120,8 @@ def training_step(outputs: Outputs, module: nn.Module, features: int, batch: int
         rows.grad = None
         for value in parameters:
             value.grad = None
-        found = outputs(rows)
-        y, logabsdet = found if isinstance(found, tuple) else (found, None)
+        result = outputs(rows)
+        y, logabsdet = result if isinstance(result, tuple) else (result, None)
         if logabsdet is None or not logabsdet.requires_grad:
             y.backward(above)
             return

@@ -128,9 +128,9 @@ def record(path: Path, values: Values, machine: dict[str, Any]) -> None:
 
 def worse(now: Values, before: Values) -> list[str]:
     """What got worse by more than the tolerance, one sentence each; and what was recorded, but is gone."""
-    found = [
+    result = [
         f"{name}: {value:g}, recorded {before[name]:g} ({value / before[name]:.2f} times)"
         for name, value in now.items()
         if name in before and value > TOLERANCE * before[name]
     ]
-    return found + [f"{name}: recorded {before[name]:g}, not measured now" for name in before if name not in now]
+    return result + [f"{name}: recorded {before[name]:g}, not measured now" for name in before if name not in now]

@@ -63,17 +63,17 @@ class Setting:
 SHORT = Setting(samples=3200, chains=64, discard=5, local_samples=3200, langevin_steps=1)
 
 
-def worth(found: FreeEnergyDifference) -> float:
+def worth(estimate: FreeEnergyDifference) -> float:
     """Independent frames that would have this error of ΔF."""
-    p = 1 / (1 + math.exp(found.value))
-    return 1 / (found.error**2 * p * (1 - p))
+    p = 1 / (1 + math.exp(estimate.value))
+    return 1 / (estimate.error**2 * p * (1 - p))
 
 
-def row(name: str, found: FreeEnergyDifference, seconds: float, **more: Any) -> Row:
+def row(name: str, estimate: FreeEnergyDifference, seconds: float, **more: Any) -> Row:
     """Of the table."""
-    frames = worth(found)
-    told = {"delta_f_kT": found.value, "delta_f_kT_error": found.error, "cpu_seconds": seconds}
-    return {"name": name, **told, "independent_frames": frames, "per_second": frames / seconds, **more}
+    frames = worth(estimate)
+    values = {"delta_f_kT": estimate.value, "delta_f_kT_error": estimate.error, "cpu_seconds": seconds}
+    return {"name": name, **values, "independent_frames": frames, "per_second": frames / seconds, **more}
 
 
 def dynamics(reference: Reference, data: Path) -> Row:
@@ -95,19 +95,19 @@ def chains(generator: BoltzmannGenerator, reference: Reference, setting: Setting
     made, seconds = timed(
         lambda: generator.sample_mcmc(steps, setting.chains, local=local, discard=setting.discard, seed=seed)
     )
-    found = _visited(reference.free_energy(made.frames, trajectory_ids=made.trajectory_ids))
+    estimate = _visited(reference.free_energy(made.frames, trajectory_ids=made.trajectory_ids))
     inside = made.mixing(made.inside(reference.torsion))
     name = "generator, chains" + (f" with {local.steps} Langevin steps" if local else "")
     more = {"local_acceptance": made.local_acceptance, "energy_autocorrelation": made.mixing().autocorrelation_time}
     times = {"autocorrelation": inside.autocorrelation_time, **more}
-    return row(name, found, seconds, acceptance=float(made.acceptance), **times)
+    return row(name, estimate, seconds, acceptance=float(made.acceptance), **times)
 
 
-def _visited(found: FreeEnergyDifference | None) -> FreeEnergyDifference:
+def _visited(estimate: FreeEnergyDifference | None) -> FreeEnergyDifference:
     """What was found, where both regions were visited."""
-    if found is None:
+    if estimate is None:
         raise P4Error("both regions of the torsion must be visited: draw more, or simulate longer")
-    return found
+    return estimate
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

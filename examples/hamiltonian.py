@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import p4torch as p4
-from examples.scaffold import Fit, Job, Row, add_options, parser, run, train
+from examples.scaffold import Fit, Job, Row, run_setting, train
 from p4torch.parametrize.sites import counter_based_generator
 from p4torch.runs.runner import Results
 from p4torch.training.steps import warmup_cosine
@@ -179,16 +179,9 @@ class Learner(Fit):
         )
         for group in self.optimizer.param_groups:
             group["lr"] = setting.rate * warmup_cosine(self.step, self.steps)
-        with self.watch:
-            loss = (self.model(self.x[chosen]) - self.y[chosen]).square().mean()
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            if self.scheduler is not None:
-                self.scheduler.step()
-        self.step += 1
+        loss = self.update(lambda: (self.model(self.x[chosen]) - self.y[chosen]).square().mean())
         if self.step % setting.record == 0:
-            self.curve.append((self.step, self.watch.seconds, float(loss.detach())))
+            self.curve.append((self.step, self.watch.seconds, float(loss)))
 
     def row(self) -> Row:
         """Errors on fresh states, and the energy along iterated maps."""
@@ -285,12 +278,7 @@ def figure(rows: Sequence[Row]) -> Figure:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    asked = parser(MODULE, __doc__)
-    add_options(asked, "runs/hamiltonian", "0,1,2")
-    options = asked.parse_args(arguments)
-    setting = SHORT if options.short else Setting()
-    fields = {"setting": asdict(setting), "seeds": list(options.seeds)}
-    return run(MODULE, options, fields, partial(work, setting, options.seeds))
+    return run_setting(MODULE, __doc__, "runs/hamiltonian", (Setting(), SHORT), work, arguments)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from torch.nn.utils import parametrizations
 
 import p4torch as p4
 from examples.recurrent_tasks import digits
-from examples.scaffold import Fit, Job, Row, add_options, parser, run, train
+from examples.scaffold import Fit, Job, Row, run_setting, train
 from p4torch.parametrize.sites import counter_based_generator
 from p4torch.runs.runner import Results
 
@@ -169,13 +169,7 @@ class Trained(Fit):
 
     def advance(self) -> None:
         batch = self.task.batch(self.seed, self.step)
-        with self.watch:
-            self.optimizer.zero_grad()
-            self.task.loss(self.model, *batch).backward()
-            self.optimizer.step()
-            if self.scheduler is not None:
-                self.scheduler.step()
-        self.step += 1
+        self.update(lambda: self.task.loss(self.model, *batch))
         self.largest = max(self.largest, self.product())
         if self.step % self.task.setting.record == 0:
             self.curve.append((self.step, self.watch.seconds, self.largest))
@@ -255,13 +249,8 @@ def work(setting: Setting, seeds: Sequence[int], out: Path, console: Console) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    command = parser(MODULE, __doc__)
-    add_options(command, "runs/lipschitz", seeds="0,1,2")
-    options = command.parse_args(arguments)
-    setting = SHORT if options.short else Setting()
-    fields = {"setting": asdict(setting), "seeds": list(options.seeds)}
-    return run(MODULE, options, fields, partial(work, setting, options.seeds))
+    """The command; its exit code."""
+    return run_setting(MODULE, __doc__, "runs/lipschitz", (Setting(), SHORT), work, arguments)
 
 
 if __name__ == "__main__":

@@ -85,10 +85,14 @@ def length(system: MolecularSystem, nanoseconds: float, setting: Setting, out: P
     data = ReferenceData.load(out / "data", "train", system)
     spent = 0
 
-    def row(origin: str, found: FreeEnergyDifference | None, ess: float) -> Row:
-        told = {"delta_f_kT": found and found.value, "delta_f_kT_error": found and found.error, "ess": ess}
+    def row(origin: str, estimate: FreeEnergyDifference | None, ess: float) -> Row:
+        values = {
+            "delta_f_kT": estimate and estimate.value,
+            "delta_f_kT_error": estimate and estimate.error,
+            "ess": ess,
+        }
         minutes = (time.perf_counter() - started) / 60
-        return {"nanoseconds": total, "from": origin, **told, "energies": steps + spent, "minutes": minutes}
+        return {"nanoseconds": total, "from": origin, **values, "energies": steps + spent, "minutes": minutes}
 
     def judge(origin: str, generator: BoltzmannGenerator) -> Row:
         samples = generator.sample(setting.judged, torch.Generator().manual_seed(seed))
@@ -96,8 +100,8 @@ def length(system: MolecularSystem, nanoseconds: float, setting: Setting, out: P
         ess = effective_sample_size(samples.log_weights) if samples.weighted else 0.0
         return row(origin, principal_difference(system, samples.frames, weights), ess)
 
-    own = principal_difference(system, data.frames, data.weights, data.trajectory_ids)
-    rows = [row("dynamics", own, effective_sample_size(data.weights.log()))]
+    reweighted = principal_difference(system, data.frames, data.weights, data.trajectory_ids)
+    rows = [row("dynamics", reweighted, effective_sample_size(data.weights.log()))]
     generator = BoltzmannGenerator.create(system, data.frames, data.weights, seed=seed)
     rate = PERTURBATION_RATE / math.sqrt(MIXING_RANK)
     options: dict[str, Any] = {"perturbation_rate": rate, "seed": seed, "resume": True}

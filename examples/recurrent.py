@@ -174,15 +174,15 @@ def job(setting: Setting, method: Method, rates: Rates, seed: int, steps: int, s
 def tune(setting: Setting, methods: Sequence[Method], out: Path, console: Console) -> list[Row]:
     """Successive halving of all pairs of rates, without curves: a row for each pair at each rung it came to."""
     pairs = {method: [] if method.tuned_as else all_rates(setting, method) for method in methods}
-    found: list[Row] = []
+    result: list[Row] = []
     for steps in setting.rungs:
         jobs = [
             job(setting, method, rates, TUNE_SEED, steps, "tune") for method, left in pairs.items() for rates in left
         ]
         rows = train(jobs, out, console, TURN).values()
-        found += [{"steps": steps, **{key: row[key] for key in ("method", "rates", "tuning_loss")}} for row in rows]
-        pairs = {method: ranked(method, found)[: (len(left) + 1) // 2] for method, left in pairs.items()}
-    return found
+        result += [{"steps": steps, **{key: row[key] for key in ("method", "rates", "tuning_loss")}} for row in rows]
+        pairs = {method: ranked(method, result)[: (len(left) + 1) // 2] for method, left in pairs.items()}
+    return result
 
 
 def all_rates(setting: Setting, method: Method) -> list[Rates]:
@@ -199,8 +199,8 @@ def ranked(method: Method, tuned: Sequence[Row]) -> list[Rates]:
 
 def compare(setting: Setting, seeds: Sequence[int], out: Path, console: Console) -> Results:
     """Tune, train, report."""
-    asked = [method for method in METHODS if method.name not in setting.without]
-    methods = [method for method in asked if method.peer is None or peer(method.peer, console) is not None]
+    methods = [method for method in METHODS if method.name not in setting.without]
+    methods = [method for method in methods if method.peer is None or peer(method.peer, console) is not None]
     tuned = tune(setting, methods, out, console)
     best = {method: ranked(method, tuned)[0] for method in methods}
     jobs = [
@@ -214,11 +214,11 @@ def compare(setting: Setting, seeds: Sequence[int], out: Path, console: Console)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    asked = parser("examples.recurrent", __doc__)
-    tasks = asked.add_subparsers(dest="task", required=True)
+    command_line = parser("examples.recurrent", __doc__)
+    tasks = command_line.add_subparsers(dest="task", required=True)
     for name in SETTINGS:
         add_options(tasks.add_parser(name), f"runs/{name}", seeds="0,1,2")
-    options = asked.parse_args(arguments)
+    options = command_line.parse_args(arguments)
     setting = SETTINGS[options.task]
     if options.short:
         setting = replace(setting, **SHORT)  # type: ignore[arg-type]

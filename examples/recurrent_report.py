@@ -26,7 +26,7 @@ def by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def table(rows: Sequence[Row], baseline: float) -> str:
     """A line a method: means over seeds, the range behind them where seeds differ."""
     goal = SOLVED * baseline
-    lines = [{"title": title, "rows": found} for title, found in by_method(rows).items()]
+    lines = [{"title": title, "rows": group} for title, group in by_method(rows).items()]
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("recurrent matrix", lambda line: line["title"]),
         ("numbers that train", lambda line: str(line["rows"][0]["matrix_parameters"])),
@@ -55,11 +55,11 @@ def _range(values: Sequence[float], form: str) -> str:
 
 
 def _to_goal(rows: Sequence[Row], place: int, form: str) -> str:
-    found = [row["solved"] for row in rows if row["solved"] is not None]
-    if not found:
+    solved = [row["solved"] for row in rows if row["solved"] is not None]
+    if not solved:
         return "not reached"
-    text = _range([point[place] for point in found], form)
-    return text if len(found) == len(rows) else f"{text}, {len(found)} of {len(rows)} seeds"
+    text = _range([point[place] for point in solved], form)
+    return text if len(solved) == len(rows) else f"{text}, {len(solved)} of {len(rows)} seeds"
 
 
 def figure(rows: Sequence[Row], baseline: float) -> Figure:
@@ -73,15 +73,15 @@ def figure(rows: Sequence[Row], baseline: float) -> Figure:
     axes = made.subplots(1, 3 if held_out else 2)
     panels = [(0, "steps", 2), (1, "CPU seconds", 2), *([(1, "CPU seconds", 4)] if held_out else [])]
     for axis, (across, label, value) in zip(axes, panels, strict=True):
-        for index, (title, found) in enumerate(by_method(rows).items()):
-            for row in found:
+        for index, (title, group) in enumerate(by_method(rows).items()):
+            for row in group:
                 axis.plot(
                     [point[across] for point in row["curve"]],
                     [point[value] for point in row["curve"]],
                     color=f"C{index}" if row["method"] != "frozen" else "gray",
                     linestyle="--" if row["method"] in ("free", "frozen") else "-",
                     linewidth=1,
-                    label=title if row is found[0] else None,
+                    label=title if row is group[0] else None,
                 )
         axis.set_xlabel(label, fontsize=8)
         axis.tick_params(labelsize=7)

@@ -108,8 +108,8 @@ def digits() -> tuple[Batch, Batch]:
     """scikit-learn's digits, to train on and held out: pixels in [0, 1] `(64, m)`, and what they show `(m,)`."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    x, y = torch.tensor(found.data).float().div(16).mT.contiguous(), torch.tensor(found.target).long()
+    data = load_digits()
+    x, y = torch.tensor(data.data).float().div(16).mT.contiguous(), torch.tensor(data.target).long()
     order = torch.randperm(len(y), generator=counter_based_generator(0, "digits", 0))
     test, train = order[: len(y) // 3], order[len(y) // 3 :]
     return (x[:, train], y[train]), (x[:, test], y[test])

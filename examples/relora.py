@@ -86,13 +86,7 @@ class Learner(Fit):
         batch = self.text.batch(setting.batch, setting.context, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.variant.rate * warmup_cosine(self.step, setting.steps)
-        with self.watch:
-            self.optimizer.zero_grad()
-            self.model.loss(batch).mean().backward()
-            self.optimizer.step()
-            if self.scheduler is not None:
-                self.scheduler.step()
-        self.step += 1
+        self.update(lambda: self.model.loss(batch).mean())
         if self.step % setting.record == 0:
             self.curve.append((self.step, self.watch.seconds, float(self.held_out().mean())))
 
@@ -157,11 +151,13 @@ def work(setting: Setting, rounds: Sequence[Sequence[tuple[Variant, int]]], out:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    asked = parser(MODULE, __doc__)
-    add_options(asked, "runs/relora", "0,1,2")
-    asked.add_argument("--tune", action="store_true", help="try learning rates instead: another seed, a third as long")
-    asked.add_argument("--memory", action="store_true", help="all options of the optimizer's memory instead")
-    options = asked.parse_args(arguments)
+    command_line = parser(MODULE, __doc__)
+    add_options(command_line, "runs/relora", "0,1,2")
+    command_line.add_argument(
+        "--tune", action="store_true", help="try learning rates instead: another seed, a third as long"
+    )
+    command_line.add_argument("--memory", action="store_true", help="all options of the optimizer's memory instead")
+    options = command_line.parse_args(arguments)
     setting = SHORT if options.short else Setting()
     if options.tune:
         setting = replace(setting, steps=max(1, setting.steps // 3 // setting.every) * setting.every)

@@ -113,8 +113,8 @@ def memory_options(setting: Setting) -> list[Variant]:
 
 def intervals(setting: Setting) -> list[Variant]:
     """The first one with blocks at the other intervals."""
-    method, block, own = BLOCKS[0]
-    tried = [block_variant(method, block, every, setting) for every in (own, *INTERVALS)]
+    method, block, default = BLOCKS[0]
+    tried = [block_variant(method, block, every, setting) for every in (default, *INTERVALS)]
     return [replace(variant, study=True) for variant in list(dict.fromkeys(tried))[1:]]
 
 

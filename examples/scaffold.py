@@ -9,15 +9,16 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from benchmarks.layers import Missing
 from benchmarks.peers import load, versions
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 import p4torch as p4
 from p4torch.cli.options import integers
@@ -28,6 +29,8 @@ from p4torch.runs.progress import display
 from p4torch.runs.runner import Results, Run, recorded
 
 Row = dict[str, Any]
+#: A dataclass: the size of everything.
+S = TypeVar("S", bound=Any)
 
 #: Stands below every table.
 SECONDS = "Seconds are CPU seconds of one thread, of the steps alone (no data, no evaluation), merges included.\n"
@@ -77,6 +80,18 @@ class Fit:
     def __init__(self) -> None:
         self.step, self.watch = 0, Stopwatch()
         self.curve: list[tuple[float, ...]] = []
+
+    def update(self, loss: Callable[[], Tensor]) -> Tensor:
+        """One optimizer step on the loss, with its merge, timed; the loss `()`."""
+        with self.watch:
+            self.optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+        self.step += 1
+        return value.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resume needs."""
@@ -157,6 +172,23 @@ def add_options(parser: argparse.ArgumentParser, out: str, seeds: str = "0") -> 
     parser.add_argument("--short", action="store_true", help="a few steps of everything, in seconds")
     parser.add_argument("--seeds", default=seeds, type=integers, help=f"with commas between them ({seeds})")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+
+
+def run_setting(
+    module: str,
+    description: str | None,
+    out: str,
+    settings: tuple[S, S],
+    work: Callable[[S, Sequence[int], Path, Console], Results],
+    arguments: Sequence[str] | None,
+) -> int:
+    """The command of a script without options of its own; its exit code. `settings` are the full and the short one."""
+    command_line = parser(module, description)
+    add_options(command_line, out, "0,1,2")
+    options = command_line.parse_args(arguments)
+    setting = settings[options.short]
+    fields = {"setting": asdict(setting), "seeds": list(options.seeds)}
+    return run(module, options, fields, partial(work, setting, options.seeds))
 
 
 def command(module: str) -> str:

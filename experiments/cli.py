@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,16 @@ app = typer.Typer(
 )
 
 
+Seeds = Annotated[str | None, typer.Option(help="Integers, with commas between them. Default: 0,1,2.")]
+Workers = Annotated[int | None, typer.Option(help="Trainings at a time. Default: the number of cores.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
+
+
 @app.command()
 def density(
     targets: Annotated[str | None, typer.Option(help="Names, with commas between them. Default: all.")] = None,
     models: Annotated[str | None, typer.Option(help="Out of rnvp,p4inv,whole. Default: all.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Integers, with commas between them. Default: 0,1,2.")] = None,
+    seeds: Seeds = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of each training. Default: 8000.")] = None,
     batch: Annotated[int | None, typer.Option(help="Points of each step. Default: 256.")] = None,
     lr: Annotated[float | None, typer.Option(help="One learning rate for all, instead of the tuned ones.")] = None,
@@ -33,7 +39,7 @@ def density(
     out: Annotated[
         Path | None, typer.Option(help="The run folder. Default: runs/density, runs/tune or runs/demo.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Trainings at a time. Default: the number of cores.")] = None,
+    workers: Workers = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, exactly.")] = False,
     tune: Annotated[
         bool, typer.Option("--tune", help="Find each model's best learning rate (shorter runs, a validation set).")
@@ -56,24 +62,35 @@ def density(
         options.require("matplotlib", "rich", "safetensors")
         from rich.console import Console
 
-        from experiments.density.command import Request, execute, listing
-        from experiments.density.settings import Asked
+        from experiments.command import execute
+        from experiments.density.run import before, work
+        from experiments.density.settings import listing, resolve, run_kind
 
         if show:
             typer.echo(listing())
             return
-        asked = Asked(
-            options.names(targets),
-            options.names(models),
-            options.integers(seeds),
-            steps,
-            batch,
-            every,
-            lr=lr,
-            rates=rates,
+        overrides = {
+            "targets": options.names(targets),
+            "models": options.names(models),
+            "seeds": options.integers(seeds),
+            "steps": steps,
+            "batch": batch,
+            "every": every,
+            "lr": lr,
+            "rates": rates,
+        }
+        kind, console = run_kind(tune, demo, short), Console()
+        folder = out or Path("runs") / kind
+        execute(
+            partial(resolve, kind=kind, short=short),
+            work,
+            overrides,
+            folder,
+            workers,
+            console,
+            resume=resume,
+            before=partial(before, folder, console, resume),
         )
-        request = Request(asked, out, workers, resume=resume, tune=tune, demo=demo, short=short)
-        execute(request, Console())
 
 
 @app.command()
@@ -100,8 +117,8 @@ def patches(
     batch: Annotated[int | None, typer.Option(help="Patches of each step. Default: 256.")] = None,
     layers: Annotated[int | None, typer.Option(help="Linear layers of the flow. Default: 6.")] = None,
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/patches"),
-    workers: Annotated[int | None, typer.Option(help="Trainings at a time. Default: the number of cores.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    workers: Workers = None,
+    resume: Resume = False,
     short: Annotated[bool, typer.Option("--short", help="A few seconds, to see that it works.")] = False,
 ) -> None:
     """Density estimation in 63 dimensions, of photographs' patches: which rank, which merge interval?
@@ -116,9 +133,11 @@ def patches(
         options.require("matplotlib", "rich", "sklearn")
         from rich.console import Console
 
-        from experiments.patches.command import Request, execute
+        from experiments.command import execute
+        from experiments.patches.config import resolve
+        from experiments.patches.run import work
 
-        asked = {
+        overrides = {
             "models": options.names(models),
             "ranks": options.integers(ranks, "ranks"),
             "every": options.integers(every, "every"),
@@ -132,7 +151,7 @@ def patches(
             "batch": batch,
             "layers": layers,
         }
-        execute(Request(asked, out, workers, resume=resume, short=short), Console())
+        execute(partial(resolve, short=short), work, overrides, out, workers, Console(), resume=resume)
 
 
 @app.command()
@@ -141,10 +160,10 @@ def linear(
         str | None,
         typer.Option(help="companion, equal-rate, gap, inverse, cost, with commas between them. Default: all."),
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Integers, with commas between them. Default: 0,1,2.")] = None,
+    seeds: Seeds = None,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/linear.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Trainings at a time. Default: the number of cores.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    workers: Workers = None,
+    resume: Resume = False,
     short: Annotated[
         bool, typer.Option("--short", help="A few steps of everything: seconds, to see that it works.")
     ] = False,
@@ -162,11 +181,13 @@ def linear(
         options.require("matplotlib", "rich")
         from rich.console import Console
 
-        from experiments.linear.command import Request, execute, listing
+        from experiments.command import execute
+        from experiments.linear.run import work
+        from experiments.linear.suites import listing, resolve
 
         if show:
             typer.echo(listing())
             return
-        execute(
-            Request(options.names(suites), options.integers(seeds), out, workers, resume=resume, short=short), Console()
-        )
+        overrides = {"suites": options.names(suites), "seeds": options.integers(seeds)}
+        folder = out or Path("runs/linear")
+        execute(partial(resolve, short=short), work, overrides, folder, workers, Console(), resume=resume)

@@ -38,13 +38,10 @@ def density_figure(columns: Sequence[str], rows: Sequence[DensityRow], floor: fl
 
     A bridge between two modes is thin: on a linear scale it vanishes, here it is what catches the eye.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.55 * len(columns) + 0.75, 1.5 * len(rows) + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    figure, axes = panels(len(rows), len(columns), width=1.55, height=1.5)
+    figure.set_size_inches(1.55 * len(columns) + 0.75, 1.5 * len(rows) + 0.3)
     norm = LogNorm(floor, 1.0)
     for line, row in zip(axes, rows, strict=True):
         top = row.log_densities[0].max()
@@ -57,7 +54,7 @@ def density_figure(columns: Sequence[str], rows: Sequence[DensityRow], floor: fl
         line[0].set_ylabel(row.name, fontsize=8)
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=9)
-    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 2 / len(rows)), aspect=20, pad=0.02)
+    bar = figure.colorbar(image, ax=figure.axes, shrink=min(1.0, 2 / len(rows)), aspect=20, pad=0.02)
     bar.set_label("density / largest true density", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure

@@ -48,7 +48,7 @@ def square(theta: Tensor) -> Tensor:
 
 BASE = torch.eye(N, dtype=torch.float64) + constant(N, N)
 INVERSE = torch.linalg.inv(BASE)
-PLAN: fused_run.Plan = (("coupling", 5), ("swap", 0), ("linear", 5), ("uncoupling", 5), ("linear", 5))
+PLAN: fused_run.Plan = (("coupling", 5), ("swap", 0), ("linear", 5), ("coupling_inverse", 5), ("linear", 5))
 
 
 def of_run(theta: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from tests.constructors import PERTURBATIONS
-from tests.flows.bijections import BIJECTIONS
+from tests.flows.bijections import BIJECTIONS, randomized
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
@@ -88,10 +88,7 @@ def test_bijections(name: str) -> None:
     factory, features = BIJECTIONS[name]
     bijection = factory()
     bijection = bijection if "complex" in name else bijection.double()
-    with torch.no_grad():
-        for value in bijection.parameters():
-            if value.requires_grad:
-                value.add_(0.1 * torch.randn_like(value))
+    randomized(bijection, 0.1)
     dtype = torch.complex128 if "complex" in name else torch.float64
     x = nn.Parameter(torch.randn(3, features, dtype=dtype))
     parameters = [x, *(value for value in bijection.parameters() if value.requires_grad)]

@@ -35,12 +35,12 @@ def ways(options: Options) -> list[Way]:
 
 
 def cells(request: Request) -> list[Cell]:
-    asked, steps = request.among(ways(request.options)), request.steps(STEPS)
+    chosen, steps = request.among(ways(request.options)), request.steps(STEPS)
     return [
         Cell(
             f"target {target}, n = {n}, rate {rate:g}, seed {seed}",
-            cost(n, len(asked), steps),
-            partial(_run, asked, target, n, rate, seed, steps),
+            cost(n, len(chosen), steps),
+            partial(_run, chosen, target, n, rate, seed, steps),
         )
         for target in ("rotation", "update")
         for n in request.sizes or SIZES
@@ -50,10 +50,10 @@ def cells(request: Request) -> list[Cell]:
 
 
 def _run(
-    asked: Sequence[Way], target: str, n: int, rate: float, seed: int, steps: int, _: Sequence[Record]
+    chosen: Sequence[Way], target: str, n: int, rate: float, seed: int, steps: int, _: Sequence[Record]
 ) -> list[Record]:
     """An updated rotation is not orthogonal: that is no target for `Orthogonal`."""
-    able = [way for way in asked if target == "rotation" or way.kind != "Orthogonal"]
+    able = [way for way in chosen if target == "rotation" or way.kind != "Orthogonal"]
     records = train(Teacher(n, seed, target=target), dict.fromkeys(able, rate), steps)  # type: ignore[arg-type]
     return [{**record, "target": target, "n": n, "seed": seed} for record in records]
 

@@ -36,8 +36,8 @@ def middle(records: Sequence[Record], key: str) -> str:
 
 
 def _values(records: Sequence[Record], key: str) -> list[float]:
-    found = [record.get(key) for record in records]
-    return [math.inf if value is None else float(value) for value in found]
+    values = [record.get(key) for record in records]
+    return [math.inf if value is None else float(value) for value in values]
 
 
 def number(value: float | None) -> str:

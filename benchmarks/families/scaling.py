@@ -59,12 +59,12 @@ def _rows(panel: str, features: int, effort: Effort) -> list[Row]:
 
 
 def _bytes(name: str, features: int, peak: Callable[[], int]) -> Row:
-    found, reason, failed = gathered(name, peak)
+    result, reason, failed = gathered(name, peak)
     facts: dict[str, Any] = {"panel": "memory", "features": features, "unit": "bytes", "batch": layers.BATCH}
     title = f"memory, n = {features}, {name}"
-    if found is None:
+    if result is None:
         return Row(title, name, reason=reason, failed=failed, facts=facts)
-    return Row(title, name, facts={**facts, "value": found})
+    return Row(title, name, facts={**facts, "value": result})
 
 
 # --- sides: name -> n -> Side, or bytes -----------------------------------------------------------------------

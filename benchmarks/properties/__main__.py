@@ -77,10 +77,10 @@ def run(subjects: Sequence[Subject], parts: Sequence[str], options: argparse.Nam
     }
     for subject in subjects:
         for part in parts:
-            found = measured(made[part], subject)
-            failed |= bool(found.pop("failed", False))
-            metrics[subject.name][part] = {**found, "made": {key: described[key] for key in report.MADE}}
-        report.write(folder, described, {name: found for name, found in metrics.items() if found}, settings(options))
+            result = measured(made[part], subject)
+            failed |= bool(result.pop("failed", False))
+            metrics[subject.name][part] = {**result, "made": {key: described[key] for key in report.MADE}}
+        report.write(folder, described, {name: result for name, result in metrics.items() if result}, settings(options))
         say(console, " | ".join(report.row(subject.name, metrics[subject.name])))
     say(console, f"written: {path}, {folder / 'table.md'}")
     return int(failed)

@@ -79,7 +79,7 @@ def training(subject: Subject, steps: int) -> dict[str, Any]:
     walk.run(steps)
     base = walk.site.base.detach()
     exact = doubled(walk.site.perturbation)
-    found = {
+    result = {
         "steps": steps,
         "rank": subject.largest_rank,
         "merged": walk.scheduler.merged,
@@ -94,8 +94,8 @@ def training(subject: Subject, steps: int) -> dict[str, Any]:
     if type(exact).inverse is not p4.Perturbation.inverse:
         inverse = walk.site.perturbation.inverse(walk.site.base).detach()
         product = linalg.in_double(walk.layer.weight.detach()) @ linalg.in_double(inverse)
-        found["inverse_residual"] = float((product - linalg.eye_like(product)).abs().max())
-    return found
+        result["inverse_residual"] = float((product - linalg.eye_like(product)).abs().max())
+    return result
 
 
 def distance(exact: p4.Perturbation, base: Tensor) -> float | None:
@@ -121,8 +121,8 @@ def directions(subject: Subject) -> dict[str, Any]:
     named = dict(site.perturbation.own_parameters())
 
     def moved(*values: Tensor) -> Tensor:
-        found = torch.func.functional_call(site.perturbation, dict(zip(named, values, strict=True)), (site.base,))
-        return torch.view_as_real(found) if found.is_complex() else found
+        result = torch.func.functional_call(site.perturbation, dict(zip(named, values, strict=True)), (site.base,))
+        return torch.view_as_real(result) if result.is_complex() else result
 
     values = tuple(linalg.in_double(value.detach()) for value in named.values())
     blocks = torch.autograd.functional.jacobian(moved, values)

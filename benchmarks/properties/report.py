@@ -44,14 +44,14 @@ def write(folder: Path, machine: Mapping[str, Any], metrics: Metrics, settings: 
     write_json(data, {"machine": machine, "properties": metrics})
     host = machine["machine"]
     text = f"{host['cpu']}, {host['cores']} cores, torch {machine['versions']['torch']}. {_commands(metrics)}.\n\n"
-    text += WORDS.format(**settings) + "\n\n" + markdown(HEAD, [row(name, found) for name, found in metrics.items()])
+    text += WORDS.format(**settings) + "\n\n" + markdown(HEAD, [row(name, parts) for name, parts in metrics.items()])
     write_whole(table, lambda path: path.write_text(text, encoding="utf-8"))
     return [data, table]
 
 
 def _commands(metrics: Metrics) -> str:
     """The command behind all numbers; or that there were several."""
-    commands = {part.get("made", {}).get("command") for found in metrics.values() for part in found.values()}
+    commands = {part.get("made", {}).get("command") for parts in metrics.values() for part in parts.values()}
     if len(commands) == 1 and None not in commands:
         return f"`{commands.pop()}`"
     return "`python -m benchmarks.properties`, in several runs (metrics.json names those of the later ones)"
@@ -62,12 +62,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def row(name: str, found: Mapping[str, Any]) -> list[str]:
+def row(name: str, parts: Mapping[str, Any]) -> list[str]:
     """One line of the table; why a part is missing is said in its place, or once for all of them."""
-    reasons = {part.get("reason") for part in found.values()}
+    reasons = {part.get("reason") for part in parts.values()}
     if len(reasons) == 1 and None not in reasons:
         return [name, str(reasons.pop()), *["-"] * (len(HEAD) - 2)]
-    walk, tangent, timed = (found.get(part, {}) for part in ("training", "directions", "times"))
+    walk, tangent, timed = (parts.get(part, {}) for part in ("training", "directions", "times"))
     return [name, *_kept(walk), _directions(tangent), *_times(timed), _skipped(walk)]
 
 

@@ -18,6 +18,8 @@ TUNE_SEED = 1000
 
 Rates = dict[str, dict[str, float]]
 Split = Literal["test", "validation"]
+#: Full trainings, trainings that tune learning rates, or the demo.
+Kind = Literal["density", "tune", "demo"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Config:
         steps, batch: optimizer steps of a job, points of a step.
         every: merge interval of P4Inv, in steps.
         learning_rates: by target and model; empty if they are to be found.
+        kind: of the run.
 
     Raises:
         ArgumentError: unknown names, numbers out of range.
@@ -71,6 +74,7 @@ class Config:
     batch: int
     every: int
     learning_rates: Rates
+    kind: Kind = "density"
 
     def __post_init__(self) -> None:
         check_names("targets", self.targets, TARGETS)
@@ -88,6 +92,16 @@ class Config:
             for seed in self.seeds
             for target in self.targets
             for model in self.models
+        ]
+
+    def tuning(self) -> list[Job]:
+        """Each model on each target with each learning rate of its short list: one seed, and a validation set that no
+        full run touches."""
+        return [
+            Job(target, model, TUNE_SEED, self.steps, self.batch, self.every, rate, "validation")
+            for target in self.targets
+            for model in self.models
+            for rate in OWN_RATES.get(model, LEARNING_RATES)
         ]
 
     def fields(self) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from experiments.checks import check_rate
 from experiments.density.config import Config, Rates
-from experiments.tables import best_rate, by_rate, number
+from experiments.tables import Row, best_rate, by_rate, number
 from p4torch.errors import CheckpointError
 from p4torch.runs.folder import read_json
 
@@ -45,10 +44,10 @@ def one_rate(rate: float, targets: tuple[str, ...], models: tuple[str, ...]) -> 
     return {target: dict.fromkeys(models, rate) for target in targets}
 
 
-def best_rates(config: Config, rows: list[dict[str, Any]]) -> Rates:
+def best_rates(config: Config, rows: list[Row]) -> Rates:
     """The learning rate with the lowest KL, by target and model."""
 
-    def worth(rows: list[dict[str, Any]]) -> float:
+    def worth(rows: list[Row]) -> float:
         kl = number(rows[0]["kl"])
         return kl if math.isfinite(kl) else math.inf
 

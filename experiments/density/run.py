@@ -7,39 +7,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.density.config import LEARNING_RATES, OWN_RATES, TUNE_SEED, Config, Job, Rates
+from rich.console import Console
+
+from experiments.density.config import TUNE_SEED, Config, Job
 from experiments.density.figure import draw
 from experiments.density.rates import best_rates
 from experiments.density.table import markdown, summarise
+from experiments.tables import Row
 from p4torch.runs.folder import read_json, write_json
 from p4torch.runs.pool import Progress, Report
 from p4torch.runs.runner import JOBS, Results, Run
-
-Row = dict[str, Any]
 
 #: What a run leaves in its folder.
 _FILES = ("config.json", "provenance.json", "metrics.json", "tune.json", "table.md", "density.png", "density.pdf")
 
 
-def results(config: Config, run: Run) -> Results:
-    """Of all jobs."""
+def work(config: Config, run: Run) -> None:
+    """All jobs, and what they leave."""
+    if config.kind == "tune":
+        tune(config, run)
+        return
     summary = summarise(config, rows_of(config.jobs(), run))
     figure = draw(config, lambda job: run.out / JOBS / job.name)
-    return Results(summary, markdown(summary), {"density": figure})
+    run.leave(Results(summary, markdown(summary), {"density": figure}))
 
 
-def tune(config: Config, run: Run) -> Rates:
-    """Each model on each target with each learning rate of the short list; the best go to `tune.json`.
-
-    One seed, a shorter run, and a validation set that no full run touches.
-    """
-    jobs = [
-        Job(target, model, TUNE_SEED, config.steps, config.batch, config.every, rate, "validation")
-        for target in config.targets
-        for model in config.models
-        for rate in OWN_RATES.get(model, LEARNING_RATES)
-    ]
-    rows = sorted(rows_of(jobs, run), key=lambda row: (row["target"], row["model"], row["learning_rate"]))
+def tune(config: Config, run: Run) -> None:
+    """The tuning jobs; the best learning rates go to `tune.json`."""
+    rows = sorted(rows_of(config.tuning(), run), key=lambda row: (row["target"], row["model"], row["learning_rate"]))
     best = best_rates(config, rows)
     kept = ("target", "model", "learning_rate", "kl", "leakage", "skipped")
     value = {
@@ -51,7 +46,9 @@ def tune(config: Config, run: Run) -> Rates:
         "rows": [{name: row[name] for name in kept} for row in rows],
     }
     write_json(run.out / "tune.json", value)
-    return best
+    for target, rates in best.items():
+        run.say(f"{target}: {', '.join(f'{model} {rate:g}' for model, rate in rates.items())}")
+    run.say(f"Learning rates: {run.out / 'tune.json'}")
 
 
 def rows_of(jobs: list[Job], run: Run) -> list[Row]:
@@ -72,12 +69,20 @@ def _said(job: Job, row: Row) -> str:
     )
 
 
+def before(out: Path, console: Console, resume: bool, config: Config) -> None:
+    """What comes before a run: a demo overwrites the demo before it, and a resume without a run is said to be none."""
+    if resume and not out.exists():
+        console.print(f"Nothing to resume in {out}: a new run.", highlight=False, soft_wrap=True)
+    if config.kind == "demo" and not resume:
+        clear_demo(out, config.fields())
+
+
 def clear_demo(out: Path, fields: dict[str, Any]) -> None:
     """Remove an earlier run of this kind, if the folder holds nothing else."""
-    found = out / "config.json"
-    if not found.exists() or {path.name for path in out.iterdir()} - {*_FILES, JOBS}:
+    stored = out / "config.json"
+    if not stored.exists() or {path.name for path in out.iterdir()} - {*_FILES, JOBS}:
         return
-    if read_json(found).get("kind") == fields["kind"]:
+    if read_json(stored).get("kind") == fields["kind"]:
         for name in _FILES:
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / JOBS, ignore_errors=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.checks import check_names, check_rate
-from experiments.density.config import TUNE_SEED, Config
-from experiments.density.models import MODELS
+from experiments.command import Overrides, configured
+from experiments.density.config import TUNE_SEED, Config, Kind
+from experiments.density.models import MODELS, TITLES, build
 from experiments.density.rates import one_rate, tuned_rates
 from experiments.targets import TARGETS
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.runs import folder
+from p4torch.training.measures import parameter_count
 
 #: The full run.
 FULL: dict[str, Any] = {
@@ -29,45 +29,47 @@ DEMO: dict[str, Any] = {"targets": ("eight-gaussians", "two-moons"), "seeds": (0
 SHORT: dict[str, Any] = {**DEMO, "steps": 300, "every": 50}
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The options of the command line; None for what was not given."""
-
-    targets: tuple[str, ...] | None = None
-    models: tuple[str, ...] | None = None
-    seeds: tuple[int, ...] | None = None
-    steps: int | None = None
-    batch: int | None = None
-    every: int | None = None
-    lr: float | None = None
-    rates: Path | None = None
+def run_kind(tune: bool, demo: bool, short: bool) -> Kind:
+    """Raises ArgumentError for flags that do not go together."""
+    if short and not demo:
+        raise ArgumentError.of("short", "used with --demo", "--short alone")
+    if tune and demo:
+        raise ArgumentError.of("tune", "used without --demo", "both")
+    return "tune" if tune else "demo" if demo else "density"
 
 
-def resolve(asked: Asked, preset: dict[str, Any], stored: Path | None = None, *, tuning: bool = False) -> Config:
-    """The configuration of a run: `FULL`, changed by the preset, by the `config.json` of a run that is resumed, and by
-    what was asked for. Tuning has a seed and learning rates of its own."""
-    values = {**FULL, **preset}
-    rates = None
-    if stored is not None and stored.exists():
-        values = folder.stored(stored, (*FULL, "learning_rates"), "density")
-        rates = values.pop("learning_rates")
-        if not isinstance(rates, dict):
-            raise CheckpointError(f"`{stored}` must hold learning rates by target and model, got {rates!r}")
-    values.update({name: value for name in FULL if (value := getattr(asked, name)) is not None})
+def resolve(overrides: Overrides, stored: Path | None = None, *, kind: Kind = "density", short: bool = False) -> Config:
+    """The configuration of a run: `FULL`, changed by the preset of its kind, or the `config.json` of a run that is
+    resumed; then what was asked for. Learning rates are all `lr`, or those of the file `rates`, or the tuned ones;
+    tuning has a seed and learning rates of its own."""
+    preset = {"tune": TUNE, "demo": SHORT if short else DEMO, "density": {}}[kind]
+    options = {name: overrides.get(name) for name in FULL}
+    values = configured("density", (*FULL, "learning_rates"), {**FULL, **preset}, options, stored)
+    resumed, rates = "learning_rates" in values, values.pop("learning_rates", None)
+    if resumed and not isinstance(rates, dict):
+        raise CheckpointError(f"`{stored}` must hold learning rates by target and model, got {rates!r}")
     check_names("targets", values["targets"], TARGETS)
     check_names("models", values["models"], MODELS)
-    if tuning:
+    lr, file = overrides.get("lr"), overrides.get("rates")
+    if kind == "tune":
         for name in ("seeds", "lr", "rates"):
-            if getattr(asked, name) is not None:
-                raise ArgumentError.of(name, "left out with --tune", getattr(asked, name))
-        return Config(**values, learning_rates={})
-    if asked.lr is not None:
-        check_rate(asked.lr)
-        rates = one_rate(asked.lr, values["targets"], values["models"])
-    elif rates is None or asked.rates is not None:
-        tuned = tuned_rates(asked.rates)
+            if overrides.get(name) is not None:
+                raise ArgumentError.of(name, "left out with --tune", overrides[name])
+        rates = {}
+    elif lr is not None:
+        check_rate(lr)
+        rates = one_rate(lr, values["targets"], values["models"])
+    elif rates is None or file is not None:
+        tuned = tuned_rates(file)
         rates = {
             target: {model: tuned.get(target, {}).get(model) for model in values["models"]}
             for target in values["targets"]
         }
-    return Config(**values, learning_rates=rates)
+    return Config(**values, learning_rates=rates, kind=kind)
+
+
+def listing() -> str:
+    """Targets and models, for people."""
+    models = (f"  {name}: {TITLES[name]}, {parameter_count(build(name))} parameters" for name in MODELS)
+    targets = (f"  {name}: entropy {target.entropy:.4f} nats" for name, target in TARGETS.items())
+    return "\n".join(["targets", *targets, "models", *models])

@@ -10,12 +10,11 @@ from experiments import figures
 from experiments.linear.config import TOLERANCE, Job
 from experiments.linear.problems import PROBLEMS
 from experiments.linear.suites import PLAIN, Config, Line, way_title
+from experiments.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Row = dict[str, Any]
 
 #: Losses that are drawn, with their style.
 _LOSSES = {
@@ -40,10 +39,10 @@ def draw_companion(config: Config, rows: list[Row]) -> Figure | None:
         return None
     figure, axes = figures.panels(len(problems), 4, width=3.0, height=2.7)
     for panels, problem in zip(axes, problems, strict=True):
-        found = {line.title: line for line in lines if line.group == problem}
-        _losses(panels[0], {title: by_job[line.jobs[0]] for title, line in found.items() if title in _LOSSES})
+        by_title = {line.title: line for line in lines if line.group == problem}
+        _losses(panels[0], {title: by_job[line.jobs[0]] for title, line in by_title.items() if title in _LOSSES})
         panels[0].set_ylabel(f"{PROBLEMS[problem].title}\nloss", fontsize=8)
-        shown = [line for line in found.values() if line.jobs[0].paths]
+        shown = [line for line in by_title.values() if line.jobs[0].paths]
         for panel, line in zip(panels[1:], shown, strict=True):
             _paths(panel, line, by_job[line.jobs[0]])
     axes[-1][0].set_xlabel("steps", fontsize=8)

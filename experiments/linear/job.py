@@ -124,12 +124,12 @@ class TrainingRun:
 
     def measure(self, paths: bool) -> dict[str, Any]:
         """For the trace."""
-        found: dict[str, Any] = {"loss": self.exact_loss(), "residual": self.residual()}
+        values: dict[str, Any] = {"loss": self.exact_loss(), "residual": self.residual()}
         if paths:
             matrix = self.matrix()
             finite = bool(matrix.isfinite().all())
-            found["eigenvalues"] = torch.linalg.eigvals(matrix) if finite else None
-        return found
+            values["eigenvalues"] = torch.linalg.eigvals(matrix) if finite else None
+        return values
 
     @torch.no_grad()
     def accuracy(self) -> dict[str, Any]:
@@ -198,6 +198,6 @@ def optimizer(job: Job, parameters: list[nn.Parameter]) -> torch.optim.Optimizer
     return kind(parameters, lr=job.learning_rate)
 
 
-def scheduler(job: Job, made: nn.Linear, found: torch.optim.Optimizer) -> p4.MergeScheduler:
+def scheduler(job: Job, made: nn.Linear, optimizer: torch.optim.Optimizer) -> p4.MergeScheduler:
     """The merges."""
-    return p4.MergeScheduler(made, found, job.every, optimizer_state=job.optimizer_state, seed=job.seed)
+    return p4.MergeScheduler(made, optimizer, job.every, optimizer_state=job.optimizer_state, seed=job.seed)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from experiments.linear.config import Job
 from experiments.linear.cost import BLOCKS, CAPPED_BLOCKS, measure
 from experiments.linear.figure import draw_companion, draw_gap
 from experiments.linear.job import run_job
 from experiments.linear.suites import Config
 from experiments.linear.table import claims, markdown, summarise
+from experiments.tables import Row
 from p4torch.runs.folder import read_json, write_compact, write_json
 from p4torch.runs.runner import JOBS, Results, Run
-
-Row = dict[str, Any]
 
 #: Suites whose loss curves are kept beside the rows.
 _CURVES = ("companion", "inverse")
 
 
-def results(config: Config, run: Run) -> Results:
-    """Every job's numbers and those of the tables; the curves go to `curves.json`."""
+def work(config: Config, run: Run) -> None:
+    """All jobs, and what they leave: every job's numbers and those of the tables; the curves go to `curves.json`."""
     cost, jobs = measure_cost(config, run), config.jobs()
     longest_first = sorted(jobs, key=lambda job: -job.steps)
     by_job = run.rows(longest_first, run_job, _said, write=write_compact)
@@ -32,7 +29,7 @@ def results(config: Config, run: Run) -> Results:
     said = [f"* {sentence}" for sentence in claims(summary, cost)]
     text = "\n".join([*said, "", markdown(summary, cost)] if said else [markdown(summary, cost)])
     figures = {"linear": draw_companion(config, rows), "gap": draw_gap(summary)}
-    return Results({"lines": summary, "jobs": plain, "cost": cost}, text, figures)
+    run.leave(Results({"lines": summary, "jobs": plain, "cost": cost}, text, figures))
 
 
 def measure_cost(config: Config, run: Run) -> list[Row]:

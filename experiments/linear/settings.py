@@ -10,6 +10,9 @@ SEEDS = (0, 1, 2)
 #: Sizes at which the cost of a step is measured, beside the loss they have nothing to do with.
 SIZES = (64, 256, 512, 1024)
 
+#: What differs in a short run: every table and figure, from jobs far too short to mean anything.
+SHORT: dict[str, Any] = {"seeds": (0,), "rates": (3e-2,), "sizes": (64,), "cap": 4}
+
 # --- companion --------------------------------------------------------------------------------------------------------
 
 #: The companion names neither optimizer nor learning rate. With SGD its observations come out: one rank-one step along

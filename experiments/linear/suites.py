@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from experiments.checks import check_counts, check_integers, check_names, check_rate
+from experiments.command import Overrides, configured
 from experiments.linear import settings
 from experiments.linear.config import Job
+from experiments.linear.problems import PROBLEMS
 
 #: Of the line that others are compared with.
 PLAIN = "plain matrix"
@@ -20,14 +23,17 @@ class Line:
 
     Attributes:
         suite, group: which table, and which part of it.
-        reference: title of the line of the same suite and problem that steps are divided by, or none.
     """
 
     suite: str
     group: str
     title: str
     jobs: tuple[Job, ...]
-    reference: str | None = None
+
+    @property
+    def reference(self) -> str | None:
+        """Title of the line of the same suite and problem that steps are divided by."""
+        return PLAIN if self.title != PLAIN else None
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,6 @@ class Config:
         *,
         rates: tuple[float, ...] | None = None,
         seeds: tuple[int, ...] | None = None,
-        reference: str | None = None,
     ) -> Line:
         """A setting at all `rates` (or at its own one) with all seeds."""
         rates = rates or (options["learning_rate"],)
@@ -91,68 +96,55 @@ class Config:
             for rate in rates
             for seed in (self.seeds if seeds is None else seeds)
         )
-        return Line(suite, group, title, jobs, reference)
+        return Line(suite, group, title, jobs)
 
 
 def companion(config: Config) -> list[Line]:
     """Three targets, three ways; N at rank 1, then ranks."""
+    schedules = [(1, every) for every in settings.INTERVALS]
+    schedules += [(rank, settings.RANK_INTERVAL) for rank in settings.RANKS[1:]]
     lines = []
     for problem, common in settings.COMPANION.items():
-        base = {**common, "problem": problem}
-
-        def add(title: str, base: dict[str, Any] = base, problem: str = problem, **options: Any) -> None:
-            reference = PLAIN if title != PLAIN else None
-            combined = {**base, **options}
-            lines.append(
-                config.line("companion", problem, title, combined, seeds=config.seeds[:1], reference=reference)
-            )
-
-        add(PLAIN, way="plain", paths=True)
+        by_title: dict[str, dict[str, Any]] = {PLAIN: {"way": "plain", "paths": True}}
         limits = {"p4inv": common["steps"], "inverse": settings.COMPANION_INVERSE_STEPS[problem]}
         for way, limit in limits.items():
-            for rank, every in [
-                *((1, every) for every in settings.INTERVALS),
-                *((rank, settings.RANK_INTERVAL) for rank in settings.RANKS[1:]),
-            ]:
+            for rank, every in schedules:
                 shown = (rank, every) == (1, settings.RANK_INTERVAL)
                 options = {"rank": rank, "every": every, "scaled": rank > 1, "paths": shown, "steps": limit}
-                add(way_title(way, rank, every), way=way, **options)
+                by_title[way_title(way, rank, every)] = {"way": way, **options}
         if problem == settings.PENALTY_PROBLEM:
-            title = f"{way_title('p4inv', 1, 1)}, penalty"
-            add(title, way="p4inv", every=1, **settings.PENALTY)
+            by_title[f"{way_title('p4inv', 1, 1)}, penalty"] = {"way": "p4inv", "every": 1, **settings.PENALTY}
+        lines += [
+            config.line("companion", problem, title, {**common, "problem": problem, **options}, seeds=config.seeds[:1])
+            for title, options in by_title.items()
+        ]
     return lines
 
 
 def equal_rate(config: Config) -> list[Line]:
     """Rank 8 against the matrix, at one learning rate."""
-    common, suite = settings.EQUAL_RATE, "equal-rate"
-    lines = [config.line(suite, "", PLAIN, {**common, "way": "plain"})]
-    for title, options in settings.EQUAL_RATE_LINES.items():
-        combined = {**common, **settings.EQUAL_RATE_P4INV, **options}
-        lines.append(config.line(suite, "", title, combined, reference=PLAIN))
-    return lines
+    lines = {PLAIN: {"way": "plain"}}
+    lines |= {title: settings.EQUAL_RATE_P4INV | options for title, options in settings.EQUAL_RATE_LINES.items()}
+    return [config.line("equal-rate", "", title, settings.EQUAL_RATE | options) for title, options in lines.items()]
 
 
 def gap(config: Config) -> list[Line]:
     """Ranks and intervals of the proposed scheme; what each of its parts does for it, and for the naive scheme."""
-
-    def at_best(group: str, title: str, options: dict[str, Any]) -> Line:
-        combined = {**settings.GAP, **options}
-        reference = PLAIN if title != PLAIN else None
-        return config.line("gap", group, title, combined, rates=config.rates, reference=reference)
-
-    lines = [at_best("grid", PLAIN, {"way": "plain"})]
-    for rank in settings.GAP_RANKS:
-        for every in settings.GAP_INTERVALS:
-            options = {**settings.PROPOSED, "rank": rank, "every": every}
-            lines.append(at_best("grid", f"rank {rank}, N = {every}", options))
-    for group, start, changes in (
-        ("proposed", settings.PROPOSED, settings.WITHOUT),
-        ("naive", settings.NAIVE, settings.WITH),
-    ):
-        lines.append(at_best(group, f"{group} scheme", start))
-        lines += [at_best(group, title, {**start, **change}) for title, change in changes.items()]
-    return lines
+    grid = {
+        f"rank {rank}, N = {every}": {**settings.PROPOSED, "rank": rank, "every": every}
+        for rank in settings.GAP_RANKS
+        for every in settings.GAP_INTERVALS
+    }
+    groups = {
+        "grid": {PLAIN: {"way": "plain"}, **grid},
+        "proposed": _changes("proposed scheme", settings.PROPOSED, settings.WITHOUT),
+        "naive": _changes("naive scheme", settings.NAIVE, settings.WITH),
+    }
+    return [
+        config.line("gap", group, title, settings.GAP | options, rates=config.rates)
+        for group, lines in groups.items()
+        for title, options in lines.items()
+    ]
 
 
 def inverse(config: Config) -> list[Line]:
@@ -160,22 +152,18 @@ def inverse(config: Config) -> list[Line]:
     companion's way."""
     lines = {
         PLAIN: {"way": "plain"},
-        "proposed scheme": settings.INVERSE_PROPOSED,
-        **{title: {**settings.INVERSE_PROPOSED, **change} for title, change in settings.INVERSE_WITHOUT.items()},
+        **_changes("proposed scheme", settings.INVERSE_PROPOSED, settings.INVERSE_WITHOUT),
         "the companion's": settings.INVERSE_NAIVE,
     }
     rates = settings.INVERSE_RATES if config.cap is None else settings.INVERSE_RATES[:1]
     return [
-        config.line(
-            "inverse",
-            "",
-            title,
-            {**settings.INVERSE, **options},
-            rates=rates,
-            reference=PLAIN if title != PLAIN else None,
-        )
-        for title, options in lines.items()
+        config.line("inverse", "", title, settings.INVERSE | options, rates=rates) for title, options in lines.items()
     ]
+
+
+def _changes(title: str, start: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The options of a line, and of those with one change each."""
+    return {title: start, **{name: {**start, **change} for name, change in changes.items()}}
 
 
 def way_title(way: str, rank: int, every: int) -> str:
@@ -191,3 +179,18 @@ SUITES: dict[str, Callable[[Config], list[Line]]] = {
     "inverse": inverse,
     "cost": lambda config: [],
 }
+
+
+def resolve(overrides: Overrides, stored: Path | None = None, *, short: bool = False) -> Config:
+    """The configuration: all suites, or the short ones, or those of a run that is resumed; then what was asked for."""
+    preset = {"suites": tuple(SUITES), **(settings.SHORT if short else {})}
+    return Config(**configured("linear", [field.name for field in fields(Config)], preset, overrides, stored))
+
+
+def listing() -> str:
+    """Suites and targets, for people."""
+    config = Config(tuple(SUITES))
+    counts = {name: len({job for line in make(config) for job in line.jobs}) for name, make in SUITES.items()}
+    suites = (f"  {name}: {count} trainings" if count else f"  {name}" for name, count in counts.items())
+    targets = (f"  {name}: {problem.title}" for name, problem in PROBLEMS.items())
+    return "\n".join(["suites", *suites, "targets", *targets])

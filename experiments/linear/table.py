@@ -15,13 +15,13 @@ from experiments.tables import Columns, Row, aligned, best_rate, by_rate, number
 def summarise(config: Config, rows: list[Row]) -> list[Row]:
     """One row for each line, at its best learning rate, compared with the line that it refers to."""
     by_job = {Job.of(row): row for row in rows}
-    found = [(line, _summary(line, by_job)) for line in config.lines()]
-    steps = {(line.suite, line.jobs[0].problem, line.title): row["steps_mean"] for line, row in found}
-    for line, row in found:
+    summary = [(line, _summary(line, by_job)) for line in config.lines()]
+    steps = {(line.suite, line.jobs[0].problem, line.title): row["steps_mean"] for line, row in summary}
+    for line, row in summary:
         reference = steps.get((line.suite, line.jobs[0].problem, line.reference or ""))
         known = reference is not None and row["steps_mean"] is not None
         row["ratio"] = row["steps_mean"] / reference if known else None
-    return [row for _, row in found]
+    return [row for _, row in summary]
 
 
 def _summary(line: Line, by_job: dict[Job, Row]) -> Row:
@@ -142,14 +142,14 @@ def markdown(rows: list[Row], cost: list[Row]) -> str:
 
 def claims(rows: list[Row], cost: list[Row]) -> list[str]:
     """The three sentences that the tables are there for."""
-    found = {(row["suite"], row["group"], row["title"]): row for row in rows}
+    by_line = {(row["suite"], row["group"], row["title"]): row for row in rows}
     said = []
-    equal = found.get(("equal-rate", "", settings.CLAIM_LINE))
+    equal = by_line.get(("equal-rate", "", settings.CLAIM_LINE))
     if equal and equal["ratio"] is not None:
         said.append(
             f"Equal rate, SO(128), rank 8, gradient directions: {equal['ratio']:.2f} of the plain matrix's steps."
         )
-    best, plain = found.get(("gap", "proposed", "proposed scheme")), found.get(("gap", "grid", PLAIN))
+    best, plain = by_line.get(("gap", "proposed", "proposed scheme")), by_line.get(("gap", "grid", PLAIN))
     if best and plain and best["ratio"] is not None:
         said.append(
             f"Own best rate, SO(64), rank n/4: {best['steps_mean']:.0f} steps against {plain['steps_mean']:.0f} of the "

@@ -40,13 +40,13 @@ class Trace:
         self._record(step, self._paths)
 
     def _record(self, step: int, path: bool) -> None:
-        found = self._measure(path)
+        values = self._measure(path)
         self.steps.append(step)
-        self.losses.append(found["loss"])
-        if found["residual"] is not None:
-            self.worst = found["residual"] if self.worst is None else max(self.worst, found["residual"])
-        if path and found["eigenvalues"] is not None:
-            self.path.append((step, found["eigenvalues"]))
+        self.losses.append(values["loss"])
+        if values["residual"] is not None:
+            self.worst = values["residual"] if self.worst is None else max(self.worst, values["residual"])
+        if path and values["eigenvalues"] is not None:
+            self.path.append((step, values["eigenvalues"]))
         if len(self.steps) > POINTS:
             self._stride *= 2
             kept = [index for index, at in enumerate(self.steps) if at % self._stride == 0]

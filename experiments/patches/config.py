@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, get_args
 
 from experiments.checks import check_counts, check_integers, check_names, check_rate
+from experiments.command import Overrides, configured
 from experiments.patches.data import FEATURES
 from experiments.patches.models import DIRECTIONS, MODELS, Variant
 from p4torch.errors import ArgumentError
@@ -13,6 +15,19 @@ from p4torch.merging.optimizer_state import OptimizerState
 
 #: The seed of tuning jobs; full ones use others.
 TUNE_SEED = 1000
+
+#: What differs from the full run in a short one, which shows that everything works.
+SHORT: dict[str, Any] = {
+    "ranks": (2,),
+    "every": (10,),
+    "blocks": (21,),
+    "seeds": (0,),
+    "learning_rates": (1e-2,),
+    "steps": 40,
+    "interval": 20,
+    "layers": 2,
+    "clock_steps": 10,
+}
 
 
 @dataclass(frozen=True)
@@ -111,24 +126,17 @@ class Config:
 
     def variants(self) -> list[Variant]:
         """All that is trained."""
-        found = []
-        for model in self.models:
-            if model == "blocks":
-                found += [Variant(model, 0, every, "", block) for every in self.every for block in self.blocks]
-                continue
-            if model == "triangular":
-                found += [Variant(model, every=every) for every in self.every]
-                continue
-            if model != "p4inv":
-                found.append(Variant(model))
-                continue
-            found += [
-                Variant(model, rank, every, directions)
+        perturbed = {
+            "p4inv": [
+                Variant("p4inv", rank, every, directions)
                 for directions in self.directions
                 for every in self.every
                 for rank in self.ranks
-            ]
-        return found
+            ],
+            "blocks": [Variant("blocks", every=every, block=block) for every in self.every for block in self.blocks],
+            "triangular": [Variant("triangular", every=every) for every in self.every],
+        }
+        return [variant for model in self.models for variant in perturbed.get(model, [Variant(model)])]
 
     def tuning(self) -> list[Job]:
         """Short trainings of each variant with each learning rate; none if there is one rate alone."""
@@ -145,21 +153,15 @@ class Config:
         ]
 
     def _job(self, variant: Variant, seed: int, rate: float, steps: int) -> Job:
-        return Job(
-            variant.model,
-            variant.rank,
-            variant.every,
-            variant.directions,
-            seed,
-            rate,
-            steps,
-            self.batch,
-            self.layers,
-            self.interval,
-            self.optimizer_state,
-            variant.block,
-        )
+        shared = {name: getattr(self, name) for name in ("batch", "layers", "interval", "optimizer_state")}
+        return Job(**asdict(variant), seed=seed, learning_rate=rate, steps=steps, **shared)
 
     def fields(self) -> dict[str, Any]:
         """For JSON."""
         return {"experiment": "patches", **asdict(self)}
+
+
+def resolve(overrides: Overrides, stored: Path | None = None, *, short: bool = False) -> Config:
+    """The defaults, changed by a stored configuration that is resumed (or by a short run), and by what was asked."""
+    names = [field.name for field in fields(Config)]
+    return Config(**configured("patches", names, SHORT if short else {}, overrides, stored))

@@ -19,8 +19,8 @@ _FIELDS = ("model", "rank", "block", "every", "directions", "learning_rate")
 _TUNED = ("validation", "diverged", "skipped", "merged")
 
 
-def results(config: Config, run: Run) -> Results:
-    """All that is not done yet, and what comes of it."""
+def work(config: Config, run: Run) -> None:
+    """All that is not done yet, and what it leaves."""
     clock = timed(config, run)
     tuned = rows_of(config.tuning(), run)
     rows = rows_of(config.jobs(best_rates(config, tuned)), run)
@@ -37,7 +37,7 @@ def results(config: Config, run: Run) -> Results:
         "runs": rows,
         "tuning": [{name: row[name] for name in (*_FIELDS, *_TUNED)} for row in tuned],
     }
-    return Results(metrics, markdown(summary, gaussian), {"patches": draw(summary, gaussian)})
+    run.leave(Results(metrics, markdown(summary, gaussian), {"patches": draw(summary, gaussian)}))
 
 
 def rows_of(jobs: list[Job], run: Run) -> list[Row]:

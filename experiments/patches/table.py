@@ -18,12 +18,12 @@ def summarise(config: Config, rows: list[Row], clock: dict[str, float]) -> list[
     models share: so "over_dense" is the mean difference to the dense layers tile by tile, with the error of that.
     """
     by_variant = {variant: [row for row in rows if variant_of(row) == variant] for variant in config.variants()}
-    tiles = {variant: _mean_tiles(found) for variant, found in by_variant.items()}
+    tiles = {variant: _mean_tiles(group) for variant, group in by_variant.items()}
     reference = tiles.get(Variant("dense"), [])
     return [
-        {**_summary(found, clock[variant.name]), "tile_error": _error(tiles[variant])}
+        {**_summary(group, clock[variant.name]), "tile_error": _error(tiles[variant])}
         | _difference(tiles[variant], reference)
-        for variant, found in by_variant.items()
+        for variant, group in by_variant.items()
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from examples.hamiltonian import Setting, energy, states, symplectic, true_map
+from tests.flows.bijections import randomized
 
 from examples import hamiltonian
 from p4torch.runs.folder import read_json
@@ -32,11 +33,7 @@ def test_the_true_map_keeps_the_energy_and_can_be_run_back(some: torch.Tensor) -
 
 
 def test_the_network_is_symplectic_whatever_it_learns(some: torch.Tensor) -> None:
-    model = symplectic(Setting(blocks=2, width=4))
-    with torch.no_grad():
-        for value in model.parameters():
-            if value.requires_grad:
-                value.add_(0.1 * torch.randn_like(value))
+    model = randomized(symplectic(Setting(blocks=2, width=4)), 0.1)
     jacobian = torch.func.vmap(torch.func.jacrev(model))(some)
     form = torch.zeros(4, 4).double()
     form[:2, 2:], form[2:, :2] = torch.eye(2), -torch.eye(2)

@@ -37,15 +37,15 @@ def present() -> list[Method]:
     return [method for method in METHODS if method.peer is None or find_spec(method.peer)]
 
 
-def test_the_cell_is_its_twin() -> None:
+def test_the_cell_is_its_reference() -> None:
     weight = rotations(6).double().requires_grad_()
     x = torch.randn(5, 3, 6, dtype=torch.float64).requires_grad_()
     threshold = torch.empty(6, dtype=torch.float64).uniform_(-0.3, 0.3).requires_grad_()
-    found, expected = recurrence(weight, x, threshold), recurrence_reference(weight, x, threshold)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)  # float64 sums of six products
-    g = torch.randn_like(found)
+    got, expected = recurrence(weight, x, threshold), recurrence_reference(weight, x, threshold)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)  # float64 sums of six products
+    g = torch.randn_like(got)
     for one, other in zip(
-        torch.autograd.grad(found, (weight, x, threshold), g),
+        torch.autograd.grad(got, (weight, x, threshold), g),
         torch.autograd.grad(expected, (weight, x, threshold), g),
         strict=True,
     ):
@@ -180,8 +180,8 @@ def test_a_short_run_without_a_peer(
     out = tmp_path / "run"
     assert recurrent.main([task, "--short", "--seeds", "1", "--out", str(out)]) == 0
     assert "geotorch is missing" in capsys.readouterr().out
-    found = {row["method"] for row in read_json(out / "metrics.json")["jobs"]}
-    assert found == {method.name for method in METHODS} - {"geotorch", "p4-32"}
+    got = {row["method"] for row in read_json(out / "metrics.json")["jobs"]}
+    assert got == {method.name for method in METHODS} - {"geotorch", "p4-32"}
     assert (out / "recurrent.png").exists() and (out / "recurrent.pdf").exists()
 
 

@@ -7,6 +7,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from experiments.density.job import run_job
 from experiments.density.models import BUILDERS, MODELS, build
 from experiments.density.rates import best_rates, one_rate, tuned_rates
 from experiments.density.run import clear_demo
-from experiments.density.settings import FULL, SHORT, Asked, resolve
+from experiments.density.settings import FULL, SHORT, resolve
 from experiments.density.table import markdown, summarise
 from experiments.targets import TARGETS, get_target
 from safetensors.torch import load_file
+from tests.flows.bijections import randomized
 
 from experiments import figures, metrics
 from p4torch.errors import ArgumentError, CheckpointError
@@ -28,14 +30,6 @@ from p4torch.runs.folder import prepare, write_figure
 from p4torch.training import measures
 
 JOB = Job("eight-gaussians", "p4inv", seed=0, steps=150, batch=32, every=20, learning_rate=1e-2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- models and data ------------------------------------------------------------------------------------------------
@@ -51,10 +45,7 @@ def test_both_models_have_as_many_parameters() -> None:
 def test_models_are_normalised_densities(model: str) -> None:
     torch.manual_seed(0)
     flow = build(model)
-    with torch.no_grad():  # away from the identity
-        for value in flow.parameters():
-            if value.requires_grad:
-                value.add_(0.02 * torch.randn_like(value))
+    randomized(flow, 0.02)
     extent = (-12.0, 12.0, -12.0, 12.0)
     density = metrics.log_prob(flow, figures.grid(extent, 300)).exp()
     assert float(density.mean()) * 24**2 == pytest.approx(1.0, abs=1e-3)
@@ -180,37 +171,37 @@ def test_a_checkpoint_of_another_job_is_refused(whole, tmp_path: Path) -> None:
 
 
 def test_the_shipped_learning_rates_cover_everything() -> None:
-    config = resolve(Asked(), {})
+    config = resolve({})
     assert len(config.jobs()) == len(TARGETS) * len(MODELS) * 3
     assert {job.steps for job in config.jobs()} == {FULL["steps"]}
 
 
 def test_what_is_asked_for_comes_before_presets_and_stored_values(tmp_path: Path) -> None:
-    config = resolve(Asked(steps=77, lr=0.5), SHORT)
+    config = resolve({"steps": 77, "lr": 0.5}, kind="demo", short=True)
     assert config.steps == 77 and config.targets == SHORT["targets"] and config.batch == FULL["batch"]
     assert config.learning_rates["two-moons"] == dict.fromkeys(MODELS, 0.5)
     (tmp_path / "config.json").write_text(json.dumps(config.fields()))
-    again = resolve(Asked(batch=9), {}, tmp_path / "config.json")
+    again = resolve({"batch": 9}, tmp_path / "config.json", kind="demo")
     assert again == replace(config, batch=9)
 
 
 @pytest.mark.parametrize(
-    "asked, message",
+    "overrides, message",
     [
-        (Asked(targets=("nine-gaussians",)), "`targets` must be different names out of eight-gaussians, .*, got nine"),
-        (Asked(models=("glow",)), "`models` must be different names out of rnvp, p4inv, whole, got glow"),
-        (Asked(models=("rnvp", "rnvp")), "`models`"),
-        (Asked(targets=()), "`targets` .* got none"),
-        (Asked(steps=0), "`steps` must be an integer >= 1, got 0"),
-        (Asked(batch=-1), "`batch`"),
-        (Asked(every=0), "`every`"),
-        (Asked(seeds=(-1,)), "`seeds` must be different integers from 0 to 2³¹ - 1, got -1"),
-        (Asked(lr=math.nan), "`lr` must be a positive number, got nan"),
+        ({"targets": ("nine-gaussians",)}, "`targets` must be different names out of eight-gaussians, .*, got nine"),
+        ({"models": ("glow",)}, "`models` must be different names out of rnvp, p4inv, whole, got glow"),
+        ({"models": ("rnvp", "rnvp")}, "`models`"),
+        ({"targets": ()}, "`targets` .* got none"),
+        ({"steps": 0}, "`steps` must be an integer >= 1, got 0"),
+        ({"batch": -1}, "`batch`"),
+        ({"every": 0}, "`every`"),
+        ({"seeds": (-1,)}, "`seeds` must be different integers from 0 to 2³¹ - 1, got -1"),
+        ({"lr": math.nan}, "`lr` must be a positive number, got nan"),
     ],
 )
-def test_bad_settings_name_the_argument(asked: Asked, message: str) -> None:
+def test_bad_settings_name_the_argument(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        resolve(asked, {})
+        resolve(overrides)
 
 
 def test_learning_rate_files(tmp_path: Path) -> None:
@@ -218,7 +209,7 @@ def test_learning_rate_files(tmp_path: Path) -> None:
     path.write_text('{"best": {"rings": {"rnvp": 0.25}}}')
     assert tuned_rates(path) == {"rings": {"rnvp": 0.25}}
     with pytest.raises(ArgumentError, match="`lr` must be a positive number of p4inv on rings, got None"):
-        resolve(Asked(targets=("rings",), rates=path), {})
+        resolve({"targets": ("rings",), "rates": path})
     path.write_text("[]")
     with pytest.raises(CheckpointError, match="as --tune writes it"):
         tuned_rates(path)

@@ -14,34 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from experiments.cli import app
 from experiments.density.settings import FULL
 from experiments.targets import TARGETS
 from safetensors.torch import load_file
-from typer.testing import CliRunner
+from tests.experiments.commands import ENVIRONMENT, call, start
 
 TINY = ["--targets", "eight-gaussians", "--models", "p4inv", "--seeds", "0", "--batch", "16", "--lr", "0.01"]
-#: The repository's root and `src` are importable.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 WEIGHTS = "jobs/eight-gaussians-p4inv-seed0/weights.safetensors"
-
-
-def call(*arguments: str):
-    """The command in this process."""
-    return CliRunner(env={"TERMINAL_WIDTH": "200", "NO_COLOR": "1"}).invoke(app, list(arguments))
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments", *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def test_help_and_list() -> None:
@@ -143,8 +122,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_exactly(whole: Path, tmp_
     resumed = start(tmp_path, "density", "--out", "run", "--resume")
     output, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, output
-    expected, came = load_file(whole / WEIGHTS), load_file(tmp_path / "run" / WEIGHTS)
-    assert all(torch.equal(expected[name], came[name]) for name in expected)
+    expected, got = load_file(whole / WEIGHTS), load_file(tmp_path / "run" / WEIGHTS)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert "--resume" in record["command"] and "--resume" not in record["earlier"][0]["command"]
 

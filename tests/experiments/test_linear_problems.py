@@ -7,22 +7,23 @@ import json
 import math
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from experiments.cli import app
+from experiments.command import execute
 from experiments.linear import settings
-from experiments.linear.command import SHORT, Request, execute
 from experiments.linear.config import TOLERANCE, Job
 from experiments.linear.job import TrainingRun, run_job
 from experiments.linear.problems import PROBLEMS, SPECTRUM
-from experiments.linear.suites import PLAIN, SUITES, Config
+from experiments.linear.run import work
+from experiments.linear.suites import PLAIN, SUITES, Config, resolve
 from experiments.linear.table import summarise
 from experiments.linear.trace import PATH_POINTS, POINTS, Trace
 from rich.console import Console
-from typer.testing import CliRunner
+from tests.experiments.commands import call
 
 from p4torch.errors import ArgumentError, CheckpointError
 
@@ -33,19 +34,6 @@ FIVE_DECIMALS = 1e-5
 
 JOB = Job("positive-32", "p4inv", seed=0, steps=40, learning_rate=0.03, rank=4, every=5, scaled=True, paths=True)
 TIMES = ("step_seconds", "mean_step_seconds")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def call(*arguments: str):
-    """The command in this process."""
-    return CliRunner(env={"TERMINAL_WIDTH": "200", "NO_COLOR": "1"}).invoke(app, ["linear", *arguments])
 
 
 # --- targets --------------------------------------------------------------------------------------------------------
@@ -164,8 +152,8 @@ def test_suites_cover_what_they_promise() -> None:
         for way in ("plain", "p4inv", "inverse")
     }
     for kind in {(job.problem, job.way) for job in companion if job.way != "plain"}:
-        found = {(job.rank, job.every) for job in companion if (job.problem, job.way) == kind}
-        assert found == {(1, 1), (1, 10), (1, 50), (2, 10), (4, 10), (8, 10), (16, 10)}
+        got = {(job.rank, job.every) for job in companion if (job.problem, job.way) == kind}
+        assert got == {(1, 1), (1, 10), (1, 50), (2, 10), (4, 10), (8, 10), (16, 10)}
     rates = {tuple(dict.fromkeys(job.learning_rate for job in line.jobs)) for line in lines["gap"]}
     assert rates == {settings.RATES}  # the same short list for all
     assert all({job.seed for job in line.jobs} == set(settings.SEEDS) for line in lines["gap"])
@@ -207,9 +195,9 @@ def test_a_line_counts_at_its_best_rate_only_if_all_seeds_arrive() -> None:
         fast = job.learning_rate == 0.2
         late = fast and job.way != "plain" and job.seed == 1
         rows.append(row_of(job, (50 if fast else 100) + job.seed, "limit" if late else "reached"))
-    found = {(row["group"], row["title"]): row for row in summarise(config, rows)}
-    assert (found["grid", PLAIN]["learning_rate"], found["grid", PLAIN]["steps_mean"]) == (0.2, 50.5)
-    best = found["proposed", "proposed scheme"]
+    by_line = {(row["group"], row["title"]): row for row in summarise(config, rows)}
+    assert (by_line["grid", PLAIN]["learning_rate"], by_line["grid", PLAIN]["steps_mean"]) == (0.2, 50.5)
+    best = by_line["proposed", "proposed scheme"]
     assert (best["learning_rate"], best["steps_mean"], best["ratio"]) == (0.1, 100.5, 100.5 / 50.5)
     none = [{**row, "status": "diverged", "loss": None} for row in rows]
     assert all(row["steps_mean"] is None and row["diverged"] == 2 for row in summarise(config, none))
@@ -222,7 +210,7 @@ def test_a_line_counts_at_its_best_rate_only_if_all_seeds_arrive() -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of everything."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    execute(Request(short=True, out=folder, workers=2), quiet())
+    execute(partial(resolve, short=True), work, {}, folder, 2, quiet())
     return folder
 
 
@@ -241,7 +229,7 @@ def test_a_run_leaves_tables_and_figures(whole: Path) -> None:
     text = (whole / "table.md").read_text(encoding="utf-8")
     assert text.count("## ") == len(SUITES) and "inverse, rank 1, N = 50" in text
     metrics = json.loads((whole / "metrics.json").read_text())
-    config = Config(tuple(SUITES), **SHORT)
+    config = Config(tuple(SUITES), **settings.SHORT)
     assert len(metrics["lines"]) == len(config.lines()) and len(metrics["jobs"]) == len(config.jobs())
     (cost,) = metrics["cost"]
     assert (cost["size"], cost["rank"], cost["threads"]) == (64, 16, 1)
@@ -253,15 +241,15 @@ def test_a_run_leaves_tables_and_figures(whole: Path) -> None:
 @pytest.mark.slow
 def test_a_run_that_lost_jobs_goes_on_to_the_same_rows(whole: Path) -> None:
     def rows() -> list[dict[str, Any]]:
-        found = json.loads((whole / "metrics.json").read_text())["jobs"]
-        return [{**row, **dict.fromkeys(TIMES)} for row in found]
+        jobs = json.loads((whole / "metrics.json").read_text())["jobs"]
+        return [{**row, **dict.fromkeys(TIMES)} for row in jobs]
 
     before = rows()
     files = sorted((whole / "jobs").glob("positive-32-*.json"))
     kept = {path: path.stat().st_mtime_ns for path in (whole / "jobs").iterdir() if path not in files[:3]}
     for path in files[:3]:
         path.unlink()
-    result = call("--resume", "--out", str(whole), "--workers", "1")
+    result = call("linear", "--resume", "--out", str(whole), "--workers", "1")
     assert result.exit_code == 0, result.output
     assert "(3/3 jobs" in result.output and "jobs are done already" in result.output
     assert rows() == before
@@ -275,7 +263,7 @@ def test_a_row_of_another_job_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.fields()))
     (tmp_path / "jobs" / f"{first.name}.json").write_text(json.dumps(second.fields()))
     with pytest.raises(CheckpointError, match="way: expected 'plain', got 'p4inv'"):
-        execute(Request(out=tmp_path, workers=1, resume=True), quiet())
+        execute(resolve, work, {}, tmp_path, 1, quiet(), resume=True)
 
 
 @pytest.mark.parametrize(
@@ -287,14 +275,14 @@ def test_a_row_of_another_job_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_before_any_training(options: list[str], message: str, tmp_path: Path) -> None:
-    result = call(*options, "--out", str(tmp_path / "new"))
+    result = call("linear", *options, "--out", str(tmp_path / "new"))
     assert result.exit_code == 2 and result.output.startswith(f"Error: {message}") and result.output.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 
 def test_help_and_list() -> None:
     assert "python -m experiments linear --suites gap,cost --seeds 0 --out runs/gap" in " ".join(
-        call("--help").output.split()
+        call("linear", "--help").output.split()
     )
-    listed = call("--list").output
+    listed = call("linear", "--list").output
     assert all(name in listed for name in (*SUITES, *PROBLEMS))

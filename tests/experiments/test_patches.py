@@ -5,25 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from tests.flows.bijections import randomized
 
 pytest.importorskip("sklearn")
 
-from experiments.cli import app
 from experiments.patches.clock import step_milliseconds
-from experiments.patches.command import SHORT, Request, resolve
-from experiments.patches.config import TUNE_SEED, Config, Job
+from experiments.patches.config import SHORT, TUNE_SEED, Config, Job, resolve
 from experiments.patches.data import (
     FEATURES,
     SIDE,
@@ -81,12 +74,12 @@ def test_the_basis_is_orthonormal_and_orthogonal_to_the_mean() -> None:
 
 def test_patches_of_a_tile_are_its_windows() -> None:
     image = torch.arange(427 * 640, dtype=torch.float64).view(427, 640)
-    found = tile_patches(image)
+    got = tile_patches(image)
     height, width = 427 // TILES[0], 640 // TILES[1]
-    assert found.shape == (TILES[0] * TILES[1], (height - SIDE + 1) * (width - SIDE + 1), SIDE**2)
+    assert got.shape == (TILES[0] * TILES[1], (height - SIDE + 1) * (width - SIDE + 1), SIDE**2)
     tile, top, left = 17, 3, 5  # row 1, column 5 of the tiles
     corner = image[height + top, 5 * width + left]
-    patch = found[tile, top * (width - SIDE + 1) + left].view(SIDE, SIDE)
+    patch = got[tile, top * (width - SIDE + 1) + left].view(SIDE, SIDE)
     assert patch[0, 0] == corner and patch[2, 3] == corner + 2 * 640 + 3
 
 
@@ -148,10 +141,7 @@ def test_layers_start_at_the_same_matrix_and_are_bijections(layer: Any) -> None:
     z, logabsdet = module(x)
     assert (z - x @ start.mT).abs().max() < DOUBLE_ROUNDING
     assert logabsdet.item() == pytest.approx(float(torch.linalg.slogdet(start).logabsdet), abs=DOUBLE_ROUNDING)
-    with torch.no_grad():
-        for value in module.parameters():
-            if value.requires_grad:
-                value.add_(0.1 * torch.randn_like(value))
+    randomized(module, 0.1)
     z, logabsdet = module(x)
     back, negative = module.inverse(z)
     assert (back - x).abs().max() < DOUBLE_ROUNDING
@@ -187,18 +177,18 @@ def test_lu_trains_as_many_numbers_as_dense() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_all_models_start_as_the_same_flow(model: str) -> None:
-    own = {
+    options = {
         "p4inv": Variant("p4inv", 2, 10, "random"),
         "blocks": Variant("blocks", every=10, block=21),
         "triangular": Variant("triangular", every=1000),
     }
-    variant = own.get(model, Variant(model))
+    variant = options.get(model, Variant(model))
     x = patches().held_out("validation")[0]
-    found = []
+    outputs = []
     for each in (Variant("dense"), variant):
         torch.manual_seed(4)
-        found.append(build(each, 3).eval().log_prob(x))
-    assert (found[0] - found[1]).abs().max() < SINGLE_ROUNDING * found[0].abs().max()
+        outputs.append(build(each, 3).eval().log_prob(x))
+    assert (outputs[0] - outputs[1]).abs().max() < SINGLE_ROUNDING * outputs[0].abs().max()
     assert set(TITLES) == {*BASELINES, "p4inv", "blocks", "triangular"}
 
 
@@ -230,8 +220,8 @@ def test_a_job_with_blocks_learns(block: int, title: str) -> None:
 
 
 def test_a_job_stops_when_it_is_asked_to_and_when_it_diverges() -> None:
-    asked = itertools.count()
-    assert run_job(small_job(), lambda progress: next(asked) == 1) is None
+    reports = itertools.count()
+    assert run_job(small_job(), lambda progress: next(reports) == 1) is None
     row = run_job(small_job(model="dense", rank=0, every=0, directions="", learning_rate=1e30, steps=300))
     assert row is not None and row["diverged"] and row["curve"][-1][0] < 300
 
@@ -261,7 +251,7 @@ def test_the_grid() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked, message",
+    "overrides, message",
     [
         ({"models": ("glow",)}, "`models` must be different names out of p4inv, blocks, triangular, .*, got glow"),
         ({"ranks": (0,)}, "`ranks` must be different integers from 1 to 2³¹ - 1, got 0"),
@@ -274,20 +264,20 @@ def test_the_grid() -> None:
         ({"optimizer_state": "burn"}, "`optimizer_state` must be one of reset_directions, .*, got 'burn'"),
     ],
 )
-def test_bad_settings_name_the_argument(asked: dict[str, Any], message: str) -> None:
+def test_bad_settings_name_the_argument(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
-        resolve(Request(asked))
+        resolve(overrides)
 
 
 def test_a_stored_configuration_comes_back(tmp_path: Path) -> None:
-    request = Request({"steps": 7}, tmp_path, short=True)
-    config = resolve(request)
+    stored = tmp_path / "config.json"
+    config = resolve({"steps": 7}, stored, short=True)  # no such file yet
     assert config.steps == 7 and config.ranks == SHORT["ranks"]
-    (tmp_path / "config.json").write_text(json.dumps(config.fields()))
-    assert resolve(Request({}, tmp_path, resume=True)) == config
-    (tmp_path / "config.json").write_text("{}")
+    stored.write_text(json.dumps(config.fields()))
+    assert resolve({}, stored) == config
+    stored.write_text("{}")
     with pytest.raises(CheckpointError, match="must be the configuration of a patches run"):
-        resolve(Request({}, tmp_path, resume=True))
+        resolve({}, stored)
 
 
 def result(job: Job, held_out: float | None, tiles: list[float]) -> dict[str, Any]:
@@ -342,71 +332,3 @@ def test_a_diverged_training_is_told_and_drawn(tmp_path: Path) -> None:
     assert row["held_out_mean"] == -math.inf and row["over_dense"] is None
     assert "-inf" in markdown([row], 0.0)
     assert write_figure(tmp_path / "patches", draw([row], 0.0)).exists()
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
-
-TINY = ["--models", "dense,p4inv", "--ranks", "1", "--every", "5", "--directions", "random", "--seeds", "0"]
-TINY += ["--layers", "2", "--batch", "16", "--lr", "0.01"]
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments", "patches", *arguments, "--out", "run"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def test_help_has_an_example_and_the_true_defaults() -> None:
-    shown = CliRunner(env={"TERMINAL_WIDTH": "200", "NO_COLOR": "1"}).invoke(app, ["patches", "--help"]).output
-    config = Config()
-    assert "python -m experiments patches --ranks 2,8" in " ".join(shown.split())
-    for default in (config.steps, config.tune_steps, config.batch, config.layers, config.optimizer_state):
-        assert f"Default: {default}." in shown
-    for values in (config.ranks, config.every, config.blocks, config.seeds, config.learning_rates):
-        assert f"Default: {','.join(f'{value:g}' for value in values)}." in shown
-    assert ",".join(MODELS) in shown
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--ranks", "a"], "`ranks` must be integers with commas between them, got 'a'"),
-        (["--lr", "fast"], "`lr` must be numbers with commas between them, got 'fast'"),
-        (["--workers", "0"], "`workers` must be an integer >= 1, got 0"),
-        (["--models", "glow"], "`models` must be different names"),
-    ],
-)
-def test_bad_input_is_one_line_before_any_training(options: list[str], message: str, tmp_path: Path) -> None:
-    came = CliRunner().invoke(app, ["patches", *options, "--out", str(tmp_path / "run")])
-    assert came.exit_code == 2 and message in came.output and came.output.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_a_run_is_stopped_by_ctrl_c_resumed_and_leaves_its_results(tmp_path: Path) -> None:
-    process = start(tmp_path, *TINY, "--steps", "750", "--workers", "1")
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("run/jobs/*.json")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the parent and to all of its processes
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "1 of 2 jobs done; go on with --resume" in output, output
-    assert "Traceback" not in output
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/jobs/*.json")}
-
-    output, _ = start(tmp_path, "--resume").communicate(timeout=120)
-    assert "Figure: run/patches.png" in output, output
-    assert all(path.stat().st_mtime_ns == then for path, then in kept.items()) and len(kept) == 1
-    names = {"clock.json", "config.json", "jobs", "metrics.json", "patches.pdf", "patches.png", "provenance.json"}
-    assert set(os.listdir(tmp_path / "run")) == {*names, "table.md"}
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert [row["model"] for row in found["rows"]] == ["dense", "p4inv"] and found["gaussian"] > 0
-    record = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    assert "scikit-learn" in record["versions"] and len(record["earlier"]) == 1

@@ -1,6 +1,7 @@
 """The table of bijections that every check of flows runs on: name -> (factory, features)."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from p4torch.flows import (
     SplineCoupling,
     Swap,
 )
+
+M = TypeVar("M", bound=nn.Module)
 
 BIJECTIONS: dict[str, tuple[Callable[[], Bijection], int]] = {
     "bent-identity": (BentIdentity, 3),
@@ -59,3 +62,12 @@ BIJECTIONS: dict[str, tuple[Callable[[], Bijection], int]] = {
     "partial, all features": (lambda: Partial(4, range(4), AffineCoupling(4, hidden=(8,))), 4),
     "chain": (lambda: Chain([AffineCoupling(4, hidden=(8,)), Swap(4), InvertibleLinear(4)]), 4),
 }
+
+
+def randomized(module: M, size: float) -> M:
+    """The module, with all that trains away from where it starts."""
+    with torch.no_grad():
+        for value in module.parameters():
+            if value.requires_grad:
+                value.add_(size * torch.randn_like(value))
+    return module

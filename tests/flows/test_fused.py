@@ -1,4 +1,4 @@
-"""The fused chain against its reference implementation."""
+"""The fused chain against its reference."""
 
 from typing import Any
 
@@ -27,12 +27,12 @@ def _inputs(depth: int, n: int, points: int, seed: int) -> tuple[torch.Tensor, t
 @given(depth=st.integers(1, 20), n=st.integers(1, 4), points=st.integers(1, 6), seed=st.integers(0, 1000))
 def test_values_and_gradients(depth: int, n: int, points: int, seed: int) -> None:
     inputs = _inputs(depth, n, points, seed)
-    fused, readable = fused_chain(*inputs), chain_reference(*inputs)
-    directions = [torch.randn_like(value) for value in readable]
-    for left, right in zip(fused, readable, strict=True):
+    fused, reference = fused_chain(*inputs), chain_reference(*inputs)
+    directions = [torch.randn_like(value) for value in reference]
+    for left, right in zip(fused, reference, strict=True):
         torch.testing.assert_close(left, right, rtol=TOLERANCE, atol=TOLERANCE)
     for left, right in zip(
-        torch.autograd.grad(fused, inputs, directions), torch.autograd.grad(readable, inputs, directions), strict=True
+        torch.autograd.grad(fused, inputs, directions), torch.autograd.grad(reference, inputs, directions), strict=True
     ):
         torch.testing.assert_close(left, right, rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -67,8 +67,8 @@ def test_points_without_a_gradient(create_graph: bool) -> None:
     x, weight, bias = _inputs(5, 2, 3, seed=6)
     expected = torch.autograd.grad(sum(value.sum() for value in chain_reference(x, weight, bias)), (weight, bias))
     total = sum(value.sum() for value in fused_chain(x.detach(), weight, bias))
-    found = torch.autograd.grad(total, (weight, bias), create_graph=create_graph)
-    for left, right in zip(found, expected, strict=True):
+    got = torch.autograd.grad(total, (weight, bias), create_graph=create_graph)
+    for left, right in zip(got, expected, strict=True):
         torch.testing.assert_close(left, right, rtol=TOLERANCE, atol=TOLERANCE)
 
 

@@ -1,9 +1,10 @@
-"""A fused run of couplings, linear layers and swaps against its reference implementation, and in a chain."""
+"""A fused run of couplings, linear layers and swaps against its reference, and in a chain."""
 
 import copy
 
 import pytest
 import torch
+from tests.flows.bijections import randomized
 from torch import Tensor, nn
 
 import p4torch as p4
@@ -27,12 +28,7 @@ def _bijections(features: int, hidden: tuple[int, ...], kinds: str, rank: int = 
         "n": lambda: InvertibleLinear(features, bias=False, rank=rank, init="reverse"),
         "b": BentIdentity,
     }
-    chain = Chain([make[kind]() for kind in kinds]).double()
-    with torch.no_grad():
-        for value in chain.parameters():
-            if value.requires_grad:
-                value.add_(0.3 * torch.randn_like(value))
-    return chain
+    return randomized(Chain([make[kind]() for kind in kinds]).double(), 0.3)
 
 
 def _one_by_one(chain: Chain, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,13 +71,13 @@ def test_values_and_gradients(features: int, kinds: str, hidden: tuple[int, ...]
         _close(left, right)
     inputs = [x, *_trainable(chain)]
     for _ in range(2):  # the graph is retained: the buffers still hold what they held
-        found = torch.autograd.grad(fused, inputs, directions, retain_graph=True)
-        for left, right in zip(found, torch.autograd.grad(plain, inputs, directions, retain_graph=True), strict=True):
+        got = torch.autograd.grad(fused, inputs, directions, retain_graph=True)
+        for left, right in zip(got, torch.autograd.grad(plain, inputs, directions, retain_graph=True), strict=True):
             _close(left, right)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-def test_the_twin_agrees_with_the_layers(inverse: bool) -> None:
+def test_the_reference_agrees_with_the_layers(inverse: bool) -> None:
     chain = _bijections(6, (4,), "clscn")
     x = torch.randn(7, 6, dtype=torch.float64)
     members = list(reversed(chain.bijections)) if inverse else list(chain.bijections)
@@ -113,8 +109,8 @@ def test_some_tensors_are_frozen(create_graph: bool) -> None:
     x = torch.randn(3, 4, dtype=torch.float64)
     inputs = _trainable(chain)
     outputs = [sum(value.sum() for value in run(x)) for run in (chain, lambda x: _one_by_one(chain, x))]
-    found, expected = (torch.autograd.grad(value, inputs, create_graph=create_graph) for value in outputs)
-    for left, right in zip(found, expected, strict=True):
+    got, expected = (torch.autograd.grad(value, inputs, create_graph=create_graph) for value in outputs)
+    for left, right in zip(got, expected, strict=True):
         _close(left, right)
 
 
@@ -174,7 +170,7 @@ def test_leading_shapes_and_layouts() -> None:
     assert single_total.shape == ()
 
 
-def test_torch_func_takes_the_readable_layers() -> None:
+def test_torch_func_takes_the_layers_one_by_one() -> None:
     chain = _bijections(4, (3,), "csl")
     x = torch.randn(5, 4, dtype=torch.float64)
     expected = chain(x)[1]
@@ -231,8 +227,8 @@ def _agrees(chain: Chain, x: Tensor) -> None:
     outputs = chain(x), _one_by_one(chain, x)
     for left, right in zip(*outputs, strict=True):
         _close(left, right)
-    found, expected = (torch.autograd.grad(z.sum() + total.sum(), inputs) for z, total in outputs)
-    for left, right in zip(found, expected, strict=True):
+    got, expected = (torch.autograd.grad(z.sum() + total.sum(), inputs) for z, total in outputs)
+    for left, right in zip(got, expected, strict=True):
         _close(left, right)
 
 

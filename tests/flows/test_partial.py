@@ -21,9 +21,9 @@ def test_chosen_features_are_mapped_in_their_order_and_the_others_pass() -> None
     layer, chosen = _mixing(), [4, 0, 2]
     x = torch.randn(7, 5)
     z, logabsdet = Partial(5, chosen, layer)(x)
-    expected, own = layer(x[:, chosen])
+    expected, logabsdet_chosen = layer(x[:, chosen])
     assert torch.equal(z[:, chosen], expected) and torch.equal(z[:, [1, 3]], x[:, [1, 3]])
-    assert torch.equal(logabsdet, own) and logabsdet.shape == ()
+    assert torch.equal(logabsdet, logabsdet_chosen) and logabsdet.shape == ()
 
 
 def test_its_perturbation_is_found_and_trains() -> None:

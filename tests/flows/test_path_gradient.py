@@ -57,10 +57,10 @@ def test_one_sweep_is_two_passes(name: str) -> None:
     build, features = BIJECTIONS[name]
     flow = shaken(Flow(Chain([build(), InvertibleLinear(features), build()]), StandardNormal(features)))
     x, score = torch.randn(2, 7, features, dtype=torch.float64).unbind(0)
-    fast, readable = path_loss(flow, x, score), path_loss_reference(flow, x, score)
+    fast, reference = path_loss(flow, x, score), path_loss_reference(flow, x, score)
     torch.testing.assert_close(fast, -flow.log_prob(x).mean(), rtol=0, atol=ROUNDING)
-    torch.testing.assert_close(readable, fast, rtol=0, atol=ROUNDING)
-    torch.testing.assert_close(gradients(flow, fast), gradients(flow, readable), rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(reference, fast, rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(gradients(flow, fast), gradients(flow, reference), rtol=ROUNDING, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3), ()])
@@ -106,11 +106,11 @@ def test_weights_are_shares() -> None:
     x, score = torch.randn(2, 4, 6, dtype=torch.float64).unbind(0)
     weights = torch.tensor([2.0, 0.0, 1.0, 1.0], dtype=torch.float64)
     copies = [0, 0, 2, 3]
-    found = gradients(flow, path_loss(flow, x, score, weights))
+    got = gradients(flow, path_loss(flow, x, score, weights))
     expected = gradients(flow, path_loss(flow, x[copies], score[copies]))
-    torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
-    readable = gradients(flow, path_loss_reference(flow, x, score, weights))
-    torch.testing.assert_close(found, readable, rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(got, expected, rtol=ROUNDING, atol=ROUNDING)
+    reference = gradients(flow, path_loss_reference(flow, x, score, weights))
+    torch.testing.assert_close(got, reference, rtol=ROUNDING, atol=ROUNDING)
     with pytest.raises(ArgumentError, match=r"`weights` must be one a point, \(4,\), got \(3,\)"):
         path_loss(flow, x, score, weights[:3])
 
@@ -139,9 +139,9 @@ def test_points_without_a_score_add_nothing() -> None:
     x, score = torch.randn(2, 6, 6, dtype=torch.float64).unbind(0)
     broken = score.clone()
     broken[0, 3], broken[1, 1] = torch.nan, torch.inf
-    found = gradients(flow, path_loss(flow, x, broken))
+    got = gradients(flow, path_loss(flow, x, broken))
     rest = [value * 4 / 6 for value in gradients(flow, path_loss(flow, x[2:], score[2:]))]
-    torch.testing.assert_close(found, rest, rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(got, rest, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_scores_of_another_shape_are_refused() -> None:

@@ -20,16 +20,18 @@ OTHER = {torch.float32: torch.float64, torch.float64: torch.float32}
 @pytest.mark.parametrize("name", REAL)
 def test_points_of_another_dtype_than_the_parameters(name: str, gradients: bool) -> None:
     factory, features = BIJECTIONS[name]
-    for own, other in OTHER.items():
-        bijection = factory().to(own)
-        x, wrong = (torch.randn(3, features, dtype=dtype) for dtype in (own, other))
+    for dtype, other in OTHER.items():
+        bijection = factory().to(dtype)
+        x, wrong = (torch.randn(3, features, dtype=kind) for kind in (dtype, other))
         with torch.set_grad_enabled(gradients):
             for direction in (bijection, bijection.inverse):
-                assert {value.dtype for value in direction(x)} == {own}
+                assert {value.dtype for value in direction(x)} == {dtype}
                 if not list(bijection.parameters()):
                     assert {value.dtype for value in direction(wrong)} == {other}
                     continue
-                with pytest.raises(ArgumentError, match=f"`[xz]` must be of the parameters' dtype, {own}, got {other}"):
+                with pytest.raises(
+                    ArgumentError, match=f"`[xz]` must be of the parameters' dtype, {dtype}, got {other}"
+                ):
                     direction(wrong)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.flows.bijections import randomized
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
@@ -31,14 +32,14 @@ def drawn(bins: int, *shape: int, size: float = 1.0, dtype: torch.dtype = torch.
 
 
 @given(st.integers(2, 9), st.booleans(), st.integers(0, 2**16), st.floats(0.5, 4.0))
-def test_bins_are_those_of_the_twin(bins: int, inverse: bool, seed: int, bound: float) -> None:
+def test_bins_are_those_of_the_reference(bins: int, inverse: bool, seed: int, bound: float) -> None:
     torch.manual_seed(seed)
     raw, limit = drawn(bins, 4, 5).requires_grad_(), torch.full((4, 1), bound, dtype=torch.float64)
     u = (2 * torch.rand(4, 5, dtype=torch.float64) - 1) * bound
-    found, expected = knots(u, raw, limit, inverse), knots_reference(u, raw, limit, inverse)
-    weights = [torch.randn_like(u) for _ in found]
-    torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING)
-    gradients = (torch.autograd.grad(values, raw, weights)[0] for values in (found, expected))
+    got, expected = knots(u, raw, limit, inverse), knots_reference(u, raw, limit, inverse)
+    weights = [torch.randn_like(u) for _ in got]
+    torch.testing.assert_close(got, expected, rtol=0, atol=ROUNDING)
+    gradients = (torch.autograd.grad(values, raw, weights)[0] for values in (got, expected))
     torch.testing.assert_close(*gradients, rtol=0, atol=ROUNDING)
 
 
@@ -87,13 +88,6 @@ def test_increasing_and_the_identity_outside() -> None:
     assert torch.equal(y[outside], u[outside]) and not slope[outside].any()
 
 
-def moved(coupling: SplineCoupling, size: float = 0.3) -> SplineCoupling:
-    with torch.no_grad():
-        for value in coupling.parameters():
-            value.add_(size * torch.randn_like(value))
-    return coupling
-
-
 def test_starts_as_the_identity() -> None:
     coupling, x = SplineCoupling(6, (0, 2, 5), circular=(1, 2)).double(), torch.randn(20, 6, dtype=torch.float64)
     z, logabsdet = coupling(x)
@@ -104,7 +98,7 @@ def test_starts_as_the_identity() -> None:
 @pytest.mark.parametrize("feature", [1, 2])
 def test_nothing_happens_at_the_cut_of_an_angle(feature: int) -> None:
     """Feature 1 is seen and feature 2 moves: the density is the same on both sides, z up to a full turn."""
-    coupling = moved(SplineCoupling(4, (0, 2), circular=(1, 2)).double())
+    coupling = randomized(SplineCoupling(4, (0, 2), circular=(1, 2)).double(), 0.3)
     x = torch.randn(50, 4, dtype=torch.float64)
     below, above = x.clone(), x.clone()
     below[:, feature], above[:, feature] = math.pi - CLOSE, -math.pi + CLOSE
@@ -143,7 +137,7 @@ def around(feature: int, angles: Sequence[float]) -> Tensor:
 @pytest.mark.parametrize("inverse", [False, True])
 def test_the_cut_itself_is_like_its_neighbours(inverse: bool, shifted: bool) -> None:
     """Value, derivative and log-determinant at -π and π are those beside them, with and without a shift."""
-    coupling = moved(SplineCoupling(4, (0, 2), circular=(1, 2)).double(), 0.1)
+    coupling = randomized(SplineCoupling(4, (0, 2), circular=(1, 2)).double(), 0.1)
     if not shifted:
         with torch.no_grad():
             coupling.last.weight[-2:], coupling.last.bias[-2:] = 0, 0
@@ -157,7 +151,7 @@ def test_the_cut_itself_is_like_its_neighbours(inverse: bool, shifted: bool) -> 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("feature", [1, 2])
 def test_an_angle_is_the_same_after_whole_turns(inverse: bool, feature: int) -> None:
-    coupling = moved(SplineCoupling(4, (0, 2), circular=(1, 2)).double())
+    coupling = randomized(SplineCoupling(4, (0, 2), circular=(1, 2)).double(), 0.3)
     x = around(feature, [0.7 + 2 * math.pi * turns for turns in (-3, -1, 0, 1, 2)])
     z, logabsdet = (coupling.inverse if inverse else coupling)(x)
     torch.testing.assert_close(logabsdet, logabsdet[:1].expand(5), rtol=0, atol=SMALL)
@@ -167,7 +161,7 @@ def test_an_angle_is_the_same_after_whole_turns(inverse: bool, feature: int) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_angles_lie_from_minus_pi_to_below_pi(dtype: torch.dtype) -> None:
-    coupling = moved(SplineCoupling(2, (0,), circular=(0,)).to(dtype))
+    coupling = randomized(SplineCoupling(2, (0,), circular=(0,)).to(dtype), 0.3)
     pi = torch.tensor(math.pi, dtype=dtype)
     ends = torch.stack([-pi, pi, torch.nextafter(-pi, -pi - 1), torch.nextafter(-pi, pi), torch.nextafter(pi, -pi)])
     assert ((wrapped(ends) >= -pi) & (wrapped(ends) < pi)).all()
@@ -179,7 +173,7 @@ def test_angles_lie_from_minus_pi_to_below_pi(dtype: torch.dtype) -> None:
 
 
 def test_other_features_stay() -> None:
-    coupling, x = moved(SplineCoupling(5, (3, 1))), torch.randn(7, 5)
+    coupling, x = randomized(SplineCoupling(5, (3, 1)), 0.3), torch.randn(7, 5)
     z, _ = coupling(x)
     assert torch.equal(z[:, [0, 2, 4]], x[:, [0, 2, 4]]) and (z[:, [1, 3]] != x[:, [1, 3]]).all()
 

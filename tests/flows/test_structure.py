@@ -8,6 +8,7 @@ import random
 
 import pytest
 import torch
+from tests.flows.bijections import randomized
 from torch import Tensor, nn
 
 from p4torch.errors import CheckpointError
@@ -28,12 +29,7 @@ def built(seed: int, moved: int = 3) -> Flow:
         half = [angles[0], *draw.sample(line, moved - 1)]
         layers.append(Inverse(SplineCoupling(FEATURES, draw.sample(half, moved), angles, hidden=(8,))))
         layers.append(Partial(FEATURES, draw.sample(line, 3), InvertibleLinear(3, rank=2)))
-    flow = Flow(Chain(layers), NormalAndUniform(FEATURES, angles)).double()  # type: ignore[arg-type]
-    with torch.no_grad():
-        for value in flow.parameters():
-            if value.requires_grad:
-                value.add_(0.3 * torch.randn_like(value))
-    return flow
+    return randomized(Flow(Chain(layers), NormalAndUniform(FEATURES, angles)).double(), 0.3)  # type: ignore[arg-type]
 
 
 def points() -> Tensor:

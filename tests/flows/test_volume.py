@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from tests.flows.bijections import randomized
 from torch import Tensor, nn
 
 import p4torch as p4
@@ -33,20 +34,13 @@ def flow(features: int = 4, bias: bool = True) -> VolumePreserving:
     return VolumePreserving(Chain([linear[0], Shift(), linear[1], Shift(), linear[2]]))
 
 
-def move(model: nn.Module, size: float = 0.2) -> None:
-    with torch.no_grad():
-        for value in model.parameters():
-            if value.requires_grad:
-                value.add_(size * torch.randn_like(value))
-
-
 def test_it_is_a_bijection() -> None:
     check_bijection(lambda: VolumePreserving(Chain([BentIdentity(), InvertibleLinear(3)])), 3, compile=False)
 
 
 def test_volume_is_kept_whatever_b_is() -> None:
     model, x = flow().double(), torch.randn(6, 4, dtype=torch.float64)
-    move(model)
+    randomized(model, 0.2)
     assert model.total().abs() > 1e-2  # the layers do stretch
     z, logabsdet = model(x)
     assert logabsdet.abs().max() <= EXACT
@@ -59,7 +53,7 @@ def test_volume_is_kept_whatever_b_is() -> None:
 def test_merges_change_nothing_and_bring_the_sum_to_zero(bias: bool) -> None:
     model, x = flow(bias=bias).double(), torch.randn(6, 4, dtype=torch.float64)
     for _ in range(5):
-        move(model)
+        randomized(model, 0.2)
         before = model(x)[0]
         assert all(report.ok for report in p4.merge(model, force=True))
         torch.testing.assert_close(model(x)[0], before, rtol=0, atol=EXACT * 100)
@@ -117,7 +111,7 @@ def test_layers_of_any_property_and_form() -> None:
     )
     model, x = VolumePreserving(chain).double(), torch.randn(6, 4, dtype=torch.float64)
     for _ in range(3):
-        move(model, 0.1)
+        randomized(model, 0.1)
         before = model(x)[0]
         reports = p4.merge(model, force=True)
         assert [(report.merged, report.skipped) for report in reports] == [(1, 0), (3, 0), (1, 0), (1, 0), (1, 0)]
@@ -153,7 +147,7 @@ def test_a_resume_is_exact() -> None:
 
 def test_a_copy_has_a_last_layer_of_its_own() -> None:
     model = flow().double()
-    move(model)
+    randomized(model, 0.2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     reference = copy.deepcopy(model)
     assert reference.last is not model.last
@@ -177,7 +171,7 @@ def test_training_keeps_it() -> None:
 
 def test_finalized_the_factor_is_in_the_last_layer() -> None:
     model, x = flow().double(), torch.randn(6, 4, dtype=torch.float64)
-    move(model)
+    randomized(model, 0.2)
     before, _ = model(x)
     plain = p4.finalize(model)
     assert type(plain) is Chain

@@ -66,12 +66,12 @@ def test_the_bound_holds_and_is_used(bound: float, options: dict[str, Any]) -> N
     start = norms(model)
     scheduler = train(model, 300)
     assert scheduler.skipped == 0
-    found = norms(model)
-    assert found.prod() <= bound * (1 + ROUNDING)
-    assert found.prod() > 0.9 * bound  # the target is steeper: all of it is used
+    got = norms(model)
+    assert got.prod() <= bound * (1 + ROUNDING)
+    assert got.prod() > 0.9 * bound  # the target is steeper: all of it is used
     assert model.lipschitz_bound() <= bound * (1 + 1e-6)  # rounding of float32 weights is counted in
     assert model.defect() == 0
-    shares, before = found.log() - found.log().mean(), start.log() - start.log().mean()
+    shares, before = got.log() - got.log().mean(), start.log() - start.log().mean()
     assert options.get("at") != "merge" or (shares - before).abs().max() > 0.05  # layers trade
     x, y = torch.randn(2, 1000, 3)
     assert ((model(x) - model(y)).norm(dim=-1) <= bound * (x - y).norm(dim=-1) * (1 + 1e-5)).all()

@@ -256,9 +256,9 @@ def test_a_plain_checkpoint_is_admitted_within_the_shares() -> None:
 @pytest.mark.parametrize("layer", [nn.Softmax(-1), nn.Softmin(-1)])
 def test_softmax_halves(layer: nn.Module) -> None:
     points = torch.cat([torch.randn(200, 4), torch.tensor([[50.0, 50.0, 0.0, 0.0]]) * torch.tensor([[1.0], [-1.0]])])
-    found = torch.linalg.matrix_norm(torch.func.vmap(torch.func.jacrev(layer))(points.double()), ord=2)
+    got = torch.linalg.matrix_norm(torch.func.vmap(torch.func.jacrev(layer))(points.double()), ord=2)
     known = lipschitz_constant(layer)
-    assert known == 0.5 and found.max() <= known * (1 + ROUNDING) and found.max() >= 0.99 * known
+    assert known == 0.5 and got.max() <= known * (1 + ROUNDING) and got.max() >= 0.99 * known
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class Chain(Bijection):
     """Several bijections in a row; log-determinants add up.
 
     Couplings with SiLU networks, additively perturbed linear layers and swaps that follow each other are one node of
-    the autograd graph where gradients are asked for, on a CPU.
+    the autograd graph where gradients are asked for, on a CPU: `p4torch.flows._fused` draws how.
     """
 
     def __init__(self, bijections: Iterable[Bijection]) -> None:
@@ -69,13 +70,13 @@ class Chain(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_tensor("x", x)
-        return self._through(x, inverse=False)
+        return self._transform(x, inverse=False)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         check_tensor("z", z)
-        return self._through(z, inverse=True)
+        return self._transform(z, inverse=True)
 
-    def _through(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _transform(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         total = x.real.new_zeros(())
         for steps, members in self._runs(inverse):
             if steps and fusable(steps, x):
@@ -92,18 +93,9 @@ class Chain(Bijection):
         members = list(reversed(self.bijections)) if inverse else list(self.bijections)
         if transformed() or not torch.is_grad_enabled():
             return [([], members)]
-        runs: list[tuple[list[Step], list[nn.Module]]] = []
-        fused: bool | None = None
-        for bijection in members:
-            step = None if _hooked(bijection) else bijection.step(inverse)  # type: ignore[operator]
-            if (step is not None) is not fused:
-                runs.append(([], []))
-                fused = step is not None
-            steps, group = runs[-1]
-            group.append(bijection)
-            if step is not None:
-                steps.append(step)
-        return runs
+        planned = [(None if _has_hooks(one) else one.step(inverse), one) for one in members]  # type: ignore[operator]
+        runs = [list(run) for _, run in groupby(planned, key=lambda pair: pair[0] is not None)]
+        return [([step for step, _ in run if step is not None], [one for _, one in run]) for run in runs]
 
     def __len__(self) -> int:
         return len(self.bijections)
@@ -149,7 +141,7 @@ class Swap(Bijection):
         return f"features={self.features}"
 
 
-def _hooked(module: nn.Module) -> bool:
+def _has_hooks(module: nn.Module) -> bool:
     """Whether calling a module does more than its `forward`."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks

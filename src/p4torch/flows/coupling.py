@@ -49,7 +49,7 @@ class AffineCoupling(Coupling):
         nets = self._modules["nets"]  # by attribute it takes ten times as long
         if type(self) is not AffineCoupling or type(nets) is not _TwinMLP or not nets.plain_silu:
             return None
-        kind: Kind = "uncoupling" if inverse else "coupling"
+        kind: Kind = "coupling_inverse" if inverse else "coupling"
         return Step(kind, self.features, (cast(Tensor, self._parameters["log_alpha"]), *nets.layers()))
 
     def _split(self, x: Tensor, name: str = "x") -> tuple[Tensor, Tensor, Tensor, Tensor]:

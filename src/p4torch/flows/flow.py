@@ -125,7 +125,7 @@ class Flow(Structured):
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """`(count, n)`, without a graph."""
-        return self.bijection.inverse(base_sample(self.base, count, generator))[0]
+        return self.rsample(count, generator)
 
     def rsample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """`(count, n)`, differentiable with respect to the parameters."""

@@ -1,4 +1,4 @@
-"""The latent distribution of a flow: what is asked of it, ours, torch's or one's own."""
+"""The latent distribution of a flow, ours, torch's or one's own: what a flow needs of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from p4torch.flows.bijection import Chain, Inverse, check_event
 
 
 class Distribution(Protocol):
-    """What a flow asks of its latent distribution."""
+    """What a flow needs of its latent distribution."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """`(..., n)` -> `(...)`."""
@@ -28,8 +28,8 @@ Base = Distribution | torch.distributions.Distribution
 def latent_features(bijection: nn.Module) -> int | None:
     """n, where the bijection tells."""
     if isinstance(bijection, Chain):
-        told = (latent_features(member) for member in reversed(bijection.bijections))
-        return next((features for features in told if features is not None), None)
+        members = (latent_features(member) for member in reversed(bijection.bijections))
+        return next((features for features in members if features is not None), None)
     if isinstance(bijection, Inverse):
         return latent_features(bijection.bijection)
     features = getattr(bijection, "features", None)
@@ -43,9 +43,9 @@ def check_base(base: Base, features: int | None) -> None:
     if isinstance(base, torch.distributions.Distribution):
         _check_shapes(base, features)
         return
-    own = getattr(base, "features", None)
-    if features is not None and isinstance(own, int) and own != features:
-        raise ArgumentError.of("base", f"of {features} features, as the bijection", f"{type(base).__name__} of {own}")
+    got = getattr(base, "features", None)
+    if features is not None and isinstance(got, int) and got != features:
+        raise ArgumentError.of("base", f"of {features} features, as the bijection", f"{type(base).__name__} of {got}")
 
 
 def _check_shapes(base: torch.distributions.Distribution, features: int | None) -> None:

@@ -124,17 +124,11 @@ class InvertibleLinear(Bijection):
         if perturbation.sketch is not None:  # it looks at the gradient of this layer
             return None
         tracked = cast(TrackedInverse, perturbation._modules["tracked"]).current(base)
-        own, bias = perturbation._parameters, self._parameters.get("bias")  # by attribute it takes ten times as long
-        tensors = (
-            base,
-            tracked._parameters["inverse"],
-            perturbation.scaled_u,
-            own["v"],
-            *(() if bias is None else (bias,)),
-        )
+        v, bias = perturbation._parameters["v"], self._parameters.get("bias")  # by attribute it takes ten times as long
+        tensors = [base, tracked._parameters["inverse"], perturbation.scaled_u, v, *([] if bias is None else [bias])]
         logabsdet = cast(Tensor, tracked._buffers["logabsdet"])
-        kind: Kind = "unlinear" if inverse else "linear"
-        return Step(kind, self.features, cast("tuple[Tensor, ...]", tensors), -logabsdet if inverse else logabsdet)
+        kind: Kind = "linear_inverse" if inverse else "linear"
+        return Step(kind, self.features, tuple(cast("list[Tensor]", tensors)), -logabsdet if inverse else logabsdet)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, bias={self.bias is not None}"

@@ -11,7 +11,7 @@ from p4torch import linalg
 from p4torch._options import check_integer
 from p4torch.core.blocks import Block
 from p4torch.errors import ArgumentError
-from p4torch.flows._fused.chain import chain_reference, fused_chain, inverse_reference
+from p4torch.flows._fused.chain import chain_inverse, chain_reference, fused_chain
 from p4torch.flows._logabsdet import with_logabsdet
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.linear import Init, default_form, initial_matrix
@@ -110,7 +110,7 @@ class InvertibleMLP(Bijection):
         with linalg.full_precision(z.device):
             weight, inverse = perturbation(base).double(), perturbation.inverse(base).double()
             polished = linalg.hyperpower(weight, inverse, order=2)
-            x, total = inverse_reference(z.double(), polished, self.bias.double())
+            x, total = chain_inverse(z.double(), polished, self.bias.double())
             return x.to(z.dtype), (total - perturbation.logabsdet(base).sum()).to(z.dtype)
 
     def extra_repr(self) -> str:

@@ -14,7 +14,7 @@ from p4torch.flows.bijection import Bijection, check_event, check_features
 class Partial(Bijection):
     """Maps some features by a bijection of their own; the others pass.
 
-    Linear layers would tear a circle: with angles among the features, they mix the others only.
+    A linear layer does not map a circle onto itself: with angles among the features, it may mix the others only.
 
         Partial(60, range(43), InvertibleLinear(43))
 

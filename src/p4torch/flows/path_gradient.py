@@ -27,12 +27,12 @@ def path_loss(
         ∂KL/∂θ = E_p[v · ∂f(x)/∂θ],   v = J⁻ᵀ (∇ log p(x) - ∇ log q(x)),   J = ∂f/∂x.
 
     Its expectation is that of the gradient of -log q, but v is 0 where q = p: so is the variance, while that of
-    -log q stays. A step costs less than twice as much: one sweep through the layers back, for ∇ log q, and one forth,
-    that takes v along; the gradient of a layer's parameters needs v behind it only.
+    -log q stays. A step costs less than twice as much: one backward sweep through the layers, for ∇ log q, and one
+    forward sweep that carries v; the gradient of a layer's parameters needs v behind it only.
 
-    It is no gradient of anything but the expectation. At points where q is small v is large and wild: flows with many
-    parameters may leave the optimum for good, within some hundred steps on few points that come again and again, after
-    thousands on many. Weighted points of the flow's own are always new, and seldom such.
+    It is the gradient of the expectation alone, of no loss of the points. Where q is small, v is large and noisy: flows
+    with many parameters may leave the optimum for good, within some hundred steps on few points that are used again
+    and again, after thousands on many. Weighted samples of the flow itself are always new, and rarely lie there.
 
         loss = path_loss(flow, x, score)    # in place of -flow.log_prob(x).mean()
         loss.backward()
@@ -42,8 +42,8 @@ def path_loss(
         x: points of p, `(..., n)`.
         score: ∇ log p there, of the same shape; where it is not finite, a point adds nothing to the gradient.
         weights: of the points, `(...)`, ∝ p / their density, for points of another one, such as q. Default: equal.
-        bound: |v|, and what it is on the way through the layers, is cut to this. Where a coupling is steep, few points
-            may have a large one, and rule the gradient.
+        bound: |v| is clipped to this, behind every layer. Where a coupling is steep, few points may have a large one,
+            and dominate the gradient.
 
     Raises:
         ArgumentError: a score, or weights, of another shape.
@@ -69,9 +69,9 @@ def path_loss_reference(flow: Flow, x: Tensor, score: Tensor, weights: Tensor | 
     x = x.detach().requires_grad_()
     z, logabsdet = flow.bijection(x)
     log_prob = flow.base.log_prob(z) + logabsdet
-    own = torch.autograd.grad(log_prob.sum(), x, retain_graph=True)[0]
+    flow_score = torch.autograd.grad(log_prob.sum(), x, retain_graph=True)[0]
     latent = z.detach().requires_grad_()
-    covector = torch.autograd.grad(flow.bijection.inverse(latent)[0], latent, _difference(score, own))[0]
+    covector = torch.autograd.grad(flow.bijection.inverse(latent)[0], latent, _difference(score, flow_score))[0]
     surrogate = (shares[..., None] * covector * z).sum()
     return surrogate - surrogate.detach() - (shares * log_prob.detach()).sum()
 
@@ -93,51 +93,51 @@ class _PathLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         sources = gradient, *(ctx.saved_tensors if torch.is_grad_enabled() else ())
         error = P4Error("path_loss can be differentiated once, not twice: its gradient is that of no function")
-        found = (
+        gradients = (
             None if value is None else once_differentiable(gradient * value, error, *sources) for value in ctx.gradients
         )
-        return None, None, None, None, None, *found
+        return None, None, None, None, None, *gradients
 
 
 def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float) -> tuple[Tensor, dict[Tensor, Tensor]]:
-    """log q `(...)`, and the path gradient of the mean by parameter. `own` is ∇ log q at every layer on the way back,
-    `covector` the share of a point times v at every layer on the way forth."""
-    passed = []
+    """log q `(...)`, and the path gradient of the mean by parameter. `flow_score` is ∇ log q at every layer of
+    the backward sweep, `covector` the share of a point times v at every layer of the forward sweep."""
+    records = []
     total = x.new_zeros(x.shape[:-1])
     for layer in _layers(flow.bijection):
         point = x.detach().requires_grad_()
-        x, logabsdet, slopes = _through(layer, point)
-        passed.append((layer, point, x, logabsdet, slopes))
+        x, logabsdet, slopes = _forward(layer, point)
+        records.append((layer, point, x, logabsdet, slopes))
         total = total + logabsdet.detach()
     latent = x.detach().requires_grad_()
     log_base = base_log_prob(flow.base, latent)
-    own = torch.autograd.grad(log_base.sum(), latent, allow_unused=True, materialize_grads=True)[0]
-    for _, point, image, logabsdet, _ in reversed(passed):
-        outputs, along = [image], [own]
+    flow_score = torch.autograd.grad(log_base.sum(), latent, allow_unused=True, materialize_grads=True)[0]
+    for _, point, image, logabsdet, _ in reversed(records):
+        outputs, cotangents = [image], [flow_score]
         if logabsdet.requires_grad:
             outputs.append(logabsdet.expand(total.shape))
-            along.append(torch.ones_like(total))
-        own = torch.autograd.grad(outputs, point, along, retain_graph=True)[0]
+            cotangents.append(torch.ones_like(total))
+        flow_score = torch.autograd.grad(outputs, point, cotangents, retain_graph=True)[0]
     largest = bound * shares[..., None]
-    covector = shares[..., None] * _difference(score, own)
-    covector = _cut(covector, largest) * covector
+    covector = shares[..., None] * _difference(score, flow_score)
+    covector = _clip_factor(covector, largest) * covector
     gradients: dict[Tensor, Tensor] = {}
-    for layer, point, image, _, slopes in passed:
+    for layer, point, image, _, slopes in records:
         parameters = [value for value in layer.parameters() if value.requires_grad]
         if isinstance(layer, Coupling) and slopes is not None:
             # J = D + M, M from kept features to moved ones: with w = D⁻¹ g on those, J⁻ᵀ g = w + g - Jᵀ w
             growth = (-slopes.detach()).exp()
-            there = covector[..., layer.place] * growth
-            cut = _cut(there, largest)
-            covector, there = cut * covector, cut * there
-            moved = torch.zeros_like(covector).index_copy(-1, layer.place, there)
-            back, *found = _gradients(image, [point, *parameters], moved)
-            covector = moved + covector - back
+            at_moved = covector[..., layer.place] * growth
+            clip = _clip_factor(at_moved, largest)
+            covector, at_moved = clip * covector, clip * at_moved
+            moved = torch.zeros_like(covector).index_copy(-1, layer.place, at_moved)
+            grad_point, *layer_gradients = _gradients(image, [point, *parameters], moved)
+            covector = moved + covector - grad_point
         else:
-            covector = _carried(layer, image, covector)
-            found = _gradients(image, parameters, covector)
-        covector = _cut(covector, largest) * covector
-        for value, gradient in zip(parameters, found, strict=True):
+            covector = _inverse_transposed(layer, image, covector)
+            layer_gradients = _gradients(image, parameters, covector)
+        covector = _clip_factor(covector, largest) * covector
+        for value, gradient in zip(parameters, layer_gradients, strict=True):
             gradients[value] = gradients[value] + gradient if value in gradients else gradient
     return total + log_base.detach(), gradients
 
@@ -150,7 +150,7 @@ def _layers(bijection: Bijection) -> Iterator[Bijection]:
         yield bijection
 
 
-def _through(layer: Bijection, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _forward(layer: Bijection, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """z, log|det|, and the logarithms of a coupling's slopes."""
     if isinstance(layer, Coupling):
         z, slopes = layer.moves(x)
@@ -158,7 +158,7 @@ def _through(layer: Bijection, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None
     return *layer(x), None
 
 
-def _carried(layer: Bijection, z: Tensor, covector: Tensor) -> Tensor:
+def _inverse_transposed(layer: Bijection, z: Tensor, covector: Tensor) -> Tensor:
     """J⁻ᵀ g, by the inverse."""
     latent = z.detach().requires_grad_()
     return torch.autograd.grad(layer.inverse(latent)[0], latent, covector)[0]
@@ -176,12 +176,12 @@ def _shares(x: Tensor, weights: Tensor | None) -> Tensor:
     return weights / weights.sum()
 
 
-def _cut(covector: Tensor, largest: Tensor) -> Tensor:
-    """What makes it as long where it is longer, else 1, `(..., 1)`."""
+def _clip_factor(covector: Tensor, largest: Tensor) -> Tensor:
+    """min(1, largest / |covector|), `(..., 1)`."""
     norm = covector.norm(dim=-1, keepdim=True)
     return torch.where(norm > largest, largest / norm, torch.ones_like(norm))
 
 
-def _difference(score: Tensor, own: Tensor) -> Tensor:
-    difference = score - own
+def _difference(score: Tensor, flow_score: Tensor) -> Tensor:
+    difference = score - flow_score
     return difference.where(difference.isfinite().all(-1, keepdim=True), torch.zeros_like(difference))

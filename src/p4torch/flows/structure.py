@@ -10,7 +10,7 @@ from p4torch.errors import CheckpointError
 
 
 class Structured(nn.Module):
-    """A module whose map is not told by its parameters alone: which features move, or are angles.
+    """A module whose parameters do not determine its map alone: which features move, or are angles, does, too.
 
     Such lists are buffers, so that a flow of random splits becomes the one that was saved when its checkpoint is
     loaded. Before anything is written, those of all modules inside are checked.
@@ -38,8 +38,8 @@ def structure_of(module: nn.Module) -> dict[str, Tensor]:
 def with_structure(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint for a module that was built as the one it is of; if it has no lists at all, as those of earlier
     versions, with the module's own."""
-    own = structure_of(module)
-    return state if own.keys() & state.keys() else {**own, **state}
+    lists = structure_of(module)
+    return state if lists.keys() & state.keys() else {**lists, **state}
 
 
 def _structured(module: nn.Module, prefix: str = "") -> list[tuple[str, Structured]]:
@@ -49,13 +49,13 @@ def _structured(module: nn.Module, prefix: str = "") -> list[tuple[str, Structur
 
 
 def _check(module: Structured, state: dict[str, Any], prefix: str) -> None:
-    told = [name for name in module.structure if prefix + name in state]
-    for name in module.structure if told else ():
-        key, own, got = prefix + name, getattr(module, name), state.get(prefix + name)
+    stored = [name for name in module.structure if prefix + name in state]
+    for name in module.structure if stored else ():
+        key, expected, got = prefix + name, getattr(module, name), state.get(prefix + name)
         if got is None:
-            raise CheckpointError(f"`{key}` must be in the checkpoint, where `{prefix}{told[0]}` is")
-        if got.shape != own.shape:
-            shapes = tuple(own.shape), tuple(got.shape)
+            raise CheckpointError(f"`{key}` must be in the checkpoint, where `{prefix}{stored[0]}` is")
+        if got.shape != expected.shape:
+            shapes = tuple(expected.shape), tuple(got.shape)
             raise CheckpointError(f"`{key}` in the checkpoint must have shape {shapes[0]}, got {shapes[1]}")
         features = getattr(module, "features", None)
         if features is not None and not got.is_floating_point() and bool((got >= features).any()):

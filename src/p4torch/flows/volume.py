@@ -47,8 +47,8 @@ class VolumePreserving(JointMerge, Bijection):
         last = model.bijections[-1] if isinstance(model, Chain) and len(model) else None
         expected = "a Chain that ends with an InvertibleLinear of the property Invertible"
         if not isinstance(last, InvertibleLinear):
-            came = type(model).__name__ if last is None else f"one that ends with {type(last).__name__}"
-            raise ArgumentError.of("model", expected, came)
+            got = type(model).__name__ if last is None else f"one that ends with {type(last).__name__}"
+            raise ArgumentError.of("model", expected, got)
         kind = perturbation_of(last, "weight")[0]
         if not isinstance(kind, Invertible):
             raise ArgumentError.of("model", expected, f"one of {property_name(kind)}")

@@ -1,4 +1,4 @@
-"""Properties of whole networks, made of layers that trade shares of them. The mechanism is `p4torch.merging.joint`."""
+"""Properties of whole networks: each layer has a share of one bound. The mechanism is `p4torch.merging.joint`."""
 
 from p4torch.networks.lipschitz import LipschitzNetwork
 from p4torch.networks.structure import Residual

@@ -125,5 +125,5 @@ def lipschitz_constant(layer: nn.Module) -> float | None:
     that divide by what they see, dropout, whose training mode enlarges, what jumps)."""
     if type(layer) in _ONE:
         return 1.0
-    known = _OTHERS.get(type(layer), lambda layer: None)(layer)
-    return None if known is None else float(known)
+    constant = _OTHERS.get(type(layer), lambda layer: None)(layer)
+    return None if constant is None else float(constant)

@@ -1,4 +1,4 @@
-"""Networks with a bounded Lipschitz constant, whose layers trade shares of it."""
+"""Networks with a bounded Lipschitz constant, of which each layer has a share."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class LipschitzNetwork(JointMerge):
     Each layer is perturbed by a `SpectralBound` with a share of c: shares are in the ratios of the norms, and their
     product with κ is c. A step that would lead a layer above its share is scaled back (see there), so the bound is
     certified at every step, by norms from above. At merges, where all layers merge together and keep their weights,
-    what some leave of their shares is divided again. A residual branch counts as α + L(branch), see `Residual`.
+    what some do not use of their shares is distributed anew. A residual branch counts as α + L(branch), see `Residual`.
 
-    With `at="merge"` a step costs nothing, and the bound holds after merges only. Layers then propose whatever norms
-    s_i they like; if that is above c, all limits are t s_i, with t such that the bound holds, and the singular values
-    of each layer are cut there ("clip"), or the layer is divided ("scale"). `p4.finalize` leaves what the network
-    computes now: call `p4.merge` first, or be warned where that is above c.
+    With `at="merge"` a step costs nothing, and the bound holds after merges only. Layers then take any norms s_i; if
+    these are above c together, all limits are t s_i, with t such that the bound holds, and the singular values of each
+    layer are cut there ("clip"), or the layer is divided ("scale"). `p4.finalize` leaves what the network computes
+    now: call `p4.merge` first, or be warned where that is above c.
 
     Biases train as ever. A weight that is assigned, or comes from a checkpoint of a plain model, has to keep to its
     layer's present share.
@@ -84,13 +84,13 @@ class LipschitzNetwork(JointMerge):
             raise ArgumentError.of("bound", f"above {least:g}, the constant of the skips alone", bound)
         self.register_buffer("bound", torch.tensor(float(bound), dtype=torch.float64))
         options = {"rank": rank, "at": at, "method": method, **options}
-        members = [_member(path, layer, **options) for path, layer in layers.items()]
-        norms = [float(member.certificate.norm) for member in members]
+        perturbations = [_perturbation(path, layer, **options) for path, layer in layers.items()]
+        norms = [float(perturbation.certificate.norm) for perturbation in perturbations]
         if self.chain.value(norms) > bound:
             norms = self._scale(list(layers.values()), norms)
-        for layer, member, share in zip(layers.values(), members, self._shares(norms), strict=True):
-            member.certificate.bound.fill_(share)
-            perturb(layer, "weight", partial(_given, member), view="matrix")
+        for layer, perturbation, share in zip(layers.values(), perturbations, self._shares(norms), strict=True):
+            perturbation.certificate.bound.fill_(share)
+            perturb(layer, "weight", partial(_given, perturbation), view="matrix")
 
     @property
     def constant(self) -> float:
@@ -128,28 +128,29 @@ class LipschitzNetwork(JointMerge):
         return cast(Tensor, (constant / self.bound - 1).clamp_min(0))
 
     def propose(self, sites: Sequence[Site]) -> list[Proposal]:
-        members = [cast(SpectralBound, site.perturbation) for site in sites]
+        perturbations = [cast(SpectralBound, site.perturbation) for site in sites]
         bases = [site.base for site in sites]
         if self.at == "step":
-            inside = [member.scaled(base) for member, base in zip(members, bases, strict=True)]
+            limited = [perturbation.scaled(base) for perturbation, base in zip(perturbations, bases, strict=True)]
         else:
-            inside = self._brought_inside(members, bases)
-        shares = self._shares([float(norm) for _, norm in inside])
+            limited = self._limited(perturbations, bases)
+        shares = self._shares([float(norm) for _, norm in limited])
+        certificates = [perturbation.certificate for perturbation in perturbations]
         return [
-            Proposal(base, [(own.norm, norm), (own.bound, torch.full_like(own.bound, share))])
-            for own, (base, norm), share in zip((m.certificate for m in members), inside, shares, strict=True)
+            Proposal(base, [(certificate.norm, norm), (certificate.bound, torch.full_like(certificate.bound, share))])
+            for certificate, (base, norm), share in zip(certificates, limited, shares, strict=True)
         ]
 
-    def _brought_inside(self, members: Sequence[SpectralBound], bases: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def _limited(self, perturbations: Sequence[SpectralBound], bases: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The candidates of `at="merge"`, cut or divided where they exceed c together, and their norms."""
-        candidates = [member.loose(base) for member, base in zip(members, bases, strict=True)]
+        candidates = [perturbation.loose(base) for perturbation, base in zip(perturbations, bases, strict=True)]
         norms = [norm for _, norm in candidates]
         if not self.chain.value(norms) <= self.bound:
             norms = [norm_bound(exact.to(base.dtype)) for (exact, _), base in zip(candidates, bases, strict=True)]
         t = min(1.0, self.chain.factor([float(norm) for norm in norms], float(self.bound)))
         return [
-            member.certificate.bring_inside(exact, base.dtype, norm, member.method == "clip", t * norm)
-            for member, base, (exact, _), norm in zip(members, bases, candidates, norms, strict=True)
+            perturbation.certificate.bring_inside(exact, base.dtype, norm, perturbation.method == "clip", t * norm)
+            for perturbation, base, (exact, _), norm in zip(perturbations, bases, candidates, norms, strict=True)
         ]
 
     def unwrap(self) -> nn.Module:
@@ -167,7 +168,7 @@ class LipschitzNetwork(JointMerge):
         return f"bound={float(self.bound):g}, constant={self.constant:g}, at={self.at!r}"
 
 
-def _member(path: str, layer: Weighted, **options: Any) -> SpectralBound:
+def _perturbation(path: str, layer: Weighted, **options: Any) -> SpectralBound:
     """The perturbation of one layer, before its share is known."""
     try:
         check_real_matrix(plain_parameter(layer, "weight"))
@@ -176,8 +177,8 @@ def _member(path: str, layer: Weighted, **options: Any) -> SpectralBound:
     return SpectralBound(_matrix(layer), bound=1.0, **options)
 
 
-def _given(member: SpectralBound, base: Tensor) -> SpectralBound:
-    return member
+def _given(perturbation: SpectralBound, base: Tensor) -> SpectralBound:
+    return perturbation
 
 
 def _matrix(layer: Weighted) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +80,7 @@ class Chain:
                 return high
         while low and not inside(low):
             low, high = low / 2, low
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if inside(middle) else (low, middle)
-        return low
+        return _bisect(inside, low, high)
 
     def shares(self, norms: Sequence[float], bound: float) -> list[float]:
         """Bounds for all layers in the ratios of their norms, for which L is c. Layers of zeros, which have no ratio to
@@ -94,12 +91,16 @@ class Chain:
         t = self.factor(filled, bound)
         if t >= 1 or all(norms):
             return [t * norm for norm in filled]
-        low, high = 0.0, 1.0
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            fits = self.value([norm or middle * mean for norm in norms]) <= bound
-            low, high = (middle, high) if fits else (low, middle)
-        return [norm or low * mean for norm in norms]
+        share = _bisect(lambda t: bool(self.value([norm or t * mean for norm in norms]) <= bound), 0.0, 1.0)
+        return [norm or share * mean for norm in norms]
+
+
+def _bisect(inside: Callable[[float], bool], low: float, high: float) -> float:
+    """The largest number from `low` on that is inside, to the last digit of float64, from below."""
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) else (low, middle)
+    return low
 
 
 def read(model: nn.Module) -> tuple[dict[str, Weighted], Chain]:
@@ -121,15 +122,15 @@ def _chain(module: nn.Module, path: str, weighted: dict[str, Weighted]) -> Chain
         if type(layer) is Residual:
             branches.append((layer.alpha, _chain(layer.branch, f"{name}.branch" if name else "branch", weighted)))
             continue
-        known = _overlap(layer) if isinstance(layer, Weighted) else lipschitz_constant(layer)
-        if known is None:
+        factor = _overlap(layer) if isinstance(layer, Weighted) else lipschitz_constant(layer)
+        if factor is None:
             expected = "made of nn.Sequential, nn.Linear, nn.Conv and layers whose Lipschitz constant is known"
             raise ArgumentError.of("model", expected, f"{name or 'itself'}: {type(layer).__name__}")
         if isinstance(layer, Weighted):
             _check_new(name, layer, weighted)
             layers.append(len(weighted))
             weighted[name] = layer
-        constant *= known
+        constant *= factor
     return Chain(constant, tuple(layers), tuple(branches))
 
 

@@ -35,7 +35,7 @@ def chain_reference(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Te
     return x, total
 
 
-def inverse_reference(z: Tensor, inverse: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def chain_inverse(z: Tensor, inverse: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """x and its Σ log|activation'| on the way back, with the inverses of the weights `(L, n, n)`."""
     total = z.new_zeros(())
     for index in range(len(bias) - 1, -1, -1):
@@ -46,7 +46,7 @@ def inverse_reference(z: Tensor, inverse: Tensor, bias: Tensor) -> tuple[Tensor,
 
 
 def fused_chain(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, fast. Differentiable any number of times (higher derivatives go through the readable chain)."""
+    """The same, fast. Differentiable any number of times (higher derivatives go through `chain_reference`)."""
     if transformed():
         return chain_reference(x, weight, bias)
     z, total = _FusedChain.apply(x.reshape(x.shape[:-1].numel(), x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
@@ -67,8 +67,8 @@ class _FusedChain(torch.autograd.Function):
         _fold(weight, bias, out=space.blocks)
         space.columns[0, :n] = x.mT
         one, mm, hypot = space.one, torch.mm, torch.hypot
-        for block, before, q_i, h_i in space.ascent:
-            mm(block, before, out=q_i)
+        for block, columns, q_i, h_i in space.forward_layers:
+            mm(block, columns, out=q_i)
             hypot(q_i, one, out=h_i)
         torch.div(space.q, space.h, out=space.slope).mul_(0.5).add_(1)
         total = space.grouped_slope.prod(1).log().sum((0, 1)) + n * (depth // 2) * math.log(4 / 3)
@@ -90,7 +90,7 @@ class _FusedChain(torch.autograd.Function):
         torch.div(grad_total / 2, space.grad_q, out=space.grad_q)
         current = grad_z.mT * (-_K if depth % 2 == 0 else 1)
         mm = torch.mm
-        for matrix, grad_i, slope_i in space.descent:
+        for matrix, grad_i, slope_i in space.backward_layers:
             mm(matrix, grad_i.addcmul_(current, slope_i), out=current)
         grad_x = current.mT if ctx.needs_input_grad[0] else None
         return grad_x, *_unfold_gradient(space.grad_q @ space.columns[:-1].mT)
@@ -105,14 +105,14 @@ class _Workspace:
         self.columns[0, n:-1] = 0
         self.q, self.h, self.one = self.columns[1:, :n], self.columns[1:, n:-1], x.new_ones(n, points)
         self.blocks = x.new_empty(depth, n, 2 * n + 1)
-        befores = self.columns[:-1].unbind(0)
-        self.ascent = list(zip(self.blocks.unbind(0), befores, self.q.unbind(0), self.h.unbind(0), strict=True))
+        inputs = self.columns[:-1].unbind(0)
+        self.forward_layers = list(zip(self.blocks.unbind(0), inputs, self.q.unbind(0), self.h.unbind(0), strict=True))
 
         self.grouped_slope = x.new_ones(-(-depth // _GROUP), _GROUP, n, points)
         self.slope = self.grouped_slope.flatten(0, 1)[:depth]
         self.grad_q, self.matrices = x.new_empty(depth, n, points), x.new_empty(depth, n, n)
-        descent = zip(self.matrices.unbind(0), self.grad_q.unbind(0), self.slope.unbind(0), strict=True)
-        self.descent = list(descent)[::-1]
+        layers = zip(self.matrices.unbind(0), self.grad_q.unbind(0), self.slope.unbind(0), strict=True)
+        self.backward_layers = list(layers)[::-1]
         self.bytes = bytes_of([self.columns, self.one, self.blocks, self.grouped_slope, self.grad_q, self.matrices])
 
 

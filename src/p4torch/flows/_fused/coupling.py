@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +17,7 @@ def coupling_reference(x: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[T
     return torch.cat([a, b * log_scale.exp() + shift], dim=-1), log_scale.sum(-1)
 
 
-def uncoupling_reference(z: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
+def coupling_inverse_reference(z: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse: [a, b'] -> [a, (b' - t) e^-s] and log|det| = -Σ s."""
     a, b = z.split([layers[0].shape[-1], layers[-1].shape[-1]], dim=-1)
     log_scale, shift = _scale_and_shift(a, log_alpha, layers)
@@ -34,41 +33,40 @@ def _scale_and_shift(a: Tensor, log_alpha: Tensor, layers: Sequence[Tensor]) -> 
 
 
 class Scratch:
-    """What the couplings of a run share: buffers as large as the layers of one, and constants. What lies here need not
-    be fetched from afar."""
+    """What the couplings of a run share: buffers of the size of one, which stay in the cache, and constants."""
 
     def __init__(self, x: Tensor, widths: Sequence[int]) -> None:
         self.layers = [x.new_empty(2, width, x.shape[0]) for width in widths]
         self.raw, self.shift = self.layers[-1].unbind(0)
-        self.bits, self.product = torch.empty_like(self.raw), torch.empty_like(self.raw)
+        self.log2_scale, self.product = torch.empty_like(self.raw), torch.empty_like(self.raw)
         self.flat = self.layers[0].flatten(0, 1)
-        self.flat_t, self.log2 = self.flat.mT, x.new_full((), math.log(2))
+        self.flat_t = self.flat.mT
         self.one, self.minus_one = x.new_ones(()), -x.new_ones(())
 
     def buffers(self) -> list[Tensor]:
         """The large ones."""
-        return [*self.layers, self.bits, self.product]
+        return [*self.layers, self.log2_scale, self.product]
 
 
-class Coupling:
-    """The buffers of one coupling and its two directions, on columns `(n, P)`. Both networks' first layers are one
-    product. With the layers y_i = p_i ς(p_i), p_i = W_i y_{i-1} + b_i, ς(p) = 1/(1 + e⁻ᵖ), y_0 = a, and (p, t) the last
-    p_i:
+class FusedCoupling:
+    """The buffers of one coupling, and its forward and backward pass on columns `(n, P)`. Both networks' first layers
+    are one product. With the layers y_i = p_i ς(p_i), p_i = W_i y_{i-1} + b_i, ς(p) = 1/(1 + e⁻ᵖ), y_0 = a, and (p, t)
+    the last p_i:
 
         s = α h with h = tanh p = 2 ς(2p) - 1,   b' = b e^s + t        (ς and 2ˣ are faster than tanh and eˣ)
 
-    Backwards, with the gradients g of b' and l of log|det| = Σ s:
+    Backward, with the gradients g of b' and l of log|det| = Σ s:
 
         ∂b = g e^s,   ∂t = g,   ∂s = b ∂b + l,   ∂p = α (1 - h²) ∂s,   ∂log α = α Σ h ∂s
 
-    Inverted, b = (b' - t) e^-s with log|det| = -Σ s, it has instead, with the gradient g of b,
+    The inverse, b = (b' - t) e^-s with log|det| = -Σ s, has instead, with the gradient g of b,
 
         ∂b' = g e^-s,   ∂t = -∂b',   ∂s = -(b g + l).
     """
 
-    def __init__(self, x: Tensor, tensors: Sequence[Tensor], inverted: bool = False) -> None:
+    def __init__(self, x: Tensor, tensors: Sequence[Tensor], inverse: bool = False) -> None:
         widths = layer_widths(tensors)
-        self.inverted = inverted
+        self.inverse = inverse
         self.slope = [x.new_empty(2, width, x.shape[0]) for width in widths[:-1]]  # dy/dp, and p before it
         self.y = [torch.empty_like(p) for p in self.slope]
         self.y_t = [y.mT for y in self.y]
@@ -80,11 +78,11 @@ class Coupling:
         """The large ones."""
         return [*self.slope, *self.y, self.tanh, self.scale, self.out]
 
-    def ascend(
-        self, a: Tensor, b: Tensor, tensors: Sequence[Tensor], most: Tensor, bits: Tensor, scratch: Scratch
+    def forward(
+        self, a: Tensor, b: Tensor, tensors: Sequence[Tensor], factor: Tensor, log2_total: Tensor, scratch: Scratch
     ) -> Tensor:
-        """b' `(m, P)`, or b if inverted; kept for the way back, too. Adds ±s / log 2 to `bits`; `tensors` are log α and
-        the layers, `most` is ±α / log 2."""
+        """b' `(m, P)`, or b of the inverse; kept for the backward pass, too. Adds the log2 scale, ±s / log 2, to
+        `log2_total`; `tensors` are log α and the layers, `factor` is ±α / log 2."""
         self.a, self.b = a, b
         flat = scratch.flat if self.flat is None else self.flat
         torch.addmm(tensors[2].view(-1, 1), tensors[1].flatten(0, 1), a, out=flat)
@@ -97,13 +95,13 @@ class Coupling:
         raw = scratch.raw
         torch.add(raw, raw, out=raw).sigmoid_()
         torch.lerp(scratch.minus_one, scratch.one, raw, out=self.tanh)
-        bits.add_(torch.mul(self.tanh, most, out=scratch.bits))
-        torch.exp2(scratch.bits, out=self.scale)
-        if self.inverted:
+        log2_total.add_(torch.mul(self.tanh, factor, out=scratch.log2_scale))
+        torch.exp2(scratch.log2_scale, out=self.scale)
+        if self.inverse:
             return torch.sub(b, scratch.shift, out=self.out).mul_(self.scale)
         return torch.addcmul(scratch.shift, b, self.scale, out=self.out)
 
-    def descend(
+    def backward(
         self,
         grad_a: Tensor,
         grad_b: Tensor,
@@ -113,7 +111,7 @@ class Coupling:
         scratch: Scratch,
     ) -> list[Tensor | None]:
         """Gradients of the tensors. Those of a and b are updated in place."""
-        if self.inverted:
+        if self.inverse:
             grad_s = torch.addcmul(grad_total, grad_b, self.out, out=scratch.raw).neg_()
             torch.neg(grad_b.mul_(self.scale), out=scratch.shift)
         else:
@@ -123,15 +121,15 @@ class Coupling:
         product = torch.mul(grad_s, self.tanh, out=scratch.product)
         grad_log_alpha = product.sum() * alpha
         grad_s.addcmul_(product, self.tanh, value=-1).mul_(alpha)
-        found: list[Tensor | None] = []  # the last one first
+        gradients: list[Tensor | None] = []  # the last one first
         grad = scratch.layers[-1]
         for index in range(len(self.y) - 1, -1, -1):
-            found += [grad.sum(-1, keepdim=True).mT, torch.bmm(grad, self.y_t[index])]
+            gradients += [grad.sum(-1, keepdim=True).mT, torch.bmm(grad, self.y_t[index])]
             grad = torch.bmm(tensors[2 * index + 3].mT, grad, out=scratch.layers[index]).mul_(self.slope[index])
         first = tensors[1]
-        found += [grad.sum(-1, keepdim=True).mT, (self.a @ scratch.flat_t).mT.view_as(first), grad_log_alpha]
+        gradients += [grad.sum(-1, keepdim=True).mT, (self.a @ scratch.flat_t).mT.view_as(first), grad_log_alpha]
         grad_a.addmm_(first.flatten(0, 1).mT, scratch.flat)
-        return found[::-1]
+        return gradients[::-1]
 
 
 def layer_widths(tensors: Sequence[Tensor]) -> list[int]:

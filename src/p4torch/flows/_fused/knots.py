@@ -1,5 +1,5 @@
 """The bin of a rational-quadratic spline that a number falls into, from unconstrained parameters: an autograd node with
-its reference implementation."""
+its reference."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def knots_reference(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool) -> tup
     ends = [size.cumsum(0) - bound for size in sides]
     index = (u >= ends[inverse][:-1]).sum(0, keepdim=True)
     slopes = LEAST_SLOPE + F.softplus(slopes)
-    found = []
+    result = []
     for size, end in zip(sides, ends, strict=True):
         here = size.gather(0, index)
-        found += [end.gather(0, index) - here, here]
-    found += [slopes.gather(0, index), slopes.gather(0, index + 1)]
-    return tuple(value.squeeze(0) for value in found)
+        result += [end.gather(0, index) - here, here]
+    result += [slopes.gather(0, index), slopes.gather(0, index + 1)]
+    return tuple(value.squeeze(0) for value in result)
 
 
 def knots(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool) -> tuple[Tensor, ...]:
@@ -95,10 +95,10 @@ class _Knots(torch.autograd.Function):
         mean = at_start * start + at_size * share
         index = pair[:1] - 2 * bins
         steps = torch.arange(bins, device=raw.device).view(-1, *[1] * u.dim())
-        found = torch.empty_like(raw)
-        sides = found[: 2 * bins].unflatten(0, (2, bins))
+        grad_raw = torch.empty_like(raw)
+        sides = grad_raw[: 2 * bins].unflatten(0, (2, bins))
         torch.mul((steps < index).to(raw.dtype), at_start.unsqueeze(1), out=sides)
         sides.sub_(mean.unsqueeze(1)).scatter_add_(1, index.expand(2, 1, *u.shape), at_size.unsqueeze(1)).mul_(shares)
-        found[2 * bins :].zero_()
-        found.scatter_(0, pair, torch.stack([first, last]) * logits.sigmoid())
-        return None, found, None, None
+        grad_raw[2 * bins :].zero_()
+        grad_raw.scatter_(0, pair, torch.stack([first, last]) * logits.sigmoid())
+        return None, grad_raw, None, None

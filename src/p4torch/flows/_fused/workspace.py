@@ -52,7 +52,7 @@ class Pool(Generic[W]):
                 return Lease(self if keep else None, entry.key, entry.workspace)
         return Lease(self if keep else None, key, make())
 
-    def give_back(self, key: Hashable, workspace: W) -> None:
+    def release(self, key: Hashable, workspace: W) -> None:
         """Called by the lease, possibly in the midst of garbage collection."""
         if workspace.bytes > IDLE_BYTES:
             return
@@ -72,4 +72,4 @@ class Lease(Generic[W]):
 
     def __del__(self) -> None:
         if self._pool is not None:
-            self._pool.give_back(self._key, self.workspace)
+            self._pool.release(self._key, self.workspace)
