@@ -11,11 +11,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from p4torch.flows._fused import chain as fused
-from p4torch.flows._fused import knots
-from p4torch.flows._fused import run as fused_run
-from p4torch.linalg import fused_linear, relative, triangular
-from p4torch.linalg import matrix_groups as algebras
+from p4torch.flows._fused import chain as fused, knots, run as fused_run
+from p4torch.linalg import fused_linear, matrix_groups as algebras, relative, triangular
 from p4torch.linalg.block_diagonal import BlockDiagonal, apply_to_rows_reference
 from p4torch.linalg.reference import transformed
 from p4torch.properties._math import cayley, simplex

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed as dist
-from torch import multiprocessing, nn
+from torch import distributed as dist, multiprocessing, nn
 
 import p4torch as p4
 

@@ -8,8 +8,7 @@ import math
 import openmm
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tests.molecules.systems import FORCE_FIELDS, MOLECULES, shaken, system_of
 from torch import Tensor
 

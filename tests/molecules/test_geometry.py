@@ -5,8 +5,7 @@ import math
 import mdtraj
 import numpy as np
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tests.molecules.coordinates import md_frames, pdb
 
 from p4torch.molecules.geometry import LEAST_LENGTH, angle, bond, degenerate, log_volume, place, see, torsion

@@ -7,8 +7,7 @@ import math
 import mdtraj
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from openmm import app
 from tests.molecules.coordinates import MOLECULES, md_frames, pdb
 

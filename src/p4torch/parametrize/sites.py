@@ -19,8 +19,7 @@ from p4torch.errors import ArgumentError, PropertyWarning, warn
 from p4torch.parametrize.freezing import keep_frozen
 from p4torch.parametrize.lookup import perturbations
 from p4torch.parametrize.registration import register, unregister
-from p4torch.parametrize.state_dict import guard_checkpoints as guard_checkpoints
-from p4torch.parametrize.state_dict import unguard_checkpoints
+from p4torch.parametrize.state_dict import guard_checkpoints as guard_checkpoints, unguard_checkpoints
 from p4torch.parametrize.targets import (
     chain_of,
     check_embedding,

@@ -6,8 +6,7 @@ from pathlib import Path
 import mdtraj
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.analysis import in_arc, torsion_angles
