@@ -1,4 +1,4 @@
-"""Errors and warnings of p4torch. Every message names the argument, what was expected and what came."""
+"""Errors and warnings of p4torch. Every message names the argument, what was expected and what it got."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ArgumentError(P4Error, ValueError):
     """An argument has a value that cannot be used."""
 
     @classmethod
-    def of(cls, argument: str, expected: str, came: object) -> ArgumentError:
+    def of(cls, argument: str, expected: str, got: object) -> ArgumentError:
         """The standard wording: "`rank` must be an integer >= 1, got 0"."""
-        return cls(f"`{argument}` must be {expected}, got {came}")
+        return cls(f"`{argument}` must be {expected}, got {got}")
 
 
 class OptimizerError(P4Error, ValueError):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import p4torch as p4
-from p4torch.linalg import tracked_inverse as tracking
+from p4torch.linalg import drift
 from p4torch.linalg.tracked_inverse import TrackedInverse
 
 #: Small well-conditioned matrices in float64.
@@ -171,7 +171,7 @@ def test_a_drifted_inverse_is_corrected_at_once() -> None:
 def test_turns_bring_all_columns_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors too small to be drift are corrected a few columns at a time, also where few turns are merges."""
     n, every = 96, 10
-    monkeypatch.setattr(tracking, "DRIFT", 1e6)
+    monkeypatch.setattr(drift, "DRIFT", 1e6)
     base = base_of(n).float()
     tracked = TrackedInverse(base)
     exact = torch.linalg.inv(base.double())
@@ -179,7 +179,7 @@ def test_turns_bring_all_columns_round(monkeypatch: pytest.MonkeyPatch) -> None:
         tracked.inverse.add_(torch.randn_like(tracked.inverse), alpha=1e-5)
     nothing = torch.zeros(n, 1, dtype=torch.float64)
     before = (tracked.inverse.double() - exact).norm(dim=0)
-    for turn in range(0, 3 * every * n // tracking.PART, every):
+    for turn in range(0, 3 * every * n // drift.PART, every):
         with torch.no_grad():
             tracked.inverse.copy_(tracked.propose(base, nothing, nothing, 7, turn).inverse)
     after = (tracked.inverse.double() - exact).norm(dim=0)

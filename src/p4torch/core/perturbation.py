@@ -175,8 +175,8 @@ class Perturbation(nn.Module):
             return
         before: list[tuple[Tensor, Tensor]] = []
         if not bool(where.all()):
-            own = (*self.parameters(recurse=False), *self.buffers(recurse=False))
-            before = [(value, value.clone()) for value in own if value.shape[: where.dim()] == where.shape]
+            tensors = (*self.parameters(recurse=False), *self.buffers(recurse=False))
+            before = [(value, value.clone()) for value in tensors if value.shape[: where.dim()] == where.shape]
         self._redraw(base, generator)
         for value, old in before:
             assign(value, old, ~where)

@@ -96,8 +96,8 @@ def check_block(property: Any, options: dict[str, Any]) -> None:
 
 def _subclasses(kind: type[Shaped]) -> set[type[Shaped]]:
     """All of them, whatever is between."""
-    own = set(kind.__subclasses__())
-    return own.union(*(_subclasses(child) for child in own))
+    children = set(kind.__subclasses__())
+    return children.union(*(_subclasses(child) for child in children))
 
 
 def check_one_side(options: dict[str, Any], what: str) -> None:

@@ -25,8 +25,8 @@ def check_base(tensor: Tensor, argument: str = "base") -> None:
 def check_fits(tensor: Tensor, argument: str, shape: Size, parameters: Iterable[tuple[str, Tensor]]) -> None:
     """Refuse a base of another shape, dtype or device than the perturbation, with its parameters, was made for."""
     if not isinstance(tensor, Tensor) or tensor.shape != shape:
-        came = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ArgumentError.of(argument, f"of shape {tuple(shape)}", came)
+        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ArgumentError.of(argument, f"of shape {tuple(shape)}", got)
     for name, value in parameters:
         if (value.dtype, value.device) != (tensor.dtype, tensor.device):
             expected = f"{value.dtype} on {value.device}, as {name} is"

@@ -62,7 +62,7 @@ def unbatched(function: Callable[..., Any], *matrices: Tensor) -> Any:
         return function(*matrices)
     batch = torch.broadcast_shapes(*(matrix.shape[:-2] for matrix in matrices))
     flat = [matrix.expand(*batch, *matrix.shape[-2:]).reshape(-1, *matrix.shape[-2:]) for matrix in matrices]
-    found = [function(*parts) for parts in zip(*flat, strict=True)]
-    if isinstance(found[0], Tensor):
-        return torch.stack(found).reshape(*batch, *found[0].shape)
-    return tuple(torch.stack(parts).reshape(*batch, *parts[0].shape) for parts in zip(*found, strict=True))
+    results = [function(*parts) for parts in zip(*flat, strict=True)]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results).reshape(*batch, *results[0].shape)
+    return tuple(torch.stack(parts).reshape(*batch, *parts[0].shape) for parts in zip(*results, strict=True))

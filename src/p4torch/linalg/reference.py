@@ -1,4 +1,4 @@
-"""Fast functions and their reference implementations: when the twin is asked instead, and derivatives through it."""
+"""Fast functions and their reference implementations: when the reference is used, and derivatives through it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def transformed() -> bool:
 
 
 def reference_wanted(*directions: Tensor | None) -> bool:
-    """Whether a backward pass that gets these gradients is to go through the twin: its result will be differentiated
-    (`create_graph`), or they are many at once (`is_grads_batched`, `torch.func.vmap`), for which no buffers are there.
+    """Whether a backward pass that gets these gradients is to go through the reference: its result will be
+    differentiated (`create_graph`), or they are many at once (`is_grads_batched`, `torch.func.vmap`), for which no
+    buffers are there.
     """
     return torch.is_grad_enabled() or any(_batched(g) for g in directions if g is not None)
 
@@ -36,9 +37,9 @@ def reference_gradients(
     inputs: Sequence[Tensor | None],
     directions: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """Σ directionsᵀ ∂twin/∂input for each input whose gradient is `needed`: what the backward pass of a fast function
-    returns where the twin is wanted, differentiable if `create_graph` asks for that. The twin returns a tensor or a
-    tuple; None as a direction stands for 0.
+    """Σ directionsᵀ ∂reference/∂input for each input whose gradient is `needed`: what the backward pass of a fast
+    function returns where the reference is wanted, differentiable if `create_graph` asks for that. The reference
+    returns a tensor or a tuple; None as a direction stands for 0.
 
     The derivatives are partial ones, also where inputs depend on each other or are the same tensor: they are taken with
     respect to an alias of each, behind which the graph of the input goes on for further derivatives.
@@ -52,9 +53,9 @@ def reference_gradients(
         outputs = reference(*aliases)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(out, g) for out, g in zip(outputs, directions, strict=True) if g is not None and out.requires_grad]
-    asked = [value for value, wanted in zip(aliases, needed, strict=True) if wanted and value is not None]
+    wanted_inputs = [value for value, wanted in zip(aliases, needed, strict=True) if wanted and value is not None]
     roots, weights = [out for out, _ in pairs], [g for _, g in pairs]
-    result = iter(torch.autograd.grad(roots, asked, weights, create_graph=create_graph, materialize_grads=True))
+    result = iter(torch.autograd.grad(roots, wanted_inputs, weights, create_graph=create_graph, materialize_grads=True))
     return tuple(next(result) if wanted else None for wanted in needed)
 
 

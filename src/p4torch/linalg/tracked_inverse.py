@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch.linalg.drift import (
+    CONVERGENT,
+    PROBES,
+    correct_columns,
+    corrected,
+    part_of,
+    part_residual,
+    probes_of,
+    rounding_of,
+)
 from p4torch.linalg.in_place import InPlaceUpdate, in_place_update
-
-#: Probe vectors with entries ±1 that look for drift of the inverse at every merge. Each sees all rows.
-PROBES = 2
-
-#: An inverse that is off by more than this many times what rounding explains at most is corrected as a whole at once.
-#: The more roundings cancel, the less a fresh float32 inverse has of it: at most 0.35 for n = 2, 0.02 for n = 64 and
-#: 0.003 for n = 512. With 0.5, random rank-one merges at n = 64 come to it about every 300th time.
-DRIFT = 0.5
 
 #: Where the inverse is off by more than this, refined solves and first-order corrections no longer give log|det| to
 #: 1e-3 over thousands of merges: it is recomputed from an LU factorisation in float64.
 LOOSE = 3e-4
 
-#: The inverse of a matrix up to this size is corrected as a whole at every merge. Of a larger one, this many columns
-#: are, or one part of so many: about a sixth of the cost of a merge. Products are fastest with multiples of 8.
-WHOLE, PART, PARTS = 64, 16, 32
-
 #: Up to this size every merge takes the closer look, which also counts what rounding A does to log|det A|: updates
 #: below half a unit in the last place of A are lost, 1e-5 in a long walk. Beyond, time counts more.
 CLOSE = 256
-
-#: The golden ratio without its whole part.
-GOLDEN = 0.6180339887498949
-
-#: Columns are corrected where the probes' residual is below this: the step multiplies their error by R.
-CONVERGENT = 0.01
 
 _SCALARS = ("logabsdet", "sign", "admitted")
 
@@ -110,20 +102,20 @@ class TrackedInverse(nn.Module):
         probed and corrected already, nothing."""
         if self.probed == (base._version, self.inverse._version):
             return
-        inverse, probes = self.inverse.detach(), _probes(base)
+        inverse, probes = self.inverse.detach(), probes_of(base)
         with linalg.full_precision(base.device):
             residual, unit = linalg.probe_residual(base, inverse, probes)
-            rounding = _rounding(base) * unit
+            rounding = rounding_of(base) * unit
             drifted = ~(residual <= rounding)
             if bool(drifted.any()):
-                self.inverse.copy_(_corrected(base, inverse, order, rounding, drifted))
+                self.inverse.copy_(corrected(base, inverse, order, rounding, drifted))
                 sign, logabsdet = linalg.unbatched(torch.linalg.slogdet, base.double())
                 self.logabsdet.copy_(torch.where(drifted, logabsdet, self.logabsdet))
                 self.sign.copy_(torch.where(drifted, sign, self.sign))
 
     def residual(self, base: Tensor, inverse: Tensor) -> Tensor:
         """max|A X p - p| over the probes, `(...)`, in float64."""
-        return linalg.probe_residual(base, inverse, _probes(base))[0]
+        return linalg.probe_residual(base, inverse, probes_of(base))[0]
 
     @torch.no_grad()
     def propose(
@@ -141,9 +133,9 @@ class TrackedInverse(nn.Module):
 
         With `in_place`, large and well-conditioned matrices in float32 take a `InPlaceUpdate` instead.
         """
-        probes, u, v = _probes(base), u.double(), v.double()
+        probes, u, v = probes_of(base), u.double(), v.double()
         if in_place and base.shape[-1] > CLOSE and base.dtype == torch.float32:
-            step = in_place_update(base, self.inverse.detach(), u, v, probes, _part(base.shape[-1], turn))
+            step = in_place_update(base, self.inverse.detach(), u, v, probes, part_of(base.shape[-1], turn))
             if step is not None:
                 logabsdet = self.logabsdet + step.change
                 return TrackedUpdate(None, None, logabsdet, self.sign * step.sign, step.change, step.residual, step)
@@ -152,24 +144,14 @@ class TrackedInverse(nn.Module):
         nonsingular = change.isfinite()
         safe = torch.where(nonsingular[..., None, None], capacitance, linalg.eye_like(capacitance))
         inverse, seen, sums = _inverse_after(self.inverse.detach(), y, linalg.solve(safe, z).mT, probes)
-        part = _part(base.shape[-1], turn)
+        part = part_of(base.shape[-1], turn)
         seen = torch.cat([seen, inverse[..., part].double()], dim=-1)
         rounded, image, unit, trace = _base_after(base, u, v, inverse, seen, sums)
         sign, logabsdet = self.sign * change_sign, self.logabsdet + change + trace
 
-        off = _part_residual(image[..., PROBES:], part)
-        residual = torch.maximum((image[..., :PROBES] - probes).abs().amax((-2, -1)), off.abs().amax((-2, -1)))
-        rounding = _rounding(base) * unit
-        drifted = ~(residual <= rounding) & nonsingular & unit.isfinite()
-        _newton_schulz_columns(inverse, part, off, ~drifted & (residual <= CONVERGENT))
-        if bool(drifted.any()):
-            inverse = _corrected(rounded, inverse, order, rounding, drifted)
-            residual = linalg.probe_residual(rounded, inverse, probes)[0]
-        loose = ~(torch.maximum(residual, before) <= LOOSE) & nonsingular
-        if bool(loose.any()):
-            exact_sign, exact_logabsdet = linalg.unbatched(torch.linalg.slogdet, rounded.double())
-            sign, logabsdet = torch.where(loose, exact_sign, sign), torch.where(loose, exact_logabsdet, logabsdet)
-        return TrackedUpdate(rounded, inverse, logabsdet, sign, change, residual)
+        probed = (image[..., :PROBES] - probes).abs().amax((-2, -1))
+        update = TrackedUpdate(rounded, inverse, logabsdet, sign, change, probed)
+        return _without_drift(update, part, image[..., PROBES:], unit, before, order)
 
     @torch.no_grad()
     def update_to(
@@ -180,24 +162,14 @@ class TrackedInverse(nn.Module):
 
         As in `propose`, rounding A' moves log|det| by tr(X' δ), some columns of the inverse are corrected in turn, or
         all of them where a probe finds more drift than rounding explains."""
-        probes, rounded, stored = _probes(base), base.to(dtype), inverse.to(dtype)
+        probes, rounded, stored = probes_of(base), base.to(dtype), inverse.to(dtype)
         trace = (inverse.mT * (rounded.double() - base)).sum((-2, -1))
         signs, logabsdet = self.sign * sign, self.logabsdet + change + trace
-        part = _part(base.shape[-1], turn)
-        off = _part_residual(rounded.double() @ stored[..., part].double(), part)
+        part = part_of(base.shape[-1], turn)
         probed, unit = linalg.probe_residual(rounded, stored, probes)
-        residual = torch.maximum(probed, off.abs().amax((-2, -1)))
-        rounding = _rounding(rounded) * unit
-        drifted = ~(residual <= rounding) & change.isfinite() & unit.isfinite()
-        _newton_schulz_columns(stored, part, off, ~drifted & (residual <= CONVERGENT))
-        if bool(drifted.any()):
-            stored = _corrected(rounded, stored, order, rounding, drifted)
-            residual = linalg.probe_residual(rounded, stored, probes)[0]
-        loose = ~(residual <= LOOSE) & change.isfinite()
-        if bool(loose.any()):
-            exact_sign, exact_logabsdet = linalg.unbatched(torch.linalg.slogdet, rounded.double())
-            signs, logabsdet = torch.where(loose, exact_sign, signs), torch.where(loose, exact_logabsdet, logabsdet)
-        return TrackedUpdate(rounded, stored, logabsdet, signs, change, residual)
+        update = TrackedUpdate(rounded, stored, logabsdet, signs, change, probed)
+        image = rounded.double() @ stored[..., part].double()
+        return _without_drift(update, part, image, unit, torch.zeros_like(probed), order)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrackedInverse:
         """Move with the module, but keep the scalars in float64."""
@@ -213,9 +185,9 @@ class TrackedInverse(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A checkpoint of another dtype, or without an inverse, makes it stale, too; a whole one is taken as it is."""
-        came = state_dict.get(prefix + "inverse")
+        saved = state_dict.get(prefix + "inverse")
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if came is None or came.dtype != self.inverse.dtype:
+        if saved is None or saved.dtype != self.inverse.dtype:
             self._mark_stale()
         elif not self.sign.is_meta:
             self.stale = not bool(self.sign.all())
@@ -224,27 +196,6 @@ class TrackedInverse(nn.Module):
         """Be stale, also for those who load what is saved from here: no determinant has the sign 0."""
         self.stale = True
         self.sign = torch.zeros_like(self.sign)
-
-
-def _probes(base: Tensor) -> Tensor:
-    """The probe vectors `(n, PROBES)` in float64, the same every time."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(0, 2, (base.shape[-1], PROBES), generator=generator)
-    return drawn.to(base.device, torch.float64) * 2 - 1
-
-
-def _rounding(base: Tensor) -> float:
-    """The residual that rounding explains, in units of |A| |X| 1."""
-    return DRIFT * torch.finfo(base.dtype).eps
-
-
-def _part(n: int, turn: int) -> slice:
-    """The columns whose turn it is. Multiples of the golden ratio visit all parts evenly, also where only every second
-    or tenth turn comes to a merge."""
-    width = n if n <= WHOLE else max(PART, n // PARTS)
-    parts = -(-n // width)
-    start = int(turn * GOLDEN % 1 * parts) * width
-    return slice(start, min(start + width, n))
 
 
 def _inverse_after(x: Tensor, y: Tensor, w: Tensor, probes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -272,35 +223,24 @@ def _base_after(
     return rounded, image, units.double().amax((-2, -1)), trace
 
 
-def _part_residual(image: Tensor, part: slice) -> Tensor:
-    """R_J = I_J - A X_J from A X_J, for the columns J; in place. All of R for a small matrix, whose part is all."""
-    image.neg_()[..., part, :].diagonal(dim1=-2, dim2=-1).add_(1)
-    return image
-
-
-def _newton_schulz_columns(inverse: Tensor, part: slice, off: Tensor, where: Tensor) -> None:
-    """X_J <- X_J + X R_J in place for the columns J: a Newton-Schulz step, which leaves R R_J. R_J = I_J - A X_J is in
-    float64: in float32 its rounding would be worse than the drift."""
-    if bool(where.any()):
-        x = linalg.at_least_single(inverse)
-        step = linalg.tall_matmul(x, off.to(x.dtype))
-        inverse[..., part] += torch.where(where[..., None, None], step, 0).to(inverse.dtype)
-
-
-def _corrected(base: Tensor, inverse: Tensor, order: int, rounding: Tensor, where: Tensor) -> Tensor:
-    """A step of the iterative inversion where its residual R is below 1, the exact inverse elsewhere; in the dtype of
-    the inverse, which is kept outside the mask. The step is of order 2 if that leaves less than `rounding`: |R|²."""
-    exact, x = base.double(), inverse.double()
-    residual = linalg.inversion_residual(exact, x)
-    norm = torch.linalg.matrix_norm(residual)
-    if bool((norm.square() <= rounding)[where].all()):
-        short = linalg.at_least_single(inverse)
-        improved = short + short @ residual.to(short.dtype)
-    else:
-        improved = linalg.hyperpower(exact, x, order)
-        diverges = ~(norm < 1)
-        if bool((diverges & where).any()):
-            inverted, failed = linalg.unbatched(torch.linalg.inv_ex, exact)
-            improved = torch.where(diverges[..., None, None], inverted, improved)
-            where = where & ~(diverges & (failed != 0))
-    return torch.where(where[..., None, None], improved.to(inverse.dtype), inverse)
+def _without_drift(
+    update: TrackedUpdate, part: slice, image: Tensor, unit: Tensor, before: Tensor, order: int
+) -> TrackedUpdate:
+    """An update whose inverse is corrected: the columns J of a `part`, from `image` = A' X'_J; or, where more drift is
+    found than rounding explains, all of them. Where the residual, or the one `before`, is loose, log|det| and sign are
+    computed afresh. `residual` is that of the probes; `unit` is max |A'| |X'| 1."""
+    rounded, inverse, sign, logabsdet = update.base, update.inverse, update.sign, update.logabsdet
+    assert rounded is not None and inverse is not None
+    nonsingular, off = update.logabsdet_change.isfinite(), part_residual(image, part)
+    residual = torch.maximum(update.residual, off.abs().amax((-2, -1)))
+    rounding = rounding_of(rounded) * unit
+    drifted = ~(residual <= rounding) & nonsingular & unit.isfinite()
+    correct_columns(inverse, part, off, ~drifted & (residual <= CONVERGENT))
+    if bool(drifted.any()):
+        inverse = corrected(rounded, inverse, order, rounding, drifted)
+        residual = linalg.probe_residual(rounded, inverse, probes_of(rounded))[0]
+    loose = ~(torch.maximum(residual, before) <= LOOSE) & nonsingular
+    if bool(loose.any()):
+        exact_sign, exact_logabsdet = linalg.unbatched(torch.linalg.slogdet, rounded.double())
+        sign, logabsdet = torch.where(loose, exact_sign, sign), torch.where(loose, exact_logabsdet, logabsdet)
+    return replace(update, inverse=inverse, sign=sign, logabsdet=logabsdet, residual=residual)

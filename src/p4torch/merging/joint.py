@@ -91,13 +91,13 @@ def groups(model: nn.Module) -> list[Group]:
     for network in (module for module in model.modules() if isinstance(module, JointMerge)):
         for module in network.model.modules():
             if isinstance(module, JointMerge):
-                came = f"{type(module).__name__} in {type(network).__name__}"
-                raise ArgumentError.of("model", "without networks that merge together inside of each other", came)
+                got = f"{type(module).__name__} in {type(network).__name__}"
+                raise ArgumentError.of("model", "without networks that merge together inside of each other", got)
             owners[id(module)] = network
-    found: dict[int, list[Site]] = {}
+    together: dict[int, list[Site]] = {}
     for site in members:
-        found.setdefault(id(owners.get(id(site.module), site.perturbation)), []).append(site)
-    return [Group(tuple(together), owners.get(id(together[0].module))) for together in found.values()]
+        together.setdefault(id(owners.get(id(site.module), site.perturbation)), []).append(site)
+    return [Group(tuple(members), owners.get(id(members[0].module))) for members in together.values()]
 
 
 def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[MergeReport]:
@@ -106,9 +106,9 @@ def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[Merge
     Not between a forward and its backward pass: autograd would (rightly) refuse the backward pass. An optimizer's
     state is not touched; in training use `MergeScheduler`.
     """
-    found = groups(model)
+    merging = groups(model)
     guard_checkpoints(model)
-    for group in found:
+    for group in merging:
         for site in group.sites:
             site.keep_frozen()
-    return [report for group in found for report in group.merge(seed=seed, force=force)]
+    return [report for group in merging for report in group.merge(seed=seed, force=force)]

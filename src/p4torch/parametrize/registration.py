@@ -153,5 +153,5 @@ def exchange_class(module: nn.Module, convert: Convert) -> None:
     if "parametrizations" not in module._modules:
         module.__class__ = convert(kind)
         return
-    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    module.__class__ = type(kind.__name__, tuple(convert(base) for base in kind.__bases__), own)
+    members = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, tuple(convert(base) for base in kind.__bases__), members)

@@ -174,13 +174,13 @@ def sites(model: nn.Module) -> Iterator[Site]:
             seen one place only.
     """
     modules = _modules(model)
-    found: dict[int, Site] = {}
+    by_base: dict[int, Site] = {}
     for site in _all_targets(modules):
-        found.setdefault(id(site.base), site)
-    if found:
-        chains = {base: (site.name, chain_of(site.module, site.tensor_name)) for base, site in found.items()}
+        by_base.setdefault(id(site.base), site)
+    if by_base:
+        chains = {base: (site.name, chain_of(site.module, site.tensor_name)) for base, site in by_base.items()}
         check_untied(modules, chains)
-    yield from found.values()
+    yield from by_base.values()
 
 
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -59,9 +59,9 @@ def _validate_site(
         state.update({f"{inner}0.{key}": value for key, value in admitted.state_dict().items()})
         del state[prefix + tensor_name]
     for key, value in chain.state_dict().items():
-        came = state.get(inner + key)
-        if came is not None and came.shape != value.shape:
-            raise _misfit(inner + key, value.shape, came.shape)
+        saved = state.get(inner + key)
+        if saved is not None and saved.shape != value.shape:
+            raise _misfit(inner + key, value.shape, saved.shape)
 
 
 @torch.no_grad()
@@ -78,5 +78,5 @@ def _inwards(chain: parametrize.ParametrizationList, tensor: Tensor, name: str) 
     return tensor
 
 
-def _misfit(name: str, expected: torch.Size, came: torch.Size) -> CheckpointError:
-    return CheckpointError(f"`{name}` in the checkpoint must have shape {tuple(expected)}, got {tuple(came)}")
+def _misfit(name: str, expected: torch.Size, got: torch.Size) -> CheckpointError:
+    return CheckpointError(f"`{name}` in the checkpoint must have shape {tuple(expected)}, got {tuple(got)}")

@@ -73,8 +73,8 @@ def plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
     name = repr(tensor_name)
     if parametrize.is_parametrized(module, tensor_name):
         chain = module.parametrizations[tensor_name]  # type: ignore[index]
-        came = f"{name}, which has one: {', '.join(type(part).__name__ for part in chain)}"
-        raise ArgumentError.of("tensor_name", "a tensor without a parametrization", came)
+        got = f"{name}, which has one: {', '.join(type(part).__name__ for part in chain)}"
+        raise ArgumentError.of("tensor_name", "a tensor without a parametrization", got)
     tensor = module._parameters.get(tensor_name)
     if tensor is None:
         names = ", ".join(name for name, value in module._parameters.items() if value is not None) or "none"
@@ -84,8 +84,8 @@ def plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
             name += ", which a hook (weight_norm, spectral_norm, prune) computes from others: remove that first"
         raise ArgumentError.of("tensor_name", f"a parameter of {type(module).__name__} ({names})", name)
     if is_lazy(tensor):
-        came = f"{name} of a lazy module: run a batch through it first"
-        raise ArgumentError.of("tensor_name", "an initialized parameter", came)
+        got = f"{name} of a lazy module: run a batch through it first"
+        raise ArgumentError.of("tensor_name", "an initialized parameter", got)
     if not (tensor.is_floating_point() or tensor.is_complex()):
         raise ArgumentError.of("tensor_name", "a parameter of a floating-point dtype", f"{name}, {tensor.dtype}")
     if tensor.layout is not torch.strided:
@@ -103,14 +103,14 @@ def find_targets(model: nn.Module, tensor_name: str) -> list[Target]:
         ArgumentError: no such parameter; or another parameter shares its memory, and they would come apart.
     """
     module, name = locate(model, tensor_name)
-    tensor, found = plain_parameter(module, name), [(module, name)]
+    tensor, targets = plain_parameter(module, name), [(module, name)]
     for path, other in paths(model):
         for other_name, value in other._parameters.items():
             if value is tensor and (other is not module or other_name != name):
-                found.append((other, other_name))
+                targets.append((other, other_name))
             elif value is not None and value is not tensor and _share_memory(value, tensor):
                 raise _tied(joined(path, other_name), tensor_name, "two Parameters that share their memory")
-    return found
+    return targets
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
@@ -123,15 +123,15 @@ def check_untied(modules: Sequence[tuple[str, nn.Module]], bases: Mapping[int, t
     """Refuse a base, given by id with its site and the chain of parametrizations that holds it, that others hold."""
     for path, module in modules:
         for name, value in module._parameters.items():
-            found = bases.get(id(value))
-            if found is not None and module is not found[1]:
+            base = bases.get(id(value))
+            if base is not None and module is not base[1]:
                 other = joined(path, name).replace("parametrizations.", "").removesuffix(".original")
-                raise _tied(other, found[0], "perturb them together, by a path: p4.perturb(model, ...)")
+                raise _tied(other, base[0], "perturb them together, by a path: p4.perturb(model, ...)")
 
 
 def _tied(one: str, other: str, why: str) -> ArgumentError:
-    came = f"`{one}` and `{other}`: {why}"
-    return ArgumentError.of("model", "without a perturbed tensor that is also used where it is not perturbed", came)
+    got = f"`{one}` and `{other}`: {why}"
+    return ArgumentError.of("model", "without a perturbed tensor that is also used where it is not perturbed", got)
 
 
 def check_embedding(module: nn.Module, tensor_name: str, perturbation: Perturbation, viewed: bool) -> None:

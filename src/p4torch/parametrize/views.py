@@ -34,8 +34,8 @@ class View(nn.Module):
     def __init__(self, to_matrix: Rearrange, to_tensor: Rearrange) -> None:
         super().__init__()
         if not callable(to_matrix) or not callable(to_tensor):
-            came = f"{type(to_matrix).__name__} and {type(to_tensor).__name__}"
-            raise ArgumentError.of("view", "a pair of functions", came)
+            got = f"{type(to_matrix).__name__} and {type(to_tensor).__name__}"
+            raise ArgumentError.of("view", "a pair of functions", got)
         self.to_matrix, self.to_tensor = to_matrix, to_tensor
         self.tensor_shape: torch.Size | None = None
 
@@ -44,8 +44,8 @@ class View(nn.Module):
 
     def right_inverse(self, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, Tensor) or tensor.shape != self.tensor_shape:
-            came = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ArgumentError.of("tensor", f"of shape {tuple(self.tensor_shape or ())}", came)
+            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ArgumentError.of("tensor", f"of shape {tuple(self.tensor_shape or ())}", got)
         return self.to_matrix(tensor)
 
     @torch.no_grad()
@@ -60,8 +60,8 @@ class View(nn.Module):
             fits = f"one that fits a tensor {tuple(tensor.shape)}"
             raise ArgumentError.of("view", fits, f"{type(error).__name__}: {error}") from error
         if not same or matrix.numel() != tensor.numel():
-            came = f"{tuple(tensor.shape)} -> {tuple(matrix.shape)} -> {tuple(back.shape)}, and not the same entries"
-            raise ArgumentError.of("view", "a pair of functions that move entries, there and back", came)
+            got = f"{tuple(tensor.shape)} -> {tuple(matrix.shape)} -> {tuple(back.shape)}, and not the same entries"
+            raise ArgumentError.of("view", "a pair of functions that move entries, there and back", got)
         self.tensor_shape = tensor.shape
         return matrix.contiguous()
 

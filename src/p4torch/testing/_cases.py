@@ -106,8 +106,8 @@ def overridden(site: Site) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
     """The matrix methods that the perturbation defines itself, with arguments for them beside the base."""
     rows, columns = site.base.shape[-2:] if site.base.dim() >= 2 else (0, -1)
     for name in MATRIX_METHODS:
-        own = getattr(type(site.perturbation), name) is not getattr(Perturbation, name)
-        if own and (rows == columns or name == "matmul"):
+        defined = getattr(type(site.perturbation), name) is not getattr(Perturbation, name)
+        if defined and (rows == columns or name == "matmul"):
             x = torch.linspace(-1, 1, 3 * columns, dtype=torch.float64).reshape(3, columns).to(site.base)
             yield name, (x,) if name in ("matmul", "solve") else ()
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
-from p4torch.linalg.tracked_inverse import PROBES
+from p4torch.linalg.drift import PROBES
 
 #: Machine epsilons of ‖AᵀA - I‖ / √p that rounding explains: at n = 8, 64, 256 it stays below 1, 2, 5 over many merges.
 DRIFT = 32
