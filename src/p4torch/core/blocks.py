@@ -82,7 +82,7 @@ class Blocks(Perturbation):
         for name, size in sizes.items():
             used = name == "right" if self.left_algebra is not None else self.side in (name, "both")
             self.register_parameter(name, self._blocks_of(base, size, block) if used else None)
-            self.register_buffer(f"{name}_order", self._first_order(name, size))
+            self.register_buffer(f"{name}_order", self._initial_order(name, size))
 
     def _blocks_of(self, base: Tensor, size: int, block: Block | None) -> nn.Parameter:
         """B = 0 for one side of n = `size` coordinates."""
@@ -95,15 +95,15 @@ class Blocks(Perturbation):
         b = size if whole else int(block)
         return nn.Parameter(base.new_zeros(*base.shape[:-2], size // b, b, b))
 
-    def _first_order(self, name: str, size: int) -> Tensor | None:
+    def _initial_order(self, name: str, size: int) -> Tensor | None:
         value = getattr(self, name)
         if value is None or value.shape[-1] == size:
             return None
         self.permuted = (*self.permuted, name)
-        order = self._listed(torch.arange(size // (2 if self.algebra.paired else 1)), value.shape[-1])
+        order = self._block_order(torch.arange(size // (2 if self.algebra.paired else 1)), value.shape[-1])
         return order.expand(*value.shape[:-3], 2, size).contiguous().to(value.device)
 
-    def _listed(self, drawn: Tensor, size: int) -> Tensor:
+    def _block_order(self, drawn: Tensor, size: int) -> Tensor:
         """The order `(2, n)` of drawn coordinates; of drawn pairs i, i + n/2, first and second ones block by block."""
         if self.algebra.paired:
             half, count = size // 2, len(drawn)
@@ -141,11 +141,11 @@ class Blocks(Perturbation):
             blocks = algebra.element(x)
             if inverse:
                 blocks = algebra.inverse(x, blocks)
-        return BlockDiagonal(blocks, getattr(self, f"{self._source(name)}_order"))
+        return BlockDiagonal(blocks, getattr(self, f"{self._stored_side(name)}_order"))
 
     def algebra_blocks(self, name: str, dtype: torch.dtype | None = None) -> Tensor | None:
         """g B of one side in the Lie algebra, `(..., m, b, b)`."""
-        value = getattr(self, self._source(name))
+        value = getattr(self, self._stored_side(name))
         if value is None:
             return None
         value = value if dtype is None else value.to(dtype)
@@ -155,7 +155,7 @@ class Blocks(Perturbation):
         """g of a side."""
         return self.scale or block_gain(value.shape[-1])
 
-    def _source(self, name: str) -> str:
+    def _stored_side(self, name: str) -> str:
         """The side whose B and order of the coordinates a side has."""
         return name if self.left_algebra is None else "right"
 
@@ -260,7 +260,7 @@ class Blocks(Perturbation):
                 order, size = getattr(self, f"{name}_order"), getattr(self, name).shape[-1]
                 count = order.shape[-1] // (2 if self.algebra.paired else 1)
                 for part in order.view(-1, *order.shape[-2:]):
-                    part.copy_(self._listed(torch.randperm(count, generator=generator), size))
+                    part.copy_(self._block_order(torch.randperm(count, generator=generator), size))
 
     @torch.no_grad()
     def after_step(self) -> None:
