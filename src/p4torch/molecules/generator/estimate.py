@@ -9,7 +9,7 @@ import torch
 from p4torch.molecules.generator.architectures import architecture, default_zmatrix, seeded
 from p4torch.molecules.generator.molecular_flow import MolecularFlow
 from p4torch.molecules.generator.phase_fit import PhaseFit
-from p4torch.molecules.generator.schedule import Phase, Schedule
+from p4torch.molecules.generator.schedule import Schedule
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.molecules.system import MolecularSystem
 
@@ -30,17 +30,18 @@ def estimate_seconds(system: MolecularSystem, model: str, schedule: Schedule) ->
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as jobs have
     try:
-        return sum(phase.steps * _step_seconds(generator, phase, schedule) for phase in schedule.phases)
+        return sum(
+            phase.steps * _step_seconds(generator, schedule, index) for index, phase in enumerate(schedule.phases)
+        )
     finally:
         torch.set_num_threads(threads)
 
 
-def _step_seconds(generator: MolecularFlow, phase: Phase, schedule: Schedule) -> float:
-    fit = PhaseFit(generator, phase, schedule)
-    optimizer = fit.configure_optimizers()
-    points = generator.flow.sample(phase.samples + phase.frames)
-    fit.step(points, optimizer)
+def _step_seconds(generator: MolecularFlow, schedule: Schedule, index: int) -> float:
+    fit = PhaseFit(generator, schedule, index)
+    points = generator.flow.sample(fit.phase.samples + fit.phase.frames)
+    fit.step(points)
     started = time.perf_counter()
     for _ in range(TIMED):
-        fit.step(points, optimizer)
+        fit.step(points)
     return (time.perf_counter() - started) / TIMED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +17,12 @@ from p4torch.molecules.generator.mcmc import sample_mcmc
 from p4torch.molecules.generator.molecular_flow import MolecularFlow
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.schedule import Phase
+from p4torch.molecules.generator.training import Training, train
 from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.torsion_names import default_torsions
 from p4torch.molecules.trajectory import check_frames
 from p4torch.molecules.zmatrix import ZMatrix
-
-if TYPE_CHECKING:
-    from p4torch.molecules.generator.training import Training
 
 #: Frames that set means, scales and cuts of the coordinates; a stride is taken of more.
 FIT_FRAMES = 100_000
@@ -164,8 +162,6 @@ class BoltzmannGenerator(MolecularFlow):
         return self._train(phase, frames, weights, options)
 
     def _train(self, phase: Phase, frames: Tensor | None, weights: Tensor | None, options: dict[str, Any]) -> Training:
-        from p4torch.molecules.generator.training import train  # Lightning comes with another extra, and takes seconds
-
         return train(self, phase, frames, weights, **options)
 
     # --- files ------------------------------------------------------------------------------------------------------

@@ -7,25 +7,26 @@ from torch import Tensor
 
 from p4torch.errors import P4Error
 from p4torch.molecules.generator.molecular_flow import MolecularFlow
-from p4torch.molecules.generator.schedule import Phase, Schedule
-from p4torch.parametrize.sites import parameter_groups
-from p4torch.training import ChunkedFit, FlatAdam
+from p4torch.molecules.generator.schedule import Schedule
+from p4torch.parametrize.sites import parameter_groups, sites
+from p4torch.training import Fit
 
 #: So many steps in a row without a usable gradient end a training.
 PATIENCE = 100
 
 
-class PhaseFit(ChunkedFit):
+class PhaseFit(Fit):
     """One phase: batches are latent points, then frames' coordinates. Gradients that are not finite are left out."""
 
-    def __init__(self, generator: MolecularFlow, phase: Phase, schedule: Schedule, done: int = 0) -> None:
-        super().__init__(generator.flow, phase.steps, phase.learning_rate, clip=schedule.clip, done=done)
-        self.generator, self.phase, self.perturbation_rate = generator, phase, schedule.perturbation_rate
+    def __init__(self, generator: MolecularFlow, schedule: Schedule, index: int, done: int = 0) -> None:
+        self.generator, self.phase = generator, schedule.phases[index]
+        groups = parameter_groups(generator.flow, share=schedule.perturbation_rate)
+        steps, rate = self.phase.steps, self.phase.learning_rate
+        super().__init__(generator.flow, steps, rate, clip=schedule.clip, done=done, groups=groups)
+        if any(sites(generator.flow)):  # directions of another phase are others
+            self.merge(schedule.merge_every, generator, seed=schedule.seed + 1000 * index)
         self.left_out, self.in_a_row = 0, 0
         self.broken = torch.zeros((), dtype=torch.long)  # energies that were not finite
-
-    def configure_optimizers(self) -> FlatAdam:
-        return FlatAdam(parameter_groups(self.flow, share=self.perturbation_rate), lr=self.learning_rate)
 
     def loss(self, batch: Tensor) -> Tensor:
         latent, frames = batch.split([self.phase.samples, self.phase.frames])

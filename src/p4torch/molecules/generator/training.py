@@ -1,20 +1,16 @@
-"""Training of a generator under Lightning: phases, log, checkpoints, exact resume."""
+"""Training of a generator: phases, log, checkpoints, exact resume."""
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.flows.structure import with_structure
@@ -25,10 +21,9 @@ from p4torch.molecules.generator.molecular_flow import MolecularFlow
 from p4torch.molecules.generator.phase_fit import PhaseFit
 from p4torch.molecules.generator.schedule import Phase, Schedule
 from p4torch.molecules.trajectory import check_frames
-from p4torch.parametrize.sites import counter_based_generator, sites
+from p4torch.parametrize.sites import counter_based_generator
 from p4torch.runs import folder
-from p4torch.training import MergeCallback, load_checkpoint, save_checkpoint
-from p4torch.training.chunks import interruptible, quiet_trainer
+from p4torch.training import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from p4torch.flows.latent import Distribution
@@ -50,7 +45,7 @@ class Progress:
 Report = Callable[[Progress], bool]
 
 
-class Training(pl.Callback):
+class Training:
     """A generator's training by a schedule, from the checkpoint in `out`, if it has one and `resume` is true.
 
     What a step does is a pure function of the seed and its number: a training that was stopped, or killed, and goes on
@@ -114,73 +109,51 @@ class Training(pl.Callback):
 
         Ctrl-C raises KeyboardInterrupt; the last checkpoint stays.
         """
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            for message in (".*does not have many workers", ".*treespec"):  # Lightning's, about matters of its own
-                warnings.filterwarnings("ignore", message)
-            while not self.finished and not self._stopped:
-                self._fit_phase(self.schedule.phases[self.phase_index])
+        while not self.finished and not self._stopped:
+            self._fit_phase(self.schedule.phases[self.phase_index])
         return self.finished
 
     def _fit_phase(self, phase: Phase) -> None:
-        self._fit = PhaseFit(self.generator, phase, self.schedule, self.done)
+        self._fit = PhaseFit(self.generator, self.schedule, self.phase_index, self.done)
         self._started = time.perf_counter() - self.seconds
-        perturbed = any(True for _ in sites(self.generator.flow))
-        seed = self.schedule.seed + 1000 * self.phase_index  # directions of another phase are others
-        self._merges = MergeCallback(every=self.schedule.merge_every, seed=seed) if perturbed else None
-        if self._merges and self._pending:
-            self._merges.load_state_dict(self._pending["merges"])
-        if self.done < phase.steps:
-            batches = Batches(
-                self.data,
-                cast("Distribution", self.generator.flow.base),
-                phase,
-                self.schedule.seed,
-                self.phase_index,
-                self.done,
-            )
-            callbacks = [*([self._merges] if self._merges else []), self]
-            with interruptible():
-                quiet_trainer(*callbacks).fit(self._fit, DataLoader(batches, batch_size=None))
+        if self._pending is not None:
+            if self._fit.merges and self._pending["merges"]:
+                self._fit.merges.load_state_dict(self._pending["merges"])
+            if self._pending["optimizer"] is not None:
+                self._fit.optimizer.load_state_dict(self._pending["optimizer"])
+            self._pending = None
+        base = cast("Distribution", self.generator.flow.base)
+        for chunk in Batches(self.data, base, phase, self.schedule.seed, self.phase_index, self.done):
+            self._after_chunk(len(chunk), self._fit.train(chunk))
+            if self._stopped:
+                break
         if self.done >= phase.steps:
             self.phase_index, self.done = self.phase_index + 1, 0
 
-    # --- Lightning's hooks ------------------------------------------------------------------------------------------
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._pending is not None:
-            if self._pending["optimizer"] is not None:
-                trainer.optimizers[0].load_state_dict(self._pending["optimizer"])
-            self._pending = None
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        phase, made = self._fit.phase, len(batch)
-        self.done = self._fit.done
+    def _after_chunk(self, made: int, loss: Tensor) -> None:
+        """Count, log, report and save after so many steps of this mean loss."""
+        phase, self.done = self._fit.phase, self._fit.done
         self.points += made * (phase.samples + phase.frames)
         self.evaluations += made * phase.samples
-        self._since_log.append(outputs["loss"])
+        self._since_log.append(loss)
         last = self.done >= phase.steps
         log = last or self.done % phase.every < made
         self.seconds = time.perf_counter() - self._started
         self._count()
         if log:
             self._log_line()
-        stop = self.report(Progress(self.points, f"loss {float(outputs['loss']):.3f}{self._note}"))
+        stop = self.report(Progress(self.points, f"loss {float(loss):.3f}{self._note}"))
         if self.out is not None and (log or stop):
-            self._write_checkpoint(None if last else trainer.optimizers[0], last)
-        if stop and not (last and self.phase_index + 1 == len(self.schedule.phases)):
-            self._stopped = trainer.should_stop = True
+            self._write_checkpoint(last)
+        self._stopped = stop and not (last and self.phase_index + 1 == len(self.schedule.phases))
 
     def _count(self) -> None:
         """Take over what the phase has counted since the last time."""
-        fit, merges = self._fit, self._merges
+        fit = self._fit
         self.step_seconds[self.phase_index] += fit.seconds
         self.left_out, self.broken = self.left_out + fit.left_out, self.broken + int(fit.broken)
         fit.seconds, fit.left_out, fit.broken = 0.0, 0, torch.zeros_like(fit.broken)
-        if merges:
-            self.merge_counts[self.phase_index] = [merges.merged, merges.skipped]
+        self.merge_counts[self.phase_index] = [fit.merged, fit.skipped]
 
     def _log_line(self) -> None:
         """Counts are of the whole run."""
@@ -244,12 +217,12 @@ class Training(pl.Callback):
             **self.schedule.fields(),
         }
 
-    def _write_checkpoint(self, optimizer: torch.optim.Optimizer | None, phase_done: bool) -> None:
+    def _write_checkpoint(self, phase_done: bool) -> None:
         state = {
             "of": self._identity(),
             "generator": self.generator.state_dict(),
-            "optimizer": optimizer.state_dict() if optimizer else None,
-            "merges": self._merges.state_dict() if self._merges and not phase_done else {},
+            "optimizer": None if phase_done else self._fit.optimizer.state_dict(),
+            "merges": {} if phase_done or self._fit.merges is None else self._fit.merges.state_dict(),
             "stage_index": self.phase_index + phase_done,
             "done": 0 if phase_done else self.done,
             "losses": self._since_log,
