@@ -244,3 +244,14 @@ def test_admission_projects_with_a_warning() -> None:
     with pytest.warns(p4.ProjectionWarning, match="Symmetric"):
         p4.perturb(layer, "weight", Symmetric)
     torch.testing.assert_close(layer.weight.detach(), (weight + weight.mT) / 2)
+
+
+@pytest.mark.parametrize("old", ["limit", "set_gain", "concern", "commit", "candidate", "adapt"])
+def test_a_class_that_overrides_an_old_name_is_told_the_new_one(old: str) -> None:
+    with pytest.raises(TypeError, match=f"Own: `{old}` is now `"):
+        type("Own", (p4.Perturbation,), {old: lambda self: None})
+
+
+def test_the_old_name_of_gradient_directions_is_told() -> None:
+    with pytest.raises(p4.ArgumentError, match="gradient, its new name, got 'informed'"):
+        p4.LowRankUpdate(torch.eye(3), directions="informed")  # type: ignore[arg-type]

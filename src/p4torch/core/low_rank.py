@@ -13,6 +13,7 @@ from p4torch.core.directions import Apply, GradientSketch, LinearOperator, matri
 from p4torch.core.perturbation import Perturbation
 from p4torch.core.step_size import check_scale, low_rank_gain, scale_repr, size_of
 from p4torch.core.transaction import MergeReport
+from p4torch.errors import ArgumentError
 from p4torch.linalg import fused_linear
 
 Side = Literal["add", "left", "right"]
@@ -69,6 +70,8 @@ class LowRank(Perturbation):
         train_directions: bool = True,
     ) -> None:
         super().__init__(base)
+        if str(directions) == "informed":
+            raise ArgumentError.of("directions", "random or gradient, its new name", repr(directions))
         check_choice("directions", directions, ("random", "gradient"), "random or gradient")
         rank, scale = check_integer("rank", rank, 1), check_scale(scale)
         self.rank, self.scale, self.side = rank, scale, side

@@ -10,7 +10,7 @@ Source: Krämer, Köhler and Noé (2020), section 3.1, equations 1 and 2.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ from p4torch.core import transaction
 from p4torch.core.transaction import AllReduce, Member, MergeReport, Proposal, assign
 from p4torch.core.validation import check_base, check_fits
 from p4torch.errors import ArgumentError, ProjectionWarning, warn
+
+#: Methods that had another name: one that overrides them would never be called.
+_RENAMED = {
+    "adapt": "_redraw",
+    "candidate": "propose",
+    "commit": "after_commit",
+    "concern": "warning_for",
+    "limit": "after_step",
+    "set_gain": "after_admission",
+}
 
 
 class Perturbation(nn.Module):
@@ -48,6 +58,11 @@ class Perturbation(nn.Module):
     tensor_name: str = "tensor"
     #: Parameters of B that do not train by design, whatever `requires_grad_(True)` says. `perturb` notes them.
     untrained: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for old in cls.__dict__.keys() & _RENAMED.keys():
+            raise TypeError(f"{cls.__name__}: `{old}` is now `{_RENAMED[old]}`")
 
     def __init__(self, base: Tensor) -> None:
         super().__init__()

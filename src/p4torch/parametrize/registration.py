@@ -1,4 +1,4 @@
-"""Attaching perturbations to modules by torch's `parametrize`, and detaching them without a trace."""
+"""Registering perturbations with torch's `parametrize`, and removing them without a trace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from p4torch.parametrize.views import View
 Convert = Callable[[type[nn.Module]], type[nn.Module]]
 #: What is kept in torch's table of a module's parametrizations, and goes with the last of them: the order of its
 #: parameters before the first; and by name what each tensor is made from, and all places that have it.
-_ORDER, _REGISTERED = "_order_before", "_attached"
+_ORDER, _REGISTERED = "_order_before", "_registered"
 
 
 def register(targets: Sequence[Target], tensor: nn.Parameter, matrix: Tensor, parts: Sequence[nn.Module]) -> None:
@@ -90,9 +90,9 @@ def _register_parameter(module: nn.Module, name: str, parameter: nn.Parameter | 
     owner = next(kind for kind in type(module).__mro__ if vars(kind).get("register_parameter") is _register_parameter)
     cast(Any, super(owner, module)).register_parameter(name, parameter)
     table = _table(module)
-    attached = None if name in table else getattr(table, _REGISTERED, {}).pop(name, None)
-    if attached is not None and parameter is not None:
-        chain, targets = attached
+    registered = None if name in table else getattr(table, _REGISTERED, {}).pop(name, None)
+    if registered is not None and parameter is not None:
+        chain, targets = registered
         _restore(module, name, parameter, *chain)
         for other, other_name in targets:  # a tied weight stays one
             if other is module and other_name in table:  # torch has not done with this module yet

@@ -1,4 +1,4 @@
-"""Places: which tensor of which module is meant, and whether it can carry a perturbation."""
+"""Targets: which tensor of which module is meant, and whether it can carry a perturbation."""
 
 from __future__ import annotations
 

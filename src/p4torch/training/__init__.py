@@ -1,4 +1,4 @@
-"""Training runs: a plain loop, merges inside PyTorch Lightning, checkpoints and where results came from.
+"""What users attach to their training: merges inside PyTorch Lightning, an optimizer, a plain loop with checkpoints.
 
 Lightning is imported when `MergeCallback` is first asked for; the rest needs torch alone.
 """
