@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -40,6 +40,20 @@ def trained_in(dtype: torch.dtype, property: type[p4.Perturbation], lr: float = 
         scheduler.step()
     assert scheduler.merged == 3
     return layer
+
+
+def path_gradients(perturbation: Any, base: Tensor, atol: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Compare the fast `matmul` and `solve` of low-rank factors, of few rows for a small base and of many for a large
+    one, with those of a dense matrix; and yield the gradients of both, in pairs."""
+    n = base.shape[-1]
+    x = torch.randn(3 if n < 100 else 400, n, dtype=torch.float64, requires_grad=True)
+    inputs = (x, perturbation.u, perturbation.v)
+    for method in ("matmul", "solve"):
+        got = getattr(perturbation, method)(base, x)
+        expected = getattr(p4.Perturbation, method)(perturbation, base, x)
+        torch.testing.assert_close(got, expected, rtol=0, atol=atol)
+        gradients = (torch.autograd.grad(y.square().sum() + y[0].sum(), inputs) for y in (got, expected))
+        yield from zip(*gradients, strict=True)
 
 
 def hand_over(parts: Iterable[Any], others: Iterable[Any]) -> None:

@@ -11,7 +11,7 @@ from tests.layers import trained_in
 from torch import Tensor, nn
 
 import p4torch as p4
-from p4torch.properties._math.factors import SHARE, balanced
+from p4torch.properties._math.factors import BALANCE_CUTOFF, balanced
 
 #: A few small products and decompositions in float64.
 EXACT = 1e-12
@@ -72,7 +72,7 @@ def test_factors_share_the_singular_values() -> None:
     values = singular_values(base)[:2]
     for factor in (factors.left, factors.right):
         got = torch.linalg.eigvalsh(factor.mT @ factor).flip(-1)
-        expected = values if float(values[1] / values[0]) > SHARE else got
+        expected = values if float(values[1] / values[0]) > BALANCE_CUTOFF else got
         torch.testing.assert_close(got, expected, rtol=0, atol=EXACT * float(values[0]))
 
 

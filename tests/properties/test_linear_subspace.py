@@ -185,7 +185,7 @@ def test_products_by_fft(rows: int, columns: int, seed: int) -> None:
 
 
 def test_lengths_of_transforms() -> None:
-    assert [diagonals.smooth(size) for size in (1, 7, 11, 31, 1023)] == [1, 8, 12, 32, 1024]
+    assert [diagonals.next_fast_length(size) for size in (1, 7, 11, 31, 1023)] == [1, 8, 12, 32, 1024]
 
 
 @pytest.mark.parametrize("kind", ["circulant", "toeplitz"])
@@ -195,8 +195,8 @@ def test_large_layers_take_the_fast_path(
     kind: str, batch: tuple[int, ...], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its gradients, against the matrix itself."""
-    monkeypatch.setattr(circulant, "FAST", 8)
-    monkeypatch.setattr(toeplitz, "FAST", 16)
+    monkeypatch.setattr(circulant, "FFT_SIZE", 8)
+    monkeypatch.setattr(toeplitz, "FFT_SIZE", 16)
     base = drawn(*batch, size, size if kind == "circulant" else size - 1)
     perturbation = made(base, kind=kind)
     x, bias = drawn(*batch, 3, base.shape[-1]).requires_grad_(), drawn(size).requires_grad_()
@@ -309,8 +309,8 @@ def test_layers_commute_with_the_group() -> None:
 @given(degree=st.integers(2, 4), batch=st.sampled_from([(), (2,)]), rank=st.integers(1, 2))
 def test_permutations_act_by_their_order(degree: int, batch: tuple[int, ...], rank: int) -> None:
     group = permutations(degree).double()
-    order, factor = groups.orders(group), drawn(*batch, degree, rank)
-    assert order is not None and groups.orders(-group) is None
+    order, factor = groups.permutations_of(group), drawn(*batch, degree, rank)
+    assert order is not None and groups.permutations_of(-group) is None
     expected = torch.cat([one @ factor for one in group], -1)
     for got in (groups.images(group, order, factor), groups.images(group, None, factor)):
         torch.testing.assert_close(got, expected, rtol=0, atol=EXACT)
@@ -351,7 +351,7 @@ def test_the_rank_is_as_high_as_it_takes(group: Tensor, directions: int, rank: i
     assert perturbation.rank == rank
     assert int(torch.linalg.matrix_rank(jacobian.reshape(size * size, -1))) >= directions
     left, right = groups.representations(group, size, size)
-    commuting = groups.dimension(left, right)
+    commuting = groups.commutant_dimension(left, right)
     basis = torch.stack([groups.reynolds(drawn(size, size), left, right).flatten() for _ in range(size**2)])
     assert int(torch.linalg.matrix_rank(basis)) == commuting
 

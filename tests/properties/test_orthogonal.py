@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from tests.layers import trained_in
+from tests.layers import path_gradients, trained_in
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -86,19 +86,8 @@ def test_the_result_is_orthonormal_for_every_b(shape: tuple[int, int], rank: int
 def test_large_and_small_layers_take_their_own_path(n: int) -> None:
     """The dense path and the factored one, with gradients, against a dense layer."""
     base = orthonormal(n, n)
-    perturbation = moved(base, 0.1, rank=2)
-    x = torch.randn(3 if n < 100 else 400, n, dtype=torch.float64, requires_grad=True)
-    b = (x, perturbation.u, perturbation.v)
-    for method in ("matmul", "solve"):
-        got = getattr(perturbation, method)(base, x)
-        expected = getattr(p4.Perturbation, method)(perturbation, base, x)
-        torch.testing.assert_close(got, expected, rtol=0, atol=EXACT)
-        for one, other in zip(
-            torch.autograd.grad(got.square().sum() + got[0].sum(), b),
-            torch.autograd.grad(expected.square().sum() + expected[0].sum(), b),
-            strict=True,
-        ):
-            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    for got, expected in path_gradients(moved(base, 0.1, rank=2), base, EXACT):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_the_sign_of_the_determinant_stays() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from tests.layers import trained_in
+from tests.layers import path_gradients, trained_in
 from torch import Tensor, nn
 
 import p4torch as p4
@@ -61,17 +61,8 @@ def test_the_congruence_is_the_dense_one(n: int, k: int, batch: tuple[int, ...],
 @pytest.mark.parametrize("n", [5, 300])
 def test_large_and_small_layers_take_their_own_path(n: int) -> None:
     base = definite(n, n)
-    perturbation = moved(base, 0.01, rank=2)
-    x = torch.randn(3 if n < 100 else 400, n, dtype=torch.float64, requires_grad=True)
-    b = (x, perturbation.u, perturbation.v)
-    for method in ("matmul", "solve"):
-        got = getattr(perturbation, method)(base, x)
-        expected = getattr(p4.Perturbation, method)(perturbation, base, x)
-        torch.testing.assert_close(got, expected, rtol=0, atol=EXACT)
-        for one, other in zip(
-            torch.autograd.grad(got.square().sum(), b), torch.autograd.grad(expected.square().sum(), b), strict=True
-        ):
-            torch.testing.assert_close(one, other, rtol=0, atol=GRADIENT * float(other.abs().max()))
+    for got, expected in path_gradients(moved(base, 0.01, rank=2), base, EXACT):
+        torch.testing.assert_close(got, expected, rtol=0, atol=GRADIENT * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (100, 100), (3, 8, 8)])

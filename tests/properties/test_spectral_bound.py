@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import p4torch as p4
 from p4torch.properties._math import norms
-from p4torch.properties.spectral_bound import DENSE
+from p4torch.properties.spectral_bound import DENSE_SIZE
 
 #: Errors of LAPACK's singular values in float64.
 EXACT = 1e-12
@@ -114,7 +114,7 @@ def test_a_merge_inside_changes_nothing(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("method", ["clip", "scale"])
-@pytest.mark.parametrize("shape", [(6, 6), (3, 5, 8), (DENSE + 10, DENSE + 1)])
+@pytest.mark.parametrize("shape", [(6, 6), (3, 5, 8), (DENSE_SIZE + 10, DENSE_SIZE + 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_merge_outside_comes_back(method: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     base = torch.randn(shape, dtype=dtype)
@@ -206,7 +206,7 @@ def move(perturbation: p4.SpectralBound, size: float) -> None:
 
 
 SHAPES = [(6, 6), (9, 4), (3, 5, 8), (1, 7)]
-LARGE = (DENSE + 3, DENSE + 1)
+LARGE = (DENSE_SIZE + 3, DENSE_SIZE + 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -261,11 +261,11 @@ def test_inside_it_is_the_plain_sum() -> None:
 
 
 def test_a_large_matrix_is_of_low_rank_unless_asked() -> None:
-    assert p4.SpectralBound(torch.eye(DENSE)).whole
-    large = p4.SpectralBound(torch.eye(DENSE + 1))
-    assert not large.whole and large.rank == 8
-    assert not p4.SpectralBound(torch.eye(4), rank=3).whole
-    assert p4.SpectralBound(torch.eye(DENSE + 1), rank="whole").whole
+    assert p4.SpectralBound(torch.eye(DENSE_SIZE)).full
+    large = p4.SpectralBound(torch.eye(DENSE_SIZE + 1))
+    assert not large.full and large.rank == 8
+    assert not p4.SpectralBound(torch.eye(4), rank=3).full
+    assert p4.SpectralBound(torch.eye(DENSE_SIZE + 1), rank="whole").full
 
 
 def test_the_gradient_knows_of_the_scale() -> None:
@@ -281,7 +281,7 @@ def test_the_gradient_knows_of_the_scale() -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 2])
-@pytest.mark.parametrize("shape", [(6, 5), (DENSE + 2, DENSE + 1)])
+@pytest.mark.parametrize("shape", [(6, 5), (DENSE_SIZE + 2, DENSE_SIZE + 1)])
 def test_no_step_looks_at_values(rank: int | None, shape: tuple[int, int]) -> None:
     """A look would fail on the meta device."""
     layer = p4.perturb(nn.Linear(*shape), "weight", p4.SpectralBound, rank=rank).to("meta")

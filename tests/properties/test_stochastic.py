@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import p4torch as p4
 from p4torch import linalg
-from p4torch.properties._math.simplex import doubly_normalised, sinkhorn, sinkhorn_reference
+from p4torch.properties._math.simplex import doubly_normalized, sinkhorn, sinkhorn_reference
 
 #: Sums of a few numbers in float64.
 EXACT = 1e-12
@@ -114,7 +114,7 @@ def test_a_merge_of_a_doubly_stochastic_matrix_leaves_the_weight() -> None:
 def test_without_total_support_what_is_left_is_spread(rows: list[list[float]]) -> None:
     """Sinkhorn's sweeps come closer as one over their number, or not at all."""
     tensor = torch.tensor(rows, dtype=torch.float64)
-    limit = doubly_normalised(tensor, EXACT)
+    limit = doubly_normalized(tensor, EXACT)
     assert worst(limit, True) <= EXACT
     swept = sinkhorn_reference(tensor, 100)
     left = worst(swept, True)
@@ -167,7 +167,7 @@ def test_the_doubly_stochastic_limit() -> None:
     perturbation = p4.Stochastic(tensor, doubly=True)
     with pytest.warns(p4.ProjectionWarning):
         admitted = perturbation.right_inverse(tensor)
-    torch.testing.assert_close(admitted, doubly_normalised(tensor, EXACT), rtol=0, atol=EXACT)
+    torch.testing.assert_close(admitted, doubly_normalized(tensor, EXACT), rtol=0, atol=EXACT)
     logs = (admitted / tensor).log()  # D K D': rows and columns of log(W / K) differ by constants
     torch.testing.assert_close(logs - logs[:1], (logs - logs[:1])[:, :1].expand(6, 6), rtol=0, atol=10 * EXACT)
 

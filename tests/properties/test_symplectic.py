@@ -10,8 +10,9 @@ from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
 import p4torch as p4
+from p4torch.linalg import symplectic_form
 from p4torch.parametrize.sites import counter_based_generator
-from p4torch.properties._math.phase_space import DRIFT, form, form_error, least_step, resymplectified
+from p4torch.properties._math.phase_space import DRIFT, form_error, minimum_norm_step, resymplectified
 
 #: Float64 products of matrices of norm about 1.
 ROUNDING = 1e-12
@@ -22,7 +23,7 @@ def random_symplectic(size: int, steps: int = 4) -> Tensor:
     matrix = torch.eye(size, dtype=torch.float64)
     for _ in range(steps):
         symmetric = torch.randn(size, size, dtype=torch.float64) / size
-        matrix = matrix @ torch.linalg.matrix_exp(form(symmetric + symmetric.mT) / 2)
+        matrix = matrix @ torch.linalg.matrix_exp(symplectic_form(symmetric + symmetric.mT) / 2)
     return matrix
 
 
@@ -59,7 +60,7 @@ def test_steps_end_before_a_pole() -> None:
     with torch.no_grad():
         perturbation.u.copy_(1e3 * torch.randn(6, 2))
     perturbation.after_step()
-    hamiltonian = form((perturbation.u @ perturbation.v.mT + perturbation.v @ perturbation.u.mT).mT).mT
+    hamiltonian = symplectic_form((perturbation.u @ perturbation.v.mT + perturbation.v @ perturbation.u.mT).mT).mT
     assert torch.linalg.eigvals(hamiltonian).abs().max() <= 1 + ROUNDING
 
 
@@ -136,9 +137,9 @@ def test_large_matrices_are_corrected_when_a_probe_says_so() -> None:
 def test_what_is_near_stays_near(size: int, dtype: torch.dtype) -> None:
     near = (squeezing(size, 2.0) + 1e-6 * torch.randn(size, size, dtype=torch.float64)).to(dtype)
     perturbation = p4.Symplectic(squeezing(size, 2.0).to(dtype))
-    found = perturbation.project(near)
-    assert perturbation.defect(found) <= DRIFT * torch.finfo(dtype).eps
-    assert torch.linalg.matrix_norm(found - near) <= 2 * 1e-6 * size  # about the noise
+    result = perturbation.project(near)
+    assert perturbation.defect(result) <= DRIFT * torch.finfo(dtype).eps
+    assert torch.linalg.matrix_norm(result - near) <= 2 * 1e-6 * size  # about the noise
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -150,9 +151,9 @@ def test_columns_of_all_lengths_move_by_about_their_noise(noise: float, norm: fl
     lengths = torch.linalg.vector_norm(exact, dim=0)
     near = (exact + noise * lengths * torch.randn(8, 8, dtype=torch.float64)).to(dtype)
     perturbation = p4.Symplectic(exact.to(dtype))
-    found = perturbation.project(near)
-    assert perturbation.defect(found) <= DRIFT * torch.finfo(dtype).eps
-    assert bool((torch.linalg.vector_norm(found - near, dim=0) <= 2 * noise * 8**0.5 * lengths).all())
+    result = perturbation.project(near)
+    assert perturbation.defect(result) <= DRIFT * torch.finfo(dtype).eps
+    assert bool((torch.linalg.vector_norm(result - near, dim=0) <= 2 * noise * 8**0.5 * lengths).all())
 
 
 @pytest.mark.parametrize("norm", [1.0, 1e2, 1e4])
@@ -227,19 +228,19 @@ def test_the_least_step_is_that_of_least_squares() -> None:
     error = form_error(near)
 
     def change(x: Tensor) -> Tensor:
-        return near.mT @ form(x) + x.mT @ form(near)
+        return near.mT @ symplectic_form(x) + x.mT @ symplectic_form(near)
 
     columns = [change(unit).flatten() for unit in torch.eye(16, dtype=torch.float64).reshape(16, 4, 4)]
     expected = torch.linalg.pinv(torch.stack(columns, 1)) @ -error.flatten()
-    torch.testing.assert_close(least_step(near, error).flatten(), expected, rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(minimum_norm_step(near, error).flatten(), expected, rtol=0, atol=ROUNDING)
 
 
 def test_a_stack_is_corrected_where_it_can_be() -> None:
     near, afar = squeezing(4, 1e4).float().double(), torch.randn(4, 4, dtype=torch.float64)
     stack = torch.stack([near, afar, torch.full((4, 4), torch.nan, dtype=torch.float64)])
-    found = resymplectified(stack.clone())
-    assert form_error(found[0]).abs().max() <= 1e-6 * form_error(near).abs().max()
-    torch.testing.assert_close(found[1:], stack[1:], rtol=0, atol=0, equal_nan=True)
+    result = resymplectified(stack.clone())
+    assert form_error(result[0]).abs().max() <= 1e-6 * form_error(near).abs().max()
+    torch.testing.assert_close(result[1:], stack[1:], rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_correction_squares_the_error() -> None:
@@ -256,8 +257,8 @@ def test_gradient_directions_see_what_moves_the_matrix(through: str) -> None:
     perturbation.start_sketch(counter_based_generator(0, "test", 0))
     with torch.no_grad():
         perturbation.v.copy_(torch.eye(6))
-    found = perturbation(base) if through == "forward" else getattr(perturbation, through)(base, x)
-    (found * torch.randn_like(found)).sum().backward()
+    result = perturbation(base) if through == "forward" else getattr(perturbation, through)(base, x)
+    (result * torch.randn_like(result)).sum().backward()
     assert perturbation.sketch is not None and perturbation.u.grad is not None
     (maps,) = perturbation.sketch.parts
     eye = torch.eye(6, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """One property a file: the feasible set S, the factors that a perturbation may have, and what is tracked."""
 
-from p4torch.properties._math.determinant_bounds import DeterminantBounds
+from p4torch.properties._math.determinant_bounds import DeterminantBounds as DeterminantBounds
 from p4torch.properties._math.invertible_shapes import Invertible
 from p4torch.properties._subspaces import LinearSubspace
 from p4torch.properties.fixed_rank import FixedRank
@@ -18,7 +18,6 @@ from p4torch.properties.unit_determinant import UnitDeterminant
 from p4torch.properties.unitary import Unitary
 
 __all__ = [
-    "DeterminantBounds",
     "FixedRank",
     "FixedSingularValues",
     "FixedSpectrum",

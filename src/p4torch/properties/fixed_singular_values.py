@@ -60,8 +60,8 @@ class FixedSingularValues(Shaped):
 
     def defect(self, tensor: Tensor) -> Tensor:
         """max |σ_i - σ_i(A₀)| / max σ_i(A₀), O(n m²)."""
-        most = self.values.value.amax(-1).clamp_min(torch.finfo(torch.float64).tiny)
-        return (_values(tensor) - self.values.value).abs().amax(-1) / most
+        largest = self.values.value.amax(-1).clamp_min(torch.finfo(torch.float64).tiny)
+        return (_values(tensor) - self.values.value).abs().amax(-1) / largest
 
     def project(self, tensor: Tensor) -> Tensor:
         """The tensor: admission begins a new class."""
@@ -97,8 +97,8 @@ class BlockFixedSingularValues(FixedSingularValues, Blocks):
 
     @torch.no_grad()
     def propose(self, base: Tensor) -> Proposal:
-        moved = self.exact_candidate(self.exact.value)
-        return Proposal(moved.to(base.dtype), [(self.exact.value, moved)])
+        candidate = self.exact_candidate(self.exact.value)
+        return Proposal(candidate.to(base.dtype), [(self.exact.value, candidate)])
 
 
 FixedSingularValues.shapes = (BlockFixedSingularValues,)

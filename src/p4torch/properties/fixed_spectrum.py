@@ -23,10 +23,10 @@ from p4torch.properties._math.shapes import check_real_matrix, check_square
 POWERS = 4
 
 #: After each step ‖VᵀU‖ is at most this: I + VᵀU stays away from singular ones.
-GROWTH = 0.5
+MAX_UPDATE_NORM = 0.5
 
 #: Largest bound of the condition number of T = I + U Vᵀ in a merge.
-CONDITION = 1e6
+MAX_CONDITION = 1e6
 
 
 class FixedSpectrum(Shaped):
@@ -78,7 +78,7 @@ class FixedSpectrum(Shaped):
         """An upper bound `(...)` of the condition number of T."""
         raise NotImplementedError
 
-    def exact_result(self, base: Tensor) -> Tensor:
+    def candidate_in_double(self, base: Tensor) -> Tensor:
         """R_B(A) in float64, from the exact A."""
         raise NotImplementedError
 
@@ -113,9 +113,9 @@ class FixedSpectrum(Shaped):
 
     @torch.no_grad()
     def propose(self, base: Tensor) -> Proposal:
-        moved = self.exact_result(base)
-        veto = Veto("T is nearly singular", ~(self.condition() <= CONDITION))
-        return Proposal(moved.to(base.dtype), [(self.exact.value, moved)], [veto])
+        candidate = self.candidate_in_double(base)
+        veto = Veto("T is nearly singular", ~(self.condition() <= MAX_CONDITION))
+        return Proposal(candidate.to(base.dtype), [(self.exact.value, candidate)], [veto])
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
@@ -142,7 +142,7 @@ class BlockFixedSpectrum(FixedSpectrum, Blocks):
         assert x is not None
         return (2 * torch.linalg.matrix_norm(x).amax(-1)).exp()
 
-    def exact_result(self, base: Tensor) -> Tensor:
+    def candidate_in_double(self, base: Tensor) -> Tensor:
         return self.exact_candidate(self.exact.value)
 
 
@@ -151,19 +151,19 @@ class LowRankFixedSpectrum(FixedSpectrum, LowRank):
 
     relative = True
 
-    def conjugated(self, base: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def similarity_factors(self, base: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """P and F."""
         with linalg.full_precision(base.device):
-            moved, seen = linalg.tall_matmul(base, u), linalg.tall_matmul(base.mT, v)
-            right = moved + u @ (seen.mT @ u)
-            return torch.cat([u, -linalg.solve_rows(linalg.capacitance(u, v).mT, right)], -1), torch.cat([seen, v], -1)
+            a_u, a_t_v = linalg.tall_matmul(base, u), linalg.tall_matmul(base.mT, v)
+            right = a_u + u @ (a_t_v.mT @ u)
+            return torch.cat([u, -linalg.solve_rows(linalg.capacitance(u, v).mT, right)], -1), torch.cat([a_t_v, v], -1)
 
     def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conjugated(base, self.scaled_u, self.v)
+        return self.similarity_factors(base, self.scaled_u, self.v)
 
     @torch.no_grad()
     def additive_factors(self, base: Tensor) -> tuple[Tensor, Tensor]:
-        return self.conjugated(self.exact.value, self.scaled_u.double(), self.v.double())
+        return self.similarity_factors(self.exact.value, self.scaled_u.double(), self.v.double())
 
     def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:
         """∂L/∂(U Vᵀ) = G Aᵀ - Aᵀ G near B₀."""
@@ -173,7 +173,7 @@ class LowRankFixedSpectrum(FixedSpectrum, LowRank):
     @torch.no_grad()
     def after_step(self) -> None:
         product = linalg.at_least_single(self.v).mT @ linalg.at_least_single(self.scaled_u)
-        self.clip_factor(torch.linalg.matrix_norm(product), GROWTH)
+        self.clip_factor(torch.linalg.matrix_norm(product), MAX_UPDATE_NORM)
 
     @torch.no_grad()
     def condition(self) -> Tensor:
@@ -183,7 +183,7 @@ class LowRankFixedSpectrum(FixedSpectrum, LowRank):
         return (1 + size) * (1 + size * torch.linalg.matrix_norm(inverse))
 
     @torch.no_grad()
-    def exact_result(self, base: Tensor) -> Tensor:
+    def candidate_in_double(self, base: Tensor) -> Tensor:
         return linalg.add_low_rank(self.exact.value, *self.additive_factors(base))
 
 

@@ -150,7 +150,7 @@ class Invertible(Shaped):
 
     def project(self, tensor: Tensor) -> Tensor:
         """Raises ArgumentError: nobody should train on from a singular matrix unawares."""
-        check_nonsingular(tensor, "tensor")
+        check_nonsingular(tensor, "tensor", self.tracked.inverse)
         return tensor
 
     def refresh(self, base: Tensor) -> None:

@@ -53,7 +53,7 @@ class LinearSubspace(Perturbation):
 
     _kinds: ClassVar[dict[str, type[LinearSubspace]]] = {}
     #: Options that a class has no use for.
-    _without: ClassVar[tuple[str, ...]] = ()
+    _unsupported: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, kinds: tuple[str, ...] = (), **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -62,7 +62,7 @@ class LinearSubspace(Perturbation):
     def __new__(cls, *arguments: Any, **options: Any) -> LinearSubspace:
         if cls is not LinearSubspace:  # a kind, or a copy being made
             return super().__new__(cls)
-        return super().__new__(_chosen(*arguments, **options))
+        return super().__new__(_class_for(*arguments, **options))
 
     # --- the set ------------------------------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ class LinearSubspace(Perturbation):
         return replace(proposal, base=self.project(proposal.base))
 
 
-def _chosen(base: Tensor, kind: str | None = None, *arguments: Any, **options: Any) -> type[LinearSubspace]:
+def _class_for(base: Tensor, kind: str | None = None, *arguments: Any, **options: Any) -> type[LinearSubspace]:
     """The class that the options ask for."""
     known = LinearSubspace._kinds
     named = {"kind": kind, "mask": options.get("mask"), "group": options.get("group")}
@@ -93,7 +93,7 @@ def _chosen(base: Tensor, kind: str | None = None, *arguments: Any, **options: A
         raise ArgumentError.of("kind", f"one of {names}", repr(kind))
     name = given[0] if kind is None else kind
     chosen = known[name]
-    useless = [option for option in chosen._without if option in options]
-    if useless or (arguments and "rank" in chosen._without):
+    useless = [option for option in chosen._unsupported if option in options]
+    if useless or (arguments and "rank" in chosen._unsupported):
         raise ArgumentError.of(useless[0] if useless else "rank", f"left out for {name}, whose coordinates train", "it")
     return chosen

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from p4torch.core.low_rank import Directions, LowRank
+from p4torch.core.low_rank import LowRank, LowRankOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class LowRankUpdate(LowRank):
@@ -29,12 +34,9 @@ class LowRankUpdate(LowRank):
         self,
         base: Tensor,
         rank: int = 1,
-        *,
-        scale: float | None = None,
-        directions: Directions = "random",
-        train_directions: bool = True,
+        **options: Unpack[LowRankOptions],
     ) -> None:
-        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="add")
+        super().__init__(base, rank, side="add", **options)
 
     def defect(self, tensor: Tensor) -> Tensor:
         """0: every tensor is an element of S."""

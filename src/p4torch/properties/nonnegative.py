@@ -10,7 +10,7 @@ from p4torch._options import check_number
 from p4torch.core.perturbation import Perturbation
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
-from p4torch.properties._math.zeros import rounded_positive, warn_of_still, warn_of_zeros
+from p4torch.properties._math.zeros import rounded_positive, warn_of_clipped_entries, warn_of_untrained_zeros
 
 
 class Nonnegative(Perturbation):
@@ -43,7 +43,7 @@ class Nonnegative(Perturbation):
         super().__init__(base)
         if base.is_complex():
             raise ArgumentError.of("base", "real", base.dtype)
-        self.patterned = floor is not None
+        self.floor_given = floor is not None
         floor = check_number("floor", 0.0 if floor is None else floor, 0.0)
         self.floor = floor
         self.b = nn.Parameter(torch.zeros_like(base, memory_format=torch.contiguous_format))
@@ -69,18 +69,16 @@ class Nonnegative(Perturbation):
             events = tensor.flatten(self.skips.dim())
             lost = (events <= 0).all(-1) & (events < 0).any(-1)
             if bool(lost.any()):
-                came = (
-                    f"{int(lost.sum())} of {lost.numel()} without a positive entry, of which only zeros would be left"
-                )
-                raise ArgumentError.of("tensor", "positive in some entries, if `floor` is 0", came)
-            warn_of_zeros(negative, self.tensor_name)
+                got = f"{int(lost.sum())} of {lost.numel()} without a positive entry, of which only zeros would be left"
+                raise ArgumentError.of("tensor", "positive in some entries, if `floor` is 0", got)
+            warn_of_clipped_entries(negative, self.tensor_name)
         return torch.where(negative, self.floor, tensor)
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:
         admitted: Tensor = super().right_inverse(tensor).clamp_(min=self.floor)  # no -1e-9 either
-        if not self.patterned:
-            warn_of_still(tensor, self.tensor_name, rows=False)
+        if not self.floor_given:
+            warn_of_untrained_zeros(tensor, self.tensor_name, rows=False)
         return admitted
 
     def propose(self, base: Tensor) -> Proposal:

@@ -11,7 +11,7 @@ from torch import Tensor
 from p4torch import linalg
 from p4torch._options import check_number
 from p4torch.core.blocks import Blocks
-from p4torch.core.directions import LinearOperator, matrix_operator, outer_operator
+from p4torch.core.directions import LinearOperator, matrix_operator
 from p4torch.core.low_rank import LowRank
 from p4torch.core.shaped import Shaped, check_one_side
 from p4torch.core.transaction import Proposal, Veto
@@ -22,14 +22,15 @@ from p4torch.properties._math.checks import ORDER, RESIDUAL_BOUND
 from p4torch.properties._math.definite import (
     Root,
     congruence,
-    distance,
+    definiteness_defect,
     indefinite,
-    mirrored,
-    raised,
-    reformed,
-    shift_of_logabsdet,
+    logabsdet_change_by_rounding,
+    recomputed_from_factor,
+    symmetric_from_lower,
     veto_indefinite,
+    with_eigenvalue_floor,
 )
+from p4torch.properties._math.inverse_gradients import record_inverse, record_solve
 from p4torch.properties._math.shapes import check_real_matrix, check_square
 
 
@@ -66,12 +67,11 @@ class PositiveDefinite(Shaped):
         check_real_matrix(base)
         check_square(base, "definite matrices")
         super().__init__(base, rank, **options)
-        floor = check_number("floor", floor, 1e-30)
-        self.floor = floor
-        self.root = Root(base)
-        self.tracked = TrackedInverse(self.root.factor.detach())
-        if not bool(indefinite(base).any()):
-            self.refresh(base)
+        self.floor = check_number("floor", floor, 1e-30)
+        self.root, definite = Root(base), not bool(indefinite(base).any())
+        if definite:
+            self.root.refresh(base)
+        self.tracked = TrackedInverse(base if definite else self.root.factor.detach())
 
     def sign(self, base: Tensor) -> Tensor:
         return torch.ones_like(self.skips, dtype=base.dtype)
@@ -84,10 +84,10 @@ class PositiveDefinite(Shaped):
 
     def defect(self, tensor: Tensor) -> Tensor:
         """‖A - Aᵀ‖ / 2‖A‖, and 1 - λ/|λ|max where the least eigenvalue λ is not above rounding. O(n³)."""
-        return distance(tensor)
+        return definiteness_defect(tensor)
 
     def project(self, tensor: Tensor) -> Tensor:
-        return raised(tensor, self.floor)
+        return with_eigenvalue_floor(tensor, self.floor)
 
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
@@ -116,8 +116,8 @@ class PositiveDefinite(Shaped):
     def correct(self, base: Tensor) -> None:
         self._refresh_if_stale(base)
         before = base.clone()
-        base.copy_(reformed(base, self.root.factor, None))
-        self.tracked.logabsdet.add_(shift_of_logabsdet(before, base, self.tracked.inverse))
+        base.copy_(recomputed_from_factor(base, self.root.factor, None))
+        self.tracked.logabsdet.add_(logabsdet_change_by_rounding(before, base, self.tracked.inverse))
         self.tracked.correct(base, ORDER)
 
 
@@ -140,7 +140,7 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
         self._refresh_if_stale(base)
         with linalg.full_precision(base.device):
             factor = self.factor()
-            return mirrored(factor @ factor.mT)
+            return symmetric_from_lower(factor @ factor.mT)
 
     def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         return linalg.rows_times(x, self(base), bias)
@@ -155,7 +155,7 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
         element = self.element("right", dtype, inverse=True)
         assert element is not None
         y = element.mT.right_multiply(inverse @ factor)
-        return mirrored(y @ y.mT)
+        return symmetric_from_lower(y @ y.mT)
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         return linalg.rows_times(y.to(base.dtype), self.inverse(base))
@@ -171,7 +171,7 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
         exact = self._inverse(inverse, self.root.factor.double(), torch.float64)
         logabsdet = 2 * linalg.slogdet(stored.double())[1]  # of L as it is stored
         change, sign = logabsdet - self.tracked.logabsdet, torch.ones_like(logabsdet)
-        candidate = mirrored(stored.double() @ stored.double().mT)
+        candidate = symmetric_from_lower(stored.double() @ stored.double().mT)
         turn = int(self.attempts)
         return stored, self.tracked.update_to(candidate, exact, sign, change, ORDER, turn, base.dtype)
 
@@ -190,8 +190,8 @@ class LowRankPositiveDefinite(PositiveDefinite, LowRank):
         """P, Q with R_B(A)⁻¹ = A⁻¹ + P Qᵀ: L⁻ᵀ E⁻ᵀ E⁻¹ L⁻¹ is a congruence, too, and L⁻ᵀ = A⁻¹ L."""
         u = self.scaled_u
         b = -u @ linalg.phi1(-self.v.mT @ u)
-        moved = linalg.tall_matmul(self.root.factor, torch.cat([self.v, b], -1))
-        return congruence(linalg.tall_matmul(self.tracked.inverse, moved), b)
+        columns = linalg.tall_matmul(self.root.factor, torch.cat([self.v, b], -1))
+        return congruence(linalg.tall_matmul(self.tracked.inverse, columns), b)
 
     def factors_at(self, base: Tensor) -> tuple[Tensor, Tensor]:
         self._refresh_if_stale(base)
@@ -201,19 +201,15 @@ class LowRankPositiveDefinite(PositiveDefinite, LowRank):
         self._refresh_if_stale(base)
         with linalg.full_precision(base.device):
             x = fused_linear.affine(y.to(base.dtype), self.tracked.inverse, *self.inverse_factors())
-        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to A⁻¹ at the end of an interval, too
-            back = matrix_operator(self.tracked.inverse)
-            self.sketch.record(x, lambda g: self.pull_back(base, back @ outer_operator(-g, x.detach(), base.dim() > 2)))
+        record_solve(self, base, x, self.tracked.inverse)
         return x
 
     def inverse(self, base: Tensor) -> Tensor:
         self._refresh_if_stale(base)
         with linalg.full_precision(base.device):
-            found = linalg.add_low_rank(self.tracked.inverse, *self.inverse_factors())
-        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
-            back = matrix_operator(self.tracked.inverse)
-            self.sketch.record(found, lambda g: self.pull_back(base, back @ matrix_operator(-g) @ back))
-        return found
+            result = linalg.add_low_rank(self.tracked.inverse, *self.inverse_factors())
+        record_inverse(self, base, result, self.tracked.inverse)
+        return result
 
     def logabsdet(self, base: Tensor) -> Tensor:
         self._refresh_if_stale(base)
@@ -230,8 +226,8 @@ class LowRankPositiveDefinite(PositiveDefinite, LowRank):
         update = self.tracked.propose(base, p, q, ORDER, turn)
         assert update.base is not None and update.inverse is not None
         factor = linalg.add_low_rank(self.root.factor.double(), p[..., : self.rank], self.v.double()).to(base.dtype)
-        candidate = reformed(update.base, factor, turn)
-        logabsdet = update.logabsdet + shift_of_logabsdet(update.base, candidate, update.inverse)
+        candidate = recomputed_from_factor(update.base, factor, turn)
+        logabsdet = update.logabsdet + logabsdet_change_by_rounding(update.base, candidate, update.inverse)
         return factor, replace(update, base=candidate, logabsdet=logabsdet)
 
 

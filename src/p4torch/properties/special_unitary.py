@@ -82,5 +82,5 @@ def _determinant(matrix: Tensor) -> Tensor:
 def _without_phase(matrix: Tensor) -> Tensor:
     """A det(A)^(-1/n), of a unitary A."""
     angle = _determinant(matrix).angle() / matrix.shape[-1]
-    turn = torch.polar(torch.ones_like(angle), -angle)[..., None, None]
-    return (linalg.in_double(matrix) * turn).to(matrix.dtype)
+    phase = torch.polar(torch.ones_like(angle), -angle)[..., None, None]
+    return (linalg.in_double(matrix) * phase).to(matrix.dtype)

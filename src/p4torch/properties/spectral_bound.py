@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from p4torch import linalg
 from p4torch._options import check_choice, check_number
-from p4torch.core.low_rank import Directions
+from p4torch.core.low_rank import LowRankOptions
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
 from p4torch.properties._math.additive import Additive
@@ -18,9 +18,12 @@ from p4torch.properties._math.norms import SLACK, norm_bound, rounding_share
 from p4torch.properties._math.schatten import norm_above, norm_above_sum
 from p4torch.properties._math.shapes import check_real_matrix
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 #: Up to this short side the defect comes from singular values, each step sees the norm of all of A + B, and B is a
 #: whole matrix by default; beyond, norms are sums of certified bounds, and B is of this rank by default.
-DENSE, RANK = 256, 8
+DENSE_SIZE, DEFAULT_RANK = 256, 8
 
 
 class SpectralBound(Additive):
@@ -64,23 +67,15 @@ class SpectralBound(Additive):
         rank: int | Literal["whole"] | None = None,
         *,
         at: Literal["step", "merge"] = "step",
-        scale: float | None = None,
-        directions: Directions = "random",
-        train_directions: bool = True,
         method: Literal["clip", "scale"] = "clip",
+        **options: Unpack[LowRankOptions],
     ) -> None:
         check_real_matrix(base)
-        small = min(base.shape[-2:]) <= DENSE
+        small = min(base.shape[-2:]) <= DENSE_SIZE
         if rank is None:
-            rank = "whole" if small else RANK
-        super().__init__(
-            base,
-            None if rank == "whole" else rank,
-            scale=scale,
-            directions=directions,
-            train_directions=train_directions,
-        )
-        self.dense = small or self.whole
+            rank = "whole" if small else DEFAULT_RANK
+        super().__init__(base, None if rank == "whole" else rank, **options)
+        self.dense = small or self.full
         check_choice("at", at, ("step", "merge"), "one of step, merge")
         check_choice("method", method, ("clip", "scale"), "one of clip, scale")
         if bound is not None:
@@ -95,17 +90,17 @@ class SpectralBound(Additive):
     # --- every step ---------------------------------------------------------------------------------------------------
 
     def forward(self, base: Tensor) -> Tensor:
-        moved = self.base_plus_b(base)
+        updated = self.base_plus_b(base)
         if self.at == "merge":
-            return moved
-        return moved * self._factor(base, self._norm(base, moved))[..., None, None]
+            return updated
+        return updated * self._scaling(base, self._norm(base, updated))[..., None, None]
 
     def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        if self.dense and (self.whole or self.at == "step"):
+        if self.dense and (self.full or self.at == "step"):
             return linalg.rows_times(x, self(base), bias)
         if self.at == "merge":
             return super().affine(base, x, bias)
-        y = super().affine(base, x, None) * self._factor(base, self._norm(base))[..., None, None]
+        y = super().affine(base, x, None) * self._scaling(base, self._norm(base))[..., None, None]
         return y if bias is None else y + bias.to(y.dtype)
 
     def norm(self, base: Tensor) -> Tensor:
@@ -113,20 +108,20 @@ class SpectralBound(Additive):
         norm = self._norm(base, self.base_plus_b(base))
         return norm if self.at == "merge" else torch.minimum(norm, self.certificate.bound)
 
-    def _norm(self, base: Tensor, moved: Tensor | None = None) -> Tensor:
-        """s >= ‖M‖₂ `(...)` of M as it is rounded; a small one is given as `moved`.
+    def _norm(self, base: Tensor, updated: Tensor | None = None) -> Tensor:
+        """s >= ‖M‖₂ `(...)` of M as it is rounded; a small one is given as `updated`.
 
         Near B₀ it is ‖A‖ + 2‖B‖_F, which has no gradient: rounding A + B changes no entry by more than that of B.
         Otherwise, what is scaled by it is below c by so much that `norm_bound`, too, certifies it.
         """
         known = self.certificate.norm
-        if self.dense and moved is not None:
-            norm = norm_above(moved) * (1 + 2 * SLACK)
+        if self.dense and updated is not None:
+            norm = norm_above(updated) * (1 + 2 * SLACK)
         else:
             norm = norm_above_sum(base, self.scaled_u, self.v, known) * (1 + rounding_share(base))
-        return torch.minimum(norm, known + 2 * self.size())
+        return torch.minimum(norm, known + 2 * self.frobenius_norm_of_b())
 
-    def _factor(self, base: Tensor, norm: Tensor) -> Tensor:
+    def _scaling(self, base: Tensor, norm: Tensor) -> Tensor:
         """min(1, c / s) in the dtype of the base; below that by what rounding R_B(A) may add."""
         bound = self.certificate.bound
         inside = bound / (torch.maximum(norm, bound) * (1 + rounding_share(base)))
@@ -137,14 +132,14 @@ class SpectralBound(Additive):
     def defect(self, tensor: Tensor) -> Tensor:
         """max(0, ‖A‖₂ / c - 1); for large matrices from the certified bound."""
         bound = self.certificate.bound
-        if min(tensor.shape[-2:]) <= DENSE:
+        if min(tensor.shape[-2:]) <= DENSE_SIZE:
             norm = torch.linalg.matrix_norm(tensor.detach().double(), ord=2)
         else:
             norm = norm_bound(tensor.detach(), bound)
         return (norm / bound - 1).clamp_min(0)
 
     def project(self, tensor: Tensor) -> Tensor:
-        return self._inside(tensor.double(), tensor.dtype, self.certificate.bound + torch.inf)[0]
+        return self._within_bound(tensor.double(), tensor.dtype, self.certificate.bound + torch.inf)[0]
 
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
@@ -153,36 +148,36 @@ class SpectralBound(Additive):
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
         if bool((self.certificate.norm > self.certificate.bound).any()):
-            inside, norm = self._inside(base.double(), base.dtype, self.certificate.bound + torch.inf)
+            inside, norm = self._within_bound(base.double(), base.dtype, self.certificate.bound + torch.inf)
             base.copy_(inside)
             self.certificate.norm.copy_(norm)
 
     def loose(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """A + B in float64, and an upper bound `(...)` of its norm once it is rounded, without any certification."""
-        exact, length = self.exact(base), self.length(base)
+        exact, norm = self.sum_in_double(base), self.norm_of_b(base)
         rounding = torch.linalg.matrix_norm(exact.to(base.dtype).double() - exact)
-        rounding = rounding + rounding_share(exact) * (torch.linalg.matrix_norm(exact) + length)
-        return exact, self.certificate.norm + length + rounding
+        rounding = rounding + rounding_share(exact) * (torch.linalg.matrix_norm(exact) + norm)
+        return exact, self.certificate.norm + norm + rounding
 
     def propose(self, base: Tensor) -> Proposal:
         if self.at == "step":
             candidate, norm = self.scaled(base)
         else:
             exact, known = self.loose(base)
-            candidate, norm = self._inside(exact, base.dtype, known)
+            candidate, norm = self._within_bound(exact, base.dtype, known)
         return Proposal(candidate, [(self.certificate.norm, norm)])
 
     def scaled(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """R_B(A) of `at="step"`, and a certified bound of its norm: s, or c where it was scaled. That of a large
         matrix, which s may exceed by much, is computed again then, in O(np²)."""
-        moved = self.base_plus_b(base)
-        norm, bound = self._norm(base, moved), self.certificate.bound
-        candidate = moved * self._factor(base, norm)[..., None, None]
+        updated = self.base_plus_b(base)
+        norm, bound = self._norm(base, updated), self.certificate.bound
+        candidate = updated * self._scaling(base, norm)[..., None, None]
         if not self.dense and bool((norm > bound).any()):
             norm = torch.minimum(norm, norm_bound(candidate))
         return candidate, torch.minimum(norm, bound)
 
-    def _inside(self, exact: Tensor, dtype: torch.dtype, known: Tensor) -> tuple[Tensor, Tensor]:
+    def _within_bound(self, exact: Tensor, dtype: torch.dtype, known: Tensor) -> tuple[Tensor, Tensor]:
         return self.certificate.bring_inside(exact, dtype, known, self.method == "clip")
 
     def extra_repr(self) -> str:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from p4torch import linalg
 from p4torch._options import check_integer, check_number
 from p4torch.core.directions import matrix_operator
-from p4torch.core.low_rank import Directions, LowRank
+from p4torch.core.low_rank import LowRank, LowRankOptions
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
 from p4torch.properties._math.shapes import check_real_matrix, check_square
-from p4torch.properties._math.simplex import admitted, distance, doubly_normalised, tilted
-from p4torch.properties._math.zeros import rounded_positive, warn_of_still, warn_of_zeros
+from p4torch.properties._math.simplex import (
+    doubly_normalized,
+    multiplicative_update,
+    projected_onto_simplex,
+    simplex_defect,
+)
+from p4torch.properties._math.zeros import rounded_positive, warn_of_clipped_entries, warn_of_untrained_zeros
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Stochastic(LowRank):
@@ -61,19 +71,17 @@ class Stochastic(LowRank):
         *,
         floor: float | None = None,
         sweeps: int = 32,
-        scale: float | None = None,
-        directions: Directions = "random",
-        train_directions: bool = True,
+        **options: Unpack[LowRankOptions],
     ) -> None:
         check_real_matrix(base)
         rank = (2 if doubly else 1) if rank is None else rank
-        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions, side="add")
+        super().__init__(base, rank, side="add", **options)
         if doubly:
             check_square(base, "doubly stochastic rows and columns")
-        patterned, floor = floor is not None, check_number("floor", 0.0 if floor is None else floor, 0.0)
+        floor_given, floor = floor is not None, check_number("floor", 0.0 if floor is None else floor, 0.0)
         if floor >= 1:
             raise ArgumentError.of("floor", "less than 1", floor)
-        self.doubly, self.floor, self.patterned = doubly, floor, patterned
+        self.doubly, self.floor, self.floor_given = doubly, floor, floor_given
         self.sweeps = check_integer("sweeps", sweeps, 1)
 
     def natural_gain(self, base: Tensor) -> Tensor:
@@ -83,7 +91,7 @@ class Stochastic(LowRank):
     # --- R_B ----------------------------------------------------------------------------------------------------------
 
     def apply_factors(self, base: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        return tilted(base, p, q, self.sweeps if self.doubly else 0)
+        return multiplicative_update(base, p, q, self.sweeps if self.doubly else 0)
 
     def forward(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
@@ -100,30 +108,29 @@ class Stochastic(LowRank):
 
     def defect(self, tensor: Tensor) -> Tensor:
         """The largest of |row sum - 1|, what is negative and, if doubly, |column sum - 1|."""
-        return distance(tensor, self.doubly)
+        return simplex_defect(tensor, self.doubly)
 
     def project(self, tensor: Tensor) -> Tensor:
-        found = admitted(tensor, self.floor, self.doubly)
+        result = projected_onto_simplex(tensor, self.floor, self.doubly)
         if self.floor == 0 and bool((tensor < 0).any()):
-            warn_of_zeros(tensor < 0, self.tensor_name)
-        return rounded_positive(found, tensor.dtype)
+            warn_of_clipped_entries(tensor < 0, self.tensor_name)
+        return rounded_positive(result, tensor.dtype)
 
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        base = rounded_positive(admitted(super().right_inverse(tensor), self.floor, self.doubly), tensor.dtype)
-        if not self.patterned:
-            warn_of_still(tensor, self.tensor_name, rows=True)
+        base = rounded_positive(
+            projected_onto_simplex(super().right_inverse(tensor), self.floor, self.doubly), tensor.dtype
+        )
+        if not self.floor_given:
+            warn_of_untrained_zeros(tensor, self.tensor_name, rows=True)
         return base
 
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
-        exact, tolerance = (
-            self.apply_factors(base.double(), self.scaled_u.double(), self.v.double()),
-            torch.finfo(base.dtype).eps,
-        )
+        exact = self.apply_factors(base.double(), self.scaled_u.double(), self.v.double())
         if self.doubly:
-            exact = doubly_normalised(exact, tolerance)
+            exact = doubly_normalized(exact, torch.finfo(base.dtype).eps)
         return Proposal(rounded_positive(exact, base.dtype))
 
     def extra_repr(self) -> str:

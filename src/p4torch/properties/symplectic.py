@@ -19,15 +19,15 @@ from p4torch.linalg.matrix_groups import SYMPLECTIC
 from p4torch.properties._math.phase_space import (
     column_error,
     drifted,
+    nearest_orthogonal_symplectic,
     resymplectified,
-    rotation_of,
-    veto_far,
-    warn_of_size,
+    veto_nonsymplectic,
+    warn_of_large_entries,
 )
 from p4torch.properties._math.shapes import check_real_matrix, check_square
 
 #: Largest eigenvalue that S may have: the Cayley transform has a pole at 2.
-GROWTH = 1.0
+MAX_EIGENVALUE = 1.0
 
 
 class Symplectic(Shaped):
@@ -98,22 +98,22 @@ class Symplectic(Shaped):
         return column_error(tensor)
 
     def project(self, tensor: Tensor) -> Tensor:
-        found = resymplectified(tensor)
-        far = ~(self.defect(found) <= torch.finfo(tensor.dtype).eps ** 0.5)
+        result = resymplectified(tensor)
+        far = ~(self.defect(result) <= torch.finfo(tensor.dtype).eps ** 0.5)
         if bool(far.any()):
-            found = torch.where(far[..., None, None], rotation_of(tensor), found)
-        return found.to(tensor.dtype)
+            result = torch.where(far[..., None, None], nearest_orthogonal_symplectic(tensor), result)
+        return result.to(tensor.dtype)
 
     def right_inverse(self, tensor: Tensor) -> Tensor:
         base: Tensor = super().right_inverse(tensor)
-        warn_of_size(base, self.tensor_name)
+        warn_of_large_entries(base, self.tensor_name)
         return base
 
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
         candidate = _corrected(self._candidate(base), int(self.attempts))
-        return Proposal(candidate, vetoes=[veto_far(candidate)])
+        return Proposal(candidate, vetoes=[veto_nonsymplectic(candidate)])
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
@@ -134,28 +134,28 @@ class LowRankSymplectic(Symplectic, LowRank):
         with linalg.full_precision(u.device):
             w = torch.cat([u, v], -1)
             exact, k = linalg.at_least_single(w), u.shape[-1]
-            turned, ones = symplectic_form(exact), exact.new_ones(k)
-            core = torch.diag_embed(ones, k) + torch.diag_embed(ones, -k) - exact.mT @ turned / 2
-            return (exact @ torch.linalg.inv_ex(core)[0]).to(w.dtype), -turned.to(w.dtype)
+            j_w, ones = symplectic_form(exact), exact.new_ones(k)
+            capacitance = torch.diag_embed(ones, k) + torch.diag_embed(ones, -k) - exact.mT @ j_w / 2
+            return (exact @ torch.linalg.inv_ex(capacitance)[0]).to(w.dtype), -j_w.to(w.dtype)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Shorten U where X may have an eigenvalue above `GROWTH`: they are at most ‖UᵀJV‖ + (‖UᵀJU‖ ‖VᵀJV‖)^½."""
+        """Shorten U where X may have an eigenvalue above `MAX_EIGENVALUE`: at most ‖UᵀJV‖ + (‖UᵀJU‖ ‖VᵀJV‖)^½."""
         u, v = linalg.at_least_single(self.scaled_u), linalg.at_least_single(self.v)
-        across, own, other = (torch.linalg.matrix_norm(a.mT @ symplectic_form(b)) for a, b in ((u, v), (u, u), (v, v)))
-        self.clip_factor(across + (own * other).sqrt(), GROWTH)
+        mixed, of_u, of_v = (torch.linalg.matrix_norm(a.mT @ symplectic_form(b)) for a, b in ((u, v), (u, u), (v, v)))
+        self.clip_factor(mixed + (of_u * of_v).sqrt(), MAX_EIGENVALUE)
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         """y R⁻ᵀ = y JᵀRJ."""
         with linalg.full_precision(base.device):
             p, q = self.factors(self.scaled_u, self.v)
-            turned = _rows_times_form(-y.to(base.dtype))
-            if fused_linear.dense_is_cheaper(turned, base, q.shape[-1]):
-                x = linalg.rows_times(turned, self.apply_factors(base, p, q).mT)
+            rows = _rows_times_form(-y.to(base.dtype))
+            if fused_linear.dense_is_cheaper(rows, base, q.shape[-1]):
+                x = linalg.rows_times(rows, self.apply_factors(base, p, q).mT)
             else:
-                x = linalg.rows_times(fused_linear.identity_plus_low_rank(turned, q, p), base.mT)
+                x = linalg.rows_times(fused_linear.identity_plus_low_rank(rows, q, p), base.mT)
         if self.sketch is not None:  # ∂L/∂R = (y Jᵀ)ᵀ g
-            self.sketch.record(x, lambda g: self.pull_back(base, outer_operator(turned.detach(), g, base.dim() > 2)))
+            self.sketch.record(x, lambda g: self.pull_back(base, outer_operator(rows.detach(), g, base.dim() > 2)))
         return _rows_times_form(x)
 
     def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:

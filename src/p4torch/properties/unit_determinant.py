@@ -9,7 +9,6 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.core.blocks import Blocks
-from p4torch.core.directions import matrix_operator, outer_operator
 from p4torch.core.low_rank import LowRank, Side
 from p4torch.core.shaped import Shaped
 from p4torch.core.transaction import Proposal, Veto
@@ -17,9 +16,10 @@ from p4torch.errors import ArgumentError
 from p4torch.linalg import fused_linear
 from p4torch.linalg.matrix_groups import UNIT_DETERMINANT
 from p4torch.linalg.tracked_inverse import TrackedInverse, TrackedUpdate
-from p4torch.properties._math.checks import ORDER, RESIDUAL_BOUND, check_nonsingular
+from p4torch.properties._math.checks import ORDER, RESIDUAL_BOUND, check_nonsingular, check_real_square
+from p4torch.properties._math.inverse_gradients import record_inverse, record_solve
 from p4torch.properties._math.tracked_blocks import tracked_block_update
-from p4torch.properties._math.volume import rescaled, unit_volume
+from p4torch.properties._math.volume import rescaled_to_unit_determinant, unit_volume
 
 
 class UnitDeterminant(Shaped):
@@ -50,12 +50,13 @@ class UnitDeterminant(Shaped):
 
     def __init__(self, base: Tensor, rank: int | None = None, **options: Any) -> None:
         super().__init__(base, rank, **options)
-        check_nonsingular(base)
+        check_real_square(base)
+        self.tracked = TrackedInverse(base)
+        check_nonsingular(base, inverse=self.tracked.inverse)
         if rank is not None and rank >= base.shape[-1]:
             raise ArgumentError.of("rank", f"less than n = {base.shape[-1]}", rank)
         if rank is None and base.shape[-1] < 2:
             raise ArgumentError.of("base", "of size 2 at least", tuple(base.shape))
-        self.tracked = TrackedInverse(base)
 
     def factors_act(self, base: Tensor) -> Side:
         return "right"
@@ -85,7 +86,7 @@ class UnitDeterminant(Shaped):
 
     def project(self, tensor: Tensor) -> Tensor:
         """det(A)^(-1/n) A. Raises ArgumentError for det A <= 0."""
-        check_nonsingular(tensor, "tensor")
+        check_nonsingular(tensor, "tensor", self.tracked.inverse)
         return unit_volume(tensor)
 
     def refresh(self, base: Tensor) -> None:
@@ -96,7 +97,9 @@ class UnitDeterminant(Shaped):
     def propose(self, base: Tensor) -> Proposal:
         tracked, update = self.tracked.current(base), self.tracked_update(base)
         assert update.base is not None and update.inverse is not None
-        candidate, inverse, logabsdet = rescaled(update.base, update.inverse, update.logabsdet, base.dtype)
+        candidate, inverse, logabsdet = rescaled_to_unit_determinant(
+            update.base, update.inverse, update.logabsdet, base.dtype
+        )
         vetoes = [
             Veto(
                 f"the inverse's residual is above {RESIDUAL_BOUND:g}: A is too badly conditioned for its dtype",
@@ -109,7 +112,7 @@ class UnitDeterminant(Shaped):
     def correct(self, base: Tensor) -> None:
         tracked = self.tracked.current(base)
         tracked.correct(base, ORDER)
-        parts = rescaled(base.double(), tracked.inverse.double(), tracked.logabsdet, base.dtype)
+        parts = rescaled_to_unit_determinant(base.double(), tracked.inverse.double(), tracked.logabsdet, base.dtype)
         for tensor, value in zip((base, tracked.inverse, tracked.logabsdet), parts, strict=True):
             tensor.copy_(value)
 
@@ -135,20 +138,16 @@ class LowRankUnitDeterminant(UnitDeterminant, LowRank):
             p, q = self.factors(self.scaled_u, self.v)
             inverse = self.tracked.current(base).inverse
             x = fused_linear.identity_plus_low_rank(linalg.rows_times(y.to(base.dtype), inverse), -p, q)
-        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to A⁻¹ at the end of an interval, too
-            back = matrix_operator(inverse.mT)
-            self.sketch.record(x, lambda g: self.pull_back(base, back @ outer_operator(-g, x.detach(), base.dim() > 2)))
+        record_solve(self, base, x, inverse.mT)
         return x
 
     def inverse(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
             inverse = self.tracked.current(base).inverse
             p, q = self.factors(self.scaled_u, self.v)
-            found = linalg.add_low_rank(inverse, -p, linalg.tall_matmul(inverse.mT, q))
-        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
-            back = matrix_operator(inverse.mT)
-            self.sketch.record(found, lambda g: self.pull_back(base, back @ matrix_operator(-g) @ back))
-        return found
+            result = linalg.add_low_rank(inverse, -p, linalg.tall_matmul(inverse.mT, q))
+        record_inverse(self, base, result, inverse.mT)
+        return result
 
     def tracked_update(self, base: Tensor) -> TrackedUpdate:
         return self.tracked.current(base).propose(base, *self.additive_factors(base), ORDER, int(self.attempts))

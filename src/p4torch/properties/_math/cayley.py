@@ -40,26 +40,26 @@ def cayley_affine_reference(x: Tensor, base: Tensor, u: Tensor, v: Tensor, bias:
 
 def cayley(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`cayley_reference`, fast."""
-    return _Cayley.apply(u, v) if _plain(u) else cayley_reference(u, v)  # type: ignore[no-untyped-call]
+    return _Cayley.apply(u, v) if _fusible(u) else cayley_reference(u, v)  # type: ignore[no-untyped-call]
 
 
 def cayley_affine(x: Tensor, base: Tensor, u: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """`cayley_affine_reference` for a single small matrix, fast."""
-    if not _plain(u) or x.dtype != u.dtype:
+    if not _fusible(u) or x.dtype != u.dtype:
         return cayley_affine_reference(x, base, u, v, bias)
     if x.dim() != 2:
         return cayley_affine(x.reshape(-1, x.shape[-1]), base, u, v, bias).reshape(*x.shape[:-1], base.shape[-2])
     return _CayleyAffine.apply(x, base, u, v, bias)  # type: ignore[no-untyped-call]
 
 
-def _plain(u: Tensor) -> bool:
+def _fusible(u: Tensor) -> bool:
     """Whether the hand-written path applies."""
     if u.dtype not in (torch.float32, torch.float64):
         return False
     return not (transformed() or linalg.autocasts(u.device))
 
 
-def _core(w: Tensor) -> Tensor:
+def _inner_inverse(w: Tensor) -> Tensor:
     """C = (-J - WᵀW / 2)⁻¹ `(..., 2k, 2k)`; in closed form for a single vector pair, where LAPACK costs more."""
     gram = w.mT @ w
     if gram.numel() == 4 and gram.device.type == "cpu":
@@ -80,7 +80,7 @@ class _Cayley(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         w = torch.cat([u, v], -1)
-        c = _core(w)
+        c = _inner_inverse(w)
         p = w @ c
         ctx.save_for_backward(u, v, w, c, p)
         return p, w
@@ -103,7 +103,7 @@ class _CayleyAffine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: Tensor, u: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         rows = torch.cat([u.mT, v.mT])
-        c = _core(rows.mT)
+        c = _inner_inverse(rows.mT)
         z = c @ (rows @ base)
         weight = torch.addmm(base, rows.mT, z)
         ctx.save_for_backward(x, base, u, v, bias, rows, c, z, weight)
@@ -118,12 +118,12 @@ class _CayleyAffine(torch.autograd.Function):
         h = g.mT @ x
         d = c.mT @ (rows @ h)
         m = d @ z.mT
-        turned = (z @ h.mT).addmm_(d, base.mT).addmm_(m + m.mT, rows, alpha=0.5)
+        grad_rows = (z @ h.mT).addmm_(d, base.mT).addmm_(m + m.mT, rows, alpha=0.5)
         k = u.shape[1]
         return (
             g @ weight if needs[0] else None,
             torch.addmm(h, rows.mT, d) if needs[1] else None,
-            turned[:k].mT,
-            turned[k:].mT,
+            grad_rows[:k].mT,
+            grad_rows[k:].mT,
             g.sum(0) if needs[4] else None,
         )

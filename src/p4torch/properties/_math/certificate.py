@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from p4torch.properties._math.norms import clip_norm, norm_bound, rounding_share
 
-#: Cuts go to this share below the bound, so that what they give is certified in a few squarings.
-ROOM = 1e-3
+#: Singular values are clipped to this share below the bound, so that the result is certified in a few squarings.
+CLIP_MARGIN = 1e-3
 
 
 class Certificate(nn.Module):
     """The bound c and an upper bound s of ‖A‖₂, `(...)` each, in float64 whatever `.to()` or `.half()` do to the model.
 
-    A change to a shorter dtype rounds the base: s is infinite then, and is found afresh at the next merge.
+    A change to a shorter dtype rounds the base: s is infinite then, and computed again at the next merge.
     """
 
     bound: Tensor
@@ -45,19 +45,19 @@ class Certificate(nn.Module):
         """
         bound = self.bound if bound is None else bound
         tensor, norm = exact.to(dtype), norm.clone()
-        share = 1 + rounding_share(tensor)
+        rounding = 1 + rounding_share(tensor)
         for cut in (False, True) if clip else (False,):
             outside = (norm > bound) & exact.isfinite().flatten(-2).all(-1)
             if not bool(outside.any()):
                 return tensor, norm
             limit = bound[outside]
             if cut:
-                tensor[outside] = clip_norm(exact[outside], limit * (1 - ROOM) / share).to(dtype)
+                tensor[outside] = clip_norm(exact[outside], limit * (1 - CLIP_MARGIN) / rounding).to(dtype)
             norm[outside] = norm_bound(tensor[outside], limit)
         outside = norm > bound
         if bool(outside.any()):
             norm = torch.where(outside, norm_bound(tensor), norm)
-            scaled = (tensor.double() * (bound / norm / share)[..., None, None]).to(dtype)
+            scaled = (tensor.double() * (bound / norm / rounding)[..., None, None]).to(dtype)
             tensor = torch.where(outside[..., None, None], scaled, tensor)
         return tensor, torch.minimum(norm, bound)
 

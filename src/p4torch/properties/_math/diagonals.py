@@ -48,7 +48,7 @@ def toeplitz_rows(x: Tensor, diagonals: Tensor, rows: int) -> Tensor:
     convolution, of a length that is fast. O((n + m) log(n + m)) a row."""
     if x.numel() == 0:  # an FFT of nothing is an error
         return x[..., :1] * diagonals[..., :rows]
-    size = smooth(diagonals.shape[-1])
+    size = next_fast_length(diagonals.shape[-1])
     product = torch.fft.rfft(x, size) * torch.fft.rfft(diagonals.flip(-1), size)
     return torch.fft.irfft(product, size)[..., x.shape[-1] - 1 :][..., :rows]
 
@@ -60,7 +60,7 @@ def circulant_rows(x: Tensor, eigenvalues: Tensor) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(x) * eigenvalues, x.shape[-1])
 
 
-def smooth(size: int) -> int:
+def next_fast_length(size: int) -> int:
     """The least number from `size` on without prime factors above 5."""
     while True:
         rest = size
@@ -72,7 +72,7 @@ def smooth(size: int) -> int:
         size += 1
 
 
-def transformable(x: Tensor, base: Tensor) -> bool:
+def fft_applies(x: Tensor, base: Tensor) -> bool:
     """Whether an FFT takes these rows as they are, and may: no short dtypes, no autocast."""
     exact = base.dtype in (torch.float32, torch.float64) and x.dtype == base.dtype
     return exact and not linalg.autocasts(base.device)

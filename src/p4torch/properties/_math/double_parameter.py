@@ -17,9 +17,9 @@ class DoubleParameter(nn.Module):
         self.value = nn.Parameter(linalg.in_double(value.detach()).clone(), requires_grad=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DoubleParameter:
-        super()._apply(lambda value: _moved(value, fn(value)), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(lambda value: _keeping_dtype(value, fn(value)), recurse)  # type: ignore[no-untyped-call]
         return self
 
 
-def _moved(value: Tensor, changed: Tensor) -> Tensor:
+def _keeping_dtype(value: Tensor, changed: Tensor) -> Tensor:
     return changed if changed.dtype == value.dtype else value.to(changed.device)

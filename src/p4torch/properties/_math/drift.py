@@ -11,30 +11,34 @@ from p4torch.linalg.drift import PROBES
 #: Machine epsilons of ‖AᵀA - I‖ / √p that rounding explains: at n = 8, 64, 256 it stays below 1, 2, 5 over many merges.
 DRIFT = 32
 
-#: At each merge all vectors are made orthonormal if they are at most ALL, else max(FEW, p / PARTS) of them in turn.
-ALL, FEW, PARTS = 64, 16, 32
+#: Each merge corrects all of p vectors if they are at most FULL_SIZE, else max(MIN_BLOCK, p / PARTS) of them in turn.
+FULL_SIZE, MIN_BLOCK, PARTS = 64, 16, 32
 
 
-def repaired(matrix: Tensor, seed: int) -> Tensor:
+def block_size(p: int) -> int:
+    """How many of p vectors a merge corrects."""
+    return p if p <= FULL_SIZE else max(MIN_BLOCK, p // PARTS)
+
+
+def reorthonormalized_if_drifted(matrix: Tensor, seed: int) -> Tensor:
     """The matrix, replaced by its polar factor where it is finite and a probe of AᵀA - I with random signs finds more
-    than rounding of its dtype. O(np), and O(np²) for a repair."""
+    than rounding of its dtype. O(np), and O(np²) where it is replaced."""
     exact = linalg.at_least_single(matrix)
     vectors = linalg.short_rows(exact)
     generator = torch.Generator().manual_seed(seed)
     probes = torch.randint(0, 2, (vectors.shape[-2], PROBES), generator=generator).to(exact) * 2 - 1
-    far = linalg.probe_rows(vectors, probes) > DRIFT * torch.finfo(matrix.dtype).eps
-    far &= matrix.isfinite().flatten(-2).all(-1)
-    if bool(far.any()):
+    drifted = linalg.probe_rows(vectors, probes) > DRIFT * torch.finfo(matrix.dtype).eps
+    drifted &= matrix.isfinite().flatten(-2).all(-1)
+    if bool(drifted.any()):
         matrix = matrix.clone()
-        matrix[far] = linalg.orthonormalized(matrix[far]).to(matrix.dtype)
+        matrix[drifted] = linalg.orthonormalized(matrix[drifted]).to(matrix.dtype)
     return matrix
 
 
-def polished(matrix: Tensor, turn: int) -> Tensor:
+def block_reorthonormalized(matrix: Tensor, turn: int) -> Tensor:
     """The matrix with some of its vectors, in turn, made orthonormal to all others, to first order. O(np) each."""
     exact = linalg.at_least_single(matrix).clone()
     vectors = linalg.short_rows(exact)
-    p = vectors.shape[-2]
-    count = p if p <= ALL else max(FEW, p // PARTS)
+    p, count = vectors.shape[-2], block_size(vectors.shape[-2])
     linalg.reorthonormalize_block(vectors, turn * count % p, count)
     return exact.to(matrix.dtype)

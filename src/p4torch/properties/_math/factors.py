@@ -9,7 +9,7 @@ from p4torch import linalg
 
 #: The shorter of two paired columns takes up singular values below this share of the largest: the longer one keeps its
 #: length, so that a pair with singular value 0 can move.
-SHARE = 0.1
+BALANCE_CUTOFF = 0.1
 
 
 class Factors(nn.Module):
@@ -25,30 +25,30 @@ class Factors(nn.Module):
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
         """The best factors of a base, from its SVD in float64; of those, the nearest to the present ones."""
-        rank, before = self.left.shape[-1], (self.left.double(), self.right.double())
+        rank, previous = self.left.shape[-1], (self.left.double(), self.right.double())
         left, values, right = torch.linalg.svd(base.double(), full_matrices=False)
-        found = split_singular_values(left[..., :rank], values[..., :rank], right[..., :rank, :].mT)
-        for factor, value in zip((self.left, self.right), nearest_factors(found, before), strict=True):
+        factors = split_singular_values(left[..., :rank], values[..., :rank], right[..., :rank, :].mT)
+        for factor, value in zip((self.left, self.right), nearest_factors(factors, previous), strict=True):
             factor.copy_(value)
 
 
 def split_singular_values(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """L, R with L Rᵀ = left · diag(values) · rightᵀ: each singular value σ is shared out to its two columns, √σ each,
-    or less to L where σ is small (see `SHARE`)."""
+    or less to L where σ is small (see `BALANCE_CUTOFF`)."""
     largest = values[..., :1]
-    length = torch.maximum(values, SHARE * torch.where(largest > 0, largest, 1.0)).sqrt()[..., None, :]
+    length = torch.maximum(values, BALANCE_CUTOFF * torch.where(largest > 0, largest, 1.0)).sqrt()[..., None, :]
     return left * (values[..., None, :] / length), right * length
 
 
 def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of the same product, shared out evenly, and otherwise as close to these as they can be: what an optimizer
+    """Factors of the same product, balanced, and otherwise as close to these as they can be: what an optimizer
     remembers of their entries stays true. O((n + m)r²), from QR and an SVD of r x r."""
     (q_left, t_left), (q_right, t_right) = torch.linalg.qr(left), torch.linalg.qr(right)
     u, values, v = torch.linalg.svd(t_left @ t_right.mT)
     return nearest_factors(split_singular_values(q_left @ u, values, q_right @ v.mT), (left, right))
 
 
-def nearest_factors(found: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """L Q, R Q with the orthogonal Q that brings them closest to those before: the polar factor of LᵀL' + RᵀR'."""
-    turn = linalg.orthonormalized(found[0].mT @ before[0] + found[1].mT @ before[1])
-    return found[0] @ turn, found[1] @ turn
+def nearest_factors(factors: tuple[Tensor, Tensor], previous: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """L Q, R Q with the orthogonal Q that brings them closest to the previous ones: the polar factor of LᵀL' + RᵀR'."""
+    rotation = linalg.orthonormalized(factors[0].mT @ previous[0] + factors[1].mT @ previous[1])
+    return factors[0] @ rotation, factors[1] @ rotation

@@ -43,7 +43,7 @@ def reynolds(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return total / len(left)
 
 
-def orders(matrices: Tensor) -> Tensor | None:
+def permutations_of(matrices: Tensor) -> Tensor | None:
     """σ `(g, n)` with (ρ(g) x)_i = x_σ(g, i), if all are permutation matrices."""
     order = matrices.argmax(-1)
     permutations = torch.zeros_like(matrices).scatter_(-1, order.unsqueeze(-1), 1.0)
@@ -60,7 +60,7 @@ def images(matrices: Tensor, order: Tensor | None, factor: Tensor) -> Tensor:
     return moved.movedim(-3, -2).flatten(-2)
 
 
-def reached(left: Tensor, right: Tensor, rank: int) -> int:
+def tangent_dimension(left: Tensor, right: Tensor, rank: int) -> int:
     """In how many directions U `(n, k)` moves the mean of ρ_out(g) U Vᵀ ρ_in(g)⁻¹ for random V: the rank of the map
     from U to the product of the mean with random factors W `(m, k)`, which loses none."""
     generator = torch.Generator().manual_seed(0)
@@ -71,7 +71,7 @@ def reached(left: Tensor, right: Tensor, rank: int) -> int:
     return int(torch.linalg.matrix_rank(operator))
 
 
-def dimension(left: Tensor, right: Tensor) -> int:
+def commutant_dimension(left: Tensor, right: Tensor) -> int:
     """Of the space of all A with ρ_out(g) A = A ρ_in(g): the mean of tr ρ_out(g) · tr ρ_in(g)⁻¹."""
     traces = [matrices.diagonal(dim1=-2, dim2=-1).sum(-1) for matrices in (left, right)]
     return round(float((traces[0] * traces[1]).mean()))
@@ -92,8 +92,8 @@ def _dimensions(part: Any) -> int:
 def _matrices(part: Any, name: str, size: int) -> tuple[Tensor, float]:
     """`(g, size, size)` in float64, and the precision it came in."""
     if _dimensions(part) != 3:
-        came = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
-        raise ArgumentError.of(name, "a tensor (g, n, n) or a list of matrices", came)
+        got = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+        raise ArgumentError.of(name, "a tensor (g, n, n) or a list of matrices", got)
     for value in part:
         if value.shape != (size, size):
             raise ArgumentError.of(name, f"of matrices ({size}, {size}), to fit the base", tuple(value.shape))
@@ -124,8 +124,8 @@ def _check_group(left: Tensor, right: Tensor, tolerance: float) -> tuple[Tensor,
         apart = torch.cdist(products, images, p=torch.inf).amin(-1) > scale * growth
         if bool(apart.any()):
             other = int(kept[int(apart.nonzero()[0])])
-            came = f"numbers {number} and {other}, whose product is not among them"
-            raise _no_group(left, right, "closed under products", came)
+            got = f"numbers {number} and {other}, whose product is not among them"
+            raise _no_group(left, right, "closed under products", got)
         back = ((products - unit).abs().amax(-1) <= scale * growth).nonzero().flatten()
         if len(back) == 0:
             raise _no_group(left, right, "a group", f"number {number} without its inverse")
@@ -133,11 +133,11 @@ def _check_group(left: Tensor, right: Tensor, tolerance: float) -> tuple[Tensor,
     return kept, torch.tensor(inverses, device=left.device)
 
 
-def _no_group(left: Tensor, right: Tensor, expected: str, came: str) -> ArgumentError:
+def _no_group(left: Tensor, right: Tensor, expected: str, got: str) -> ArgumentError:
     """What is wrong; a singular matrix comes first, as the reason of the rest."""
     singular = ~((torch.linalg.cond(left) < CONDITION) & (torch.linalg.cond(right) < CONDITION))
     if bool(singular.any()):
         return ArgumentError.of(
             "group", "of nonsingular matrices", f"a singular one, number {int(singular.nonzero()[0])}"
         )
-    return ArgumentError.of("group", expected, came)
+    return ArgumentError.of("group", expected, got)

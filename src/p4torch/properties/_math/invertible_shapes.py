@@ -10,7 +10,7 @@ from torch import Tensor
 from p4torch import linalg
 from p4torch._options import check_choice
 from p4torch.core.blocks import Blocks
-from p4torch.core.directions import LinearOperator, matrix_operator, outer_operator
+from p4torch.core.directions import LinearOperator, matrix_operator
 from p4torch.core.low_rank import LowRank, Side
 from p4torch.core.perturbation import Perturbation
 from p4torch.core.step_size import block_gain, size_of
@@ -19,6 +19,7 @@ from p4torch.linalg import fused_linear, relative, triangular
 from p4torch.linalg.matrix_groups import GENERAL, GENERAL_EXPONENTIAL, LOWER, UPPER
 from p4torch.linalg.tracked_inverse import TrackedUpdate
 from p4torch.properties._math.checks import ORDER
+from p4torch.properties._math.inverse_gradients import record_inverse, record_solve
 from p4torch.properties._math.tracked_blocks import tracked_block_update
 from p4torch.properties.invertible import Invertible as Invertible
 
@@ -36,13 +37,13 @@ class _Entries(Invertible, Blocks):
         super().__init__(base, rank, form, **options)
 
     def affine_logabsdet(self, base: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if not self.whole:
+        if not self.single_block:
             return self.affine(base, x, bias), self.logabsdet(base)
         weight, logabsdet = self.with_logabsdet(base)
         return linalg.rows_times(x, weight, bias), logabsdet
 
     @property
-    def whole(self) -> bool:
+    def single_block(self) -> bool:
         """Whether there is one block, of all coordinates."""
         return not self.permuted
 
@@ -55,7 +56,7 @@ class AdditiveInvertible(_Entries):
 
     def __init__(self, base: Tensor, rank: None = None, form: Any = None, **options: Any) -> None:
         super().__init__(base, rank, form, **options)
-        if not self.whole or options.get("side") is not None:
+        if not self.single_block or options.get("side") is not None:
             expected = "relative, exponential or triangular, with `block` below n or `side`"
             raise ArgumentError.of("form", expected, repr(form))
         self.register_buffer("gain", base.new_ones(*base.shape[:-2], 1, 1))
@@ -124,7 +125,7 @@ class BlockInvertible(_Entries):
 
     def with_logabsdet(self, base: Tensor) -> tuple[Tensor, Tensor]:
         fast = {"relative": relative.product, "triangular": triangular.product}.get(self.form)
-        if fast is None or not self.whole or (self.form == "relative" and self.side != "right"):
+        if fast is None or not self.single_block or (self.form == "relative" and self.side != "right"):
             return super().with_logabsdet(base)
         assert self.right is not None
         with linalg.full_precision(base.device):
@@ -167,24 +168,18 @@ class LowRankInvertible(Invertible, LowRank):
             if self.form == "additive":
                 x, change = fused_linear.solve(y, inverse, u, self.v)
             else:
-                x, change = (
-                    fused_linear.identity_plus_low_rank(linalg.rows_times(y, inverse), *self.factors(-u, self.v)),
-                    self._change(),
-                )
-        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ gᵀ x; R⁻¹ is close to X at the end of an interval, too
-            back = matrix_operator(inverse.mT)
-            self.sketch.record(x, lambda g: self.pull_back(base, back @ outer_operator(-g, x.detach(), base.dim() > 2)))
-            self._see_change(base, change)
+                x = fused_linear.identity_plus_low_rank(linalg.rows_times(y, inverse), *self.factors(-u, self.v))
+                change = self._logabsdet_change()
+        record_solve(self, base, x, inverse.mT)
+        self._record_logabsdet(base, change)
         return x, change
 
     def inverse(self, base: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
             inverse = self.tracked.current(base).inverse
-            found = self._inverse(inverse, self.scaled_u)
-        if self.sketch is not None:  # ∂L/∂R = -R⁻ᵀ g R⁻ᵀ
-            back = matrix_operator(inverse.mT)
-            self.sketch.record(found, lambda g: self.pull_back(base, back @ matrix_operator(-g) @ back))
-        return found
+            result = self._inverse(inverse, self.scaled_u)
+        record_inverse(self, base, result, inverse.mT)
+        return result
 
     def _inverse(self, inverse: Tensor, u: Tensor) -> Tensor:
         if self.form == "additive":
@@ -196,8 +191,8 @@ class LowRankInvertible(Invertible, LowRank):
 
     def logabsdet(self, base: Tensor) -> Tensor:
         known = self.tracked.current(base).logabsdet.to(base.dtype)
-        change = self._change()
-        self._see_change(base, change)
+        change = self._logabsdet_change()
+        self._record_logabsdet(base, change)
         return known + change
 
     def sign(self, base: Tensor) -> Tensor:
@@ -209,10 +204,10 @@ class LowRankInvertible(Invertible, LowRank):
             return sign * linalg.slogdet(linalg.capacitance(x_u, self.v))[0]
 
     def determinant_change(self, base: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        change = self._change()
+        change = self._logabsdet_change()
         return torch.ones_like(change), change
 
-    def _change(self) -> Tensor:
+    def _logabsdet_change(self) -> Tensor:
         """log|det R_B(A) / det A|, `(...)`."""
         with linalg.full_precision(self.u.device):
             if self.form == "exponential":
@@ -225,7 +220,7 @@ class LowRankInvertible(Invertible, LowRank):
 
     # --- directions and steps -----------------------------------------------------------------------------------------
 
-    def _see_change(self, base: Tensor, change: Tensor) -> None:
+    def _record_logabsdet(self, base: Tensor, change: Tensor) -> None:
         """The share of log|det| in gradient directions: ∂ log|det R| / ∂R = R⁻ᵀ."""
         if self.sketch is not None:
             inverse = self.tracked.inverse

@@ -9,7 +9,7 @@ from p4torch import linalg
 from p4torch.core.low_rank import Side
 from p4torch.core.shaped import Shaped
 from p4torch.core.transaction import Proposal
-from p4torch.properties._math.drift import polished, repaired
+from p4torch.properties._math.drift import block_reorthonormalized, reorthonormalized_if_drifted
 from p4torch.properties._math.shapes import check_square
 
 
@@ -48,9 +48,9 @@ class Orthonormal(Shaped):
 
     def propose(self, base: Tensor) -> Proposal:
         turn = int(self.attempts)
-        return Proposal(polished(repaired(self._candidate(base), turn), turn))
+        return Proposal(block_reorthonormalized(reorthonormalized_if_drifted(self._candidate(base), turn), turn))
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
         """All of A, where the probe finds more than rounding."""
-        base.copy_(repaired(base, int(self.attempts)))
+        base.copy_(reorthonormalized_if_drifted(base, int(self.attempts)))

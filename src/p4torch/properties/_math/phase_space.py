@@ -1,4 +1,4 @@
-"""The symplectic form J = [[0, I], [-I, 0]] on phase space `(2n,)`, and matrices that keep it up to rounding."""
+"""The symplectic form J = [[0, I], [-I, 0]] on phase space `(2n,)`, and matrices that preserve it up to rounding."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from p4torch.properties._math.checks import RESIDUAL_BOUND
 
 #: Corrections start from errors ‖MᵀJM - J‖, or those by the mean square of singular values, or of columns, up to these
 #: on; a handful of steps reaches rounding. Rounding to 8 bits leaves 0.01 of the last one.
-NEAR, NEAR_RELATIVE, NEAR_COLUMNS, STEPS = 0.5, 1e-3, 0.05, 8
+RADIUS, RADIUS_RELATIVE, RADIUS_COLUMNS, STEPS = 0.5, 1e-3, 0.05, 8
 
-#: Machine epsilons by which the cheap correction may move a matrix; beyond, the least one is worth its SVD.
-CHEAP = 4
+#: Machine epsilons by which the step M JE/2 may move a column; beyond, the minimum-norm step is worth its SVD.
+MAX_FIRST_STEP = 4
 
 #: Machine epsilons of `column_error` that rounding explains.
 DRIFT = 32
 
 #: Up to this size every merge corrects the whole matrix; larger ones only where a probe finds more than rounding.
-ALL, PROBES = 64, 2
+FULL_SIZE, PROBES = 64, 2
 
 
 def form_error(matrix: Tensor) -> Tensor:
@@ -54,13 +54,13 @@ def _unit_columns(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return scaled / length, (largest * length).squeeze(-2)
 
 
-def relative(size: Tensor, matrix: Tensor) -> Tensor:
+def relative_to_norm(size: Tensor, matrix: Tensor) -> Tensor:
     """A size of E, per column, by the mean square of the singular values of M: rounding M leaves about ε of it."""
     square = torch.linalg.matrix_norm(matrix).square() / matrix.shape[-1]
     return size / square.clamp_min(torch.finfo(square.dtype).tiny)
 
 
-def warn_of_size(matrix: Tensor, name: str) -> None:
+def warn_of_large_entries(matrix: Tensor, name: str) -> None:
     """Say where rounding leaves M so far from S that MᵀJM - J is no small number."""
     error = float(form_error(linalg.in_double(matrix)).abs().max())
     if not error <= RESIDUAL_BOUND:
@@ -72,7 +72,7 @@ def warn_of_size(matrix: Tensor, name: str) -> None:
         )
 
 
-def veto_far(matrix: Tensor) -> Veto:
+def veto_nonsymplectic(matrix: Tensor) -> Veto:
     """A veto where M is finite, but not in S up to √ε of its dtype."""
     far = ~(column_error(matrix) <= torch.finfo(matrix.dtype).eps ** 0.5) & matrix.isfinite().flatten(-2).all(-1)
     return Veto("R_B(M) is too near a pole, or too large for its dtype", far)
@@ -81,7 +81,7 @@ def veto_far(matrix: Tensor) -> Veto:
 def drifted(matrix: Tensor, seed: int) -> Tensor:
     """`(...)`: where a probe of E with random signs finds more than rounding of the matrix's dtype, in O(n²)."""
     exact, n = linalg.at_least_single(matrix), matrix.shape[-1]
-    if n <= ALL:
+    if n <= FULL_SIZE:
         return torch.ones(matrix.shape[:-2], dtype=torch.bool, device=matrix.device)
     generator = torch.Generator().manual_seed(seed)
     probes = torch.randint(0, 2, (n, PROBES), generator=generator).to(exact) * 2 - 1
@@ -93,40 +93,40 @@ def drifted(matrix: Tensor, seed: int) -> Tensor:
 def resymplectified(matrix: Tensor) -> Tensor:
     """A symplectic matrix near M, in float64, by steps that square the error E = MᵀJM - J, O(n³) each:
 
-        M <- M (I + JE/2),  towards M (JᵀMᵀJM)^(-1/2);  where that moves M by more than rounding, `least_step`.
+        M <- M (I + JE/2),  towards M (JᵀMᵀJM)^(-1/2);  where that moves M by more than rounding, `minimum_norm_step`.
 
     Rounding of M leaves E of size ε‖M‖², and the first kind then moves M by ε‖M‖² relative to itself, although S is
     only ε away. Matrices from which the steps would not converge stay as they are.
     """
     exact, eps = linalg.in_double(matrix), torch.finfo(matrix.dtype).eps
     error, enough = form_error(exact), max(4 * torch.finfo(exact.dtype).eps, eps / 16)
-    size = _by_columns(error, exact)
+    size = _column_error_of(error, exact)
     for _ in range(STEPS):
-        whole = torch.linalg.matrix_norm(error)
-        near = (whole < NEAR) | (relative(whole / exact.shape[-1] ** 0.5, exact) < NEAR_RELATIVE)
-        near = (near | (size < NEAR_COLUMNS)) & (size > enough)
+        total = torch.linalg.matrix_norm(error)
+        near = (total < RADIUS) | (relative_to_norm(total / exact.shape[-1] ** 0.5, exact) < RADIUS_RELATIVE)
+        near = (near | (size < RADIUS_COLUMNS)) & (size > enough)
         if not bool(near.any()):
             break
         step, lengths = exact @ symplectic_form(error) / 2, torch.linalg.vector_norm(exact, dim=-2)
-        much = near & (torch.linalg.vector_norm(step, dim=-2) > CHEAP * eps * lengths).any(-1)
-        if bool(much.any()):
-            step[much] = least_step(exact[much], error[much])
-        moved = torch.where(near[..., None, None], exact + step, exact)
-        after = form_error(moved)
-        left = _by_columns(after, moved)
-        better = left < size / 2
+        large = near & (torch.linalg.vector_norm(step, dim=-2) > MAX_FIRST_STEP * eps * lengths).any(-1)
+        if bool(large.any()):
+            step[large] = minimum_norm_step(exact[large], error[large])
+        candidate = torch.where(near[..., None, None], exact + step, exact)
+        new_error = form_error(candidate)
+        new_size = _column_error_of(new_error, candidate)
+        better = new_size < size / 2
         where = better[..., None, None]
         exact, error, size = (
-            torch.where(where, moved, exact),
-            torch.where(where, after, error),
-            left.where(better, size),
+            torch.where(where, candidate, exact),
+            torch.where(where, new_error, error),
+            new_size.where(better, size),
         )
         if not bool(better.any()):
             break
     return exact
 
 
-def _by_columns(error: Tensor, matrix: Tensor) -> Tensor:
+def _column_error_of(error: Tensor, matrix: Tensor) -> Tensor:
     """`column_error` from E, for matrices of which no square overflows."""
     length, half = torch.linalg.vector_norm(matrix, dim=-2), matrix.shape[-1] // 2
     product = length[..., :, None] * length[..., None, :]
@@ -135,15 +135,15 @@ def _by_columns(error: Tensor, matrix: Tensor) -> Tensor:
     return torch.linalg.vector_norm(error / product.clamp_min(torch.finfo(product.dtype).tiny), dim=-2).amax(-1)
 
 
-def least_step(matrix: Tensor, error: Tensor) -> Tensor:
+def minimum_norm_step(matrix: Tensor, error: Tensor) -> Tensor:
     """The X of least Frobenius norm with MᵀJX + XᵀJM = -E: X = JMΛ, GΛ + ΛG = E with G = MᵀM, by an SVD of M."""
     _, values, right = torch.linalg.svd(matrix)
     squares = values.square()
-    turned = right @ error @ right.mT / (squares[..., :, None] + squares[..., None, :])
-    return symplectic_form(matrix @ (right.mT @ turned @ right))
+    multiplier = right @ error @ right.mT / (squares[..., :, None] + squares[..., None, :])
+    return symplectic_form(matrix @ (right.mT @ multiplier @ right))
 
 
-def rotation_of(matrix: Tensor) -> Tensor:
+def nearest_orthogonal_symplectic(matrix: Tensor) -> Tensor:
     """The nearest orthogonal symplectic matrix: the polar factor of the part (M + JᵀMJ)/2 that commutes with J. Raises
     ArgumentError where that part is singular."""
     exact = linalg.in_double(matrix)
@@ -151,6 +151,6 @@ def rotation_of(matrix: Tensor) -> Tensor:
     values = torch.linalg.svdvals(commuting)
     bad = ~(values[..., -1] > values[..., 0] * exact.shape[-1] * torch.finfo(matrix.dtype).eps)
     if bool(bad.any()):
-        came = f"{int(bad.sum())} of {bad.numel()} far from it, whose part (M + JᵀMJ)/2 is singular"
-        raise ArgumentError.of("tensor", "symplectic, or near a symplectic matrix", came)
+        got = f"{int(bad.sum())} of {bad.numel()} far from it, whose part (M + JᵀMJ)/2 is singular"
+        raise ArgumentError.of("tensor", "symplectic, or near a symplectic matrix", got)
     return linalg.orthonormalized(commuting)

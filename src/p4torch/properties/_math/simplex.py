@@ -12,17 +12,17 @@ from p4torch import linalg
 from p4torch.errors import ArgumentError
 from p4torch.linalg.reference import reference_wanted, transformed
 
-#: Sinkhorn's sweeps where they go on until rows and columns sum to 1: at most, and between two looks.
-LIMIT, LOOK = 100, 10
+#: Sinkhorn's sweeps where they go on until rows and columns sum to 1: at most, and between two checks.
+MAX_SWEEPS, CHECK_EVERY = 100, 10
 
-#: On a CPU, steps look after so many sweeps whether scales still change, by more than so many machine epsilons.
-GLANCE, SETTLED = 3, 8
+#: On a CPU, a step checks after so many sweeps whether scales still change by more than so many machine epsilons.
+STEP_CHECK_EVERY, STEP_TOLERANCE = 3, 8
 
 #: The most sweeps that there are when a tensor is admitted.
-ADMISSION = 1000
+ADMISSION_SWEEPS = 1000
 
 
-def tilted(base: Tensor, p: Tensor, q: Tensor, sweeps: int) -> Tensor:
+def multiplicative_update(base: Tensor, p: Tensor, q: Tensor, sweeps: int) -> Tensor:
     """A ⊙ exp(P Qᵀ), its rows divided by their sums: softmax(log A + P Qᵀ), in which nothing overflows. With sweeps, of
     Sinkhorn, columns come first, also by logarithms: then each column has an entry of at least 1/n²."""
     logs = linalg.at_least_single(base).log()
@@ -50,15 +50,15 @@ def sinkhorn(weights: Tensor, sweeps: int) -> Tensor:
     return _Sinkhorn.apply(weights, sweeps)  # type: ignore[no-untyped-call]
 
 
-def _swept(step: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
-    """Repeat (x, y) <- step(x); on a CPU, where looking costs nothing, until x changes by rounding alone."""
+def _fixed_point(step: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """Repeat (x, y) <- step(x); on a CPU, where checks are cheap, until x changes by rounding alone."""
     x = start
     for sweep in range(sweeps):
         before = x
         x, y = step(before)
-        if sweep % GLANCE == GLANCE - 1 and x.device.type == "cpu":
+        if sweep % STEP_CHECK_EVERY == STEP_CHECK_EVERY - 1 and x.device.type == "cpu":
             change = (x - before).abs().amax() / x.abs().amax()
-            if not bool(change > SETTLED * torch.finfo(x.dtype).eps):
+            if not bool(change > STEP_TOLERANCE * torch.finfo(x.dtype).eps):
                 break
     return x, y
 
@@ -74,7 +74,7 @@ class _Sinkhorn(torch.autograd.Function):
             columns = 1 / (weights.mT @ rows)
             return 1 / (weights @ columns), columns
 
-        rows, columns = _swept(step, 1 / weights.sum(-1, keepdim=True), sweeps)
+        rows, columns = _fixed_point(step, 1 / weights.sum(-1, keepdim=True), sweeps)
         scaled = rows * weights * columns.mT
         ctx.save_for_backward(weights, rows, columns, scaled)
         ctx.sweeps = sweeps
@@ -92,7 +92,7 @@ class _Sinkhorn(torch.autograd.Function):
             b = of_columns - scaled.mT @ a
             return of_rows - scaled @ b, b
 
-        a, b = _swept(step, of_rows, ctx.sweeps)
+        a, b = _fixed_point(step, of_rows, ctx.sweeps)
         return (g - a - b.mT).mul_(rows).mul_(columns.mT), None
 
 
@@ -109,23 +109,23 @@ def _gradient_reference(weights: Tensor, g: Tensor, sweeps: int) -> Tensor:
     return (g - a - b.mT) * torch.where(positive, scaled / torch.where(positive, weights, 1), 0)
 
 
-def rows_normalised(weights: Tensor) -> Tensor:
+def rows_normalized(weights: Tensor) -> Tensor:
     """Each row by its sum."""
     return weights / weights.sum(-1, keepdim=True)
 
 
-def doubly_normalised(weights: Tensor, tolerance: float, limit: int = LIMIT) -> Tensor:
-    """The limit of Sinkhorn's sweeps, where at most `limit` of them come within the tolerance; what others leave over
-    is spread out."""
-    for _ in range(-(-limit // LOOK)):
-        weights = sinkhorn_reference(weights, LOOK)
-        far = distance(weights, True) > tolerance
-        if not bool(far.any()):
+def doubly_normalized(weights: Tensor, tolerance: float, limit: int = MAX_SWEEPS) -> Tensor:
+    """The limit of Sinkhorn's sweeps, where at most `limit` of them come within the tolerance; the
+    others are rounded to the Birkhoff polytope."""
+    for _ in range(-(-limit // CHECK_EVERY)):
+        weights = sinkhorn_reference(weights, CHECK_EVERY)
+        unfinished = simplex_defect(weights, True) > tolerance
+        if not bool(unfinished.any()):
             return weights
-    return torch.where(far[..., None, None], spread(weights), weights)
+    return torch.where(unfinished[..., None, None], rounded_to_birkhoff(weights), weights)
 
 
-def spread(weights: Tensor) -> Tensor:
+def rounded_to_birkhoff(weights: Tensor) -> Tensor:
     """A doubly stochastic matrix as near, up to a factor, as row and column sums are to 1: rows and then columns that
     sum to more are scaled down, and what all lack is added in proportion, r cᵀ / Σr. Altschuler, Weed and Rigollet
     (2017)."""
@@ -135,7 +135,7 @@ def spread(weights: Tensor) -> Tensor:
     return weights + rows * columns / rows.sum(-2, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
 
-def distance(tensor: Tensor, doubly: bool) -> Tensor:
+def simplex_defect(tensor: Tensor, doubly: bool) -> Tensor:
     """The largest of |row sum - 1|, the negative entries and, if `doubly`, |column sum - 1|: `(...)` in float64."""
     exact = tensor.detach().double()
     parts = [(exact.sum(-1) - 1).abs().amax(-1), -exact.amin((-2, -1)).clamp_max(0)]
@@ -144,20 +144,22 @@ def distance(tensor: Tensor, doubly: bool) -> Tensor:
     return torch.stack(parts).amax(0)
 
 
-def admitted(tensor: Tensor, floor: float, doubly: bool) -> Tensor:
+def projected_onto_simplex(tensor: Tensor, floor: float, doubly: bool) -> Tensor:
     """Negative entries cut off, rows divided by their sums, or, with `doubly`, rows and columns until both sum to 1;
-    and least entries of `floor`/m, see `lifted`. Float64. Raises ArgumentError where there is nothing to scale."""
+    and least entries of `floor`/m, see `mixed_with_uniform`. Float64. Raises ArgumentError where nothing can be scaled.
+    """
     exact = tensor.double()
     _check_mass(exact, "row")
-    clipped = lifted(rows_normalised(exact.clamp_min(0)), floor, (-1,))
+    clipped = mixed_with_uniform(rows_normalized(exact.clamp_min(0)), floor, (-1,))
     if not doubly:
         return clipped
     if floor == 0:
         _check_mass(exact.mT, "column")
-    return lifted(doubly_normalised(clipped, torch.finfo(tensor.dtype).eps, ADMISSION), floor, (-2, -1))
+    normalized = doubly_normalized(clipped, torch.finfo(tensor.dtype).eps, ADMISSION_SWEEPS)
+    return mixed_with_uniform(normalized, floor, (-2, -1))
 
 
-def lifted(tensor: Tensor, floor: float, dims: tuple[int, ...]) -> Tensor:
+def mixed_with_uniform(tensor: Tensor, floor: float, dims: tuple[int, ...]) -> Tensor:
     """(1 - t) A + t/m, with the t for which the least entry (of each row, or matrix) is `floor`/m, 0 <= floor < 1; none
     where it is not below that. All sums stay."""
     m, least = tensor.shape[-1], tensor.amin(dims, keepdim=True)
@@ -169,7 +171,8 @@ def _check_mass(exact: Tensor, what: str) -> None:
     """Rows that are nothing but zeros once negative entries are cut off, or whose entries cancel, have no scaling."""
     size = exact.abs().sum(-1)
     cancels = (exact.sum(-1).abs() <= 8 * torch.finfo(torch.float32).eps * size) & (exact < 0).any(-1)
-    lost = (exact <= 0).all(-1) | cancels
-    if bool(lost.any()):
-        came = f"{int(lost.sum())} of {lost.numel()} {what}s with none, or with negative entries that cancel it: sum 0"
-        raise ArgumentError.of("tensor", f"of positive mass in each {what}, to be divided by it", came)
+    massless = (exact <= 0).all(-1) | cancels
+    if bool(massless.any()):
+        count = f"{int(massless.sum())} of {massless.numel()} {what}s"
+        got = f"{count} with none, or with negative entries that cancel it: sum 0"
+        raise ArgumentError.of("tensor", f"of positive mass in each {what}, to be divided by it", got)

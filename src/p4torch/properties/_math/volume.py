@@ -14,7 +14,9 @@ def volume_factor(logabsdet: Tensor, matrix: Tensor) -> Tensor:
     return (-logabsdet / matrix.shape[-1]).exp()[..., None, None]
 
 
-def rescaled(matrix: Tensor, inverse: Tensor, logabsdet: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def rescaled_to_unit_determinant(
+    matrix: Tensor, inverse: Tensor, logabsdet: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """(A, A⁻¹, log|det A|) with A scaled to determinant 1, and rounded, where a scaling can be told from rounding. What
     rounding A adds to log|det A| is tr(A⁻¹ δ), to first order."""
     drifted = logabsdet.abs() > matrix.shape[-1] * torch.finfo(dtype).eps / 2
@@ -29,6 +31,6 @@ def unit_volume(tensor: Tensor) -> Tensor:
     """det(A)^(-1/n) A. Raises ArgumentError for det A < 0."""
     sign, logabsdet = linalg.unbatched(torch.linalg.slogdet, tensor.double())
     if bool((sign < 0).any()):
-        came = f"{int((sign < 0).sum())} of {sign.numel()} with a negative one, which no scaling mends"
-        raise ArgumentError.of("tensor", "of positive determinant", came)
+        got = f"{int((sign < 0).sum())} of {sign.numel()} with a negative one, which no scaling mends"
+        raise ArgumentError.of("tensor", "of positive determinant", got)
     return (tensor.double() * volume_factor(logabsdet, tensor)).to(tensor.dtype)

@@ -8,15 +8,15 @@ from torch import Tensor
 from p4torch.errors import ProjectionWarning, PropertyWarning, warn
 
 
-def warn_of_zeros(negative: Tensor, name: str) -> None:
-    """Say how many negative entries become zeros that never train. `negative` is a mask."""
+def warn_of_clipped_entries(negative: Tensor, name: str) -> None:
+    """Warn how many negative entries become zeros that never train. `negative` is a mask."""
     count = f"{int(negative.sum())} of {negative.numel()} entries"
     warn(f"`{name}`: {count} are negative: they become 0 and stay 0 without a `floor`", ProjectionWarning)
 
 
-def warn_of_still(tensor: Tensor, name: str, rows: bool) -> None:
-    """Say how many entries are 0, and so never train; and of rows that sum to 1 (`rows`), how many have but one that is
-    not 0, and do not train at all."""
+def warn_of_untrained_zeros(tensor: Tensor, name: str, rows: bool) -> None:
+    """Warn how many entries are 0, and so never train; and how many of the rows that sum to 1 (`rows`) have a single
+    nonzero entry, and do not train at all."""
     zeros = tensor == 0
     if not bool(zeros.any()) or tensor.shape[-1:] == (1,):
         return

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
-from p4torch.properties._math.diagonals import circulant, circulant_labels, circulant_rows, label_means, transformable
+from p4torch.properties._math.diagonals import circulant, circulant_labels, circulant_rows, fft_applies, label_means
 from p4torch.properties._math.shapes import check_real_matrix, check_square
 from p4torch.properties.linear_subspace import LinearSubspace
 
 #: From this size on an FFT is faster than the product with the matrix (CPU, 256 rows; even there for a prime size).
-FAST = 256
+FFT_SIZE = 256
 
 
 class Circulant(LinearSubspace, kinds=("circulant",)):
@@ -25,7 +25,7 @@ class Circulant(LinearSubspace, kinds=("circulant",)):
     matrix itself takes O(n²). Nothing keeps λ_j from 0, either: there det = 0. A merge costs O(n²).
     """
 
-    _without = ("rank", "scale", "directions", "train_directions")
+    _unsupported = ("rank", "scale", "directions", "train_directions")
 
     def __init__(self, base: Tensor, kind: Literal["circulant"] = "circulant") -> None:
         check_real_matrix(base)
@@ -42,16 +42,16 @@ class Circulant(LinearSubspace, kinds=("circulant",)):
         return self.affine(base, x, None)
 
     def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        if base.shape[-1] < FAST or not transformable(x, base):
+        if base.shape[-1] < FFT_SIZE or not fft_applies(x, base):
             return linalg.rows_times(x, self(base), bias)
-        y = circulant_rows(x, self._of_rows(torch.fft.rfft(self._column(base))))
+        y = circulant_rows(x, self._broadcast_to_rows(torch.fft.rfft(self._column(base))))
         return y if bias is None else y + bias
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         with linalg.full_precision(base.device):
             rows = linalg.at_least_single(y)
             dtype = torch.complex64 if rows.dtype == torch.float32 else torch.complex128
-            inverted = self._of_rows(1 / self._eigenvalues(base)).to(dtype)
+            inverted = self._broadcast_to_rows(1 / self._eigenvalues(base)).to(dtype)
             return circulant_rows(rows, inverted).to(base.dtype)
 
     def inverse(self, base: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Circulant(LinearSubspace, kinds=("circulant",)):
         """λ_0, ..., λ_(n//2), the others being their conjugates, in complex128."""
         return torch.fft.rfft(self._column(base).double())
 
-    def _of_rows(self, eigenvalues: Tensor) -> Tensor:
+    def _broadcast_to_rows(self, eigenvalues: Tensor) -> Tensor:
         """To meet rows `(..., m, n)`."""
         return eigenvalues if eigenvalues.dim() == 1 else eigenvalues.unsqueeze(-2)
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from p4torch import linalg
 from p4torch.core.directions import LinearOperator, matrix_operator
-from p4torch.core.low_rank import Directions, LowRank
+from p4torch.core.low_rank import LowRank, LowRankOptions
 from p4torch.errors import ArgumentError
-from p4torch.properties._math.groups import Group, dimension, images, orders, reached, representations, reynolds
+from p4torch.properties._math.groups import (
+    Group,
+    commutant_dimension,
+    images,
+    permutations_of,
+    representations,
+    reynolds,
+    tangent_dimension,
+)
 from p4torch.properties._math.shapes import check_real_matrix
 from p4torch.properties.linear_subspace import LinearSubspace
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
@@ -40,23 +53,21 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
         rank: int | None = None,
         *,
         group: Group,
-        scale: float | None = None,
-        directions: Directions = "random",
-        train_directions: bool = True,
+        **options: Unpack[LowRankOptions],
     ) -> None:
         check_real_matrix(base)
         left, right = representations(group, *base.shape[-2:])
-        free = dimension(left, right)
+        free = commutant_dimension(left, right)
         if free == 0:
             raise ArgumentError.of("group", "one that some matrix but 0 commutes with", "representations without it")
         if rank is None:
             rank, least = 1, min(base.shape[-2], free)
-            while rank < base.shape[-1] and reached(left, right, rank) < least:
+            while rank < base.shape[-1] and tangent_dimension(left, right, rank) < least:
                 rank += 1
-        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions)
+        super().__init__(base, rank, side="add", **options)
         for name, matrices in (("left", left), ("right", right)):
             self.register_buffer(name, matrices.to(base))
-            self.register_buffer(f"{name}_order", orders(matrices))
+            self.register_buffer(f"{name}_order", permutations_of(matrices))
 
     def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         with linalg.full_precision(u.device):
@@ -78,14 +89,14 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
         """A bias that is not invariant, or would not stay so."""
         name = tensor_name.replace("weight", "bias")
         bias = getattr(module, name, None)
-        if name == tensor_name or not isinstance(bias, Tensor) or self._keeps(module, name, bias.detach()):
+        if name == tensor_name or not isinstance(bias, Tensor) or self._keeps_invariant(module, name, bias.detach()):
             return None
         return (
             f"the layer is not equivariant, since nothing keeps its `{name}` b at ρ_out(g) b = b. Make the layer with "
             f"bias=False; or perturb `{name}` before, with group=(ρ_out, ones of shape (g, 1, 1)) and view='column'"
         )
 
-    def _keeps(self, module: nn.Module, name: str, bias: Tensor) -> bool:
+    def _keeps_invariant(self, module: nn.Module, name: str, bias: Tensor) -> bool:
         """Whether a bias is invariant and stays so: frozen, or perturbed inside the invariant vectors."""
         if parametrize.is_parametrized(module, name):
             trains = not isinstance(module.parametrizations[name][0], Equivariant)  # type: ignore[index]
@@ -93,8 +104,8 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
             trains = getattr(module, name).requires_grad
         if trains or bias.shape != self.left.shape[-1:]:
             return False
-        off = (self.left.to(bias) @ bias - bias).abs().amax()
-        return bool(off <= torch.finfo(bias.dtype).eps ** 0.5 * bias.abs().amax())
+        deviation = (self.left.to(bias) @ bias - bias).abs().amax()
+        return bool(deviation <= torch.finfo(bias.dtype).eps ** 0.5 * bias.abs().amax())
 
     def extra_repr(self) -> str:
         return f"group of {len(self.left)}, {super().extra_repr()}"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from p4torch import linalg
 from p4torch.core.directions import LinearOperator, matrix_operator
-from p4torch.core.low_rank import Directions, LowRank
+from p4torch.core.low_rank import LowRank, LowRankOptions
 from p4torch.errors import ArgumentError
 from p4torch.properties._math.shapes import check_real_matrix, check_square
 from p4torch.properties.linear_subspace import LinearSubspace
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Masked(LinearSubspace, LowRank, kinds=("lower", "upper", "mask")):
@@ -33,17 +36,15 @@ class Masked(LinearSubspace, LowRank, kinds=("lower", "upper", "mask")):
         rank: int = 1,
         *,
         mask: Tensor | None = None,
-        scale: float | None = None,
-        directions: Directions = "random",
-        train_directions: bool = True,
+        **options: Unpack[LowRankOptions],
     ) -> None:
         check_real_matrix(base)
-        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions)
+        super().__init__(base, rank, side="add", **options)
         self.kind = kind
         ones = torch.ones(base.shape[-2:], dtype=torch.bool, device=base.device)
         if mask is None:
             mask = ones.tril() if kind == "lower" else ones.triu()
-        self.register_buffer("mask", _checked(mask, base))
+        self.register_buffer("mask", _checked_mask(mask, base))
         lower, upper = not bool(self.mask.triu(1).any()), not bool(self.mask.tril(-1).any())
         self.upper: bool | None = None if not (lower or upper) else upper
 
@@ -101,11 +102,11 @@ class Masked(LinearSubspace, LowRank, kinds=("lower", "upper", "mask")):
         return f"{self.kind or 'mask'!r}, {int(self.mask.sum())} of {self.mask.numel()} entries, {super().extra_repr()}"
 
 
-def _checked(mask: Tensor, base: Tensor) -> Tensor:
+def _checked_mask(mask: Tensor, base: Tensor) -> Tensor:
     """The mask on the device of the base, or an ArgumentError."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise ArgumentError.of("mask", "a boolean tensor", came)
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ArgumentError.of("mask", "a boolean tensor", got)
     if mask.shape != base.shape[-2:]:
         raise ArgumentError.of("mask", f"of shape {tuple(base.shape[-2:])}, as a matrix of the base", tuple(mask.shape))
     if not bool(mask.any()):

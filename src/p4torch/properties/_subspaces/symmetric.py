@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from p4torch.core.directions import LinearOperator
-from p4torch.core.low_rank import Directions, LowRank
+from p4torch.core.low_rank import LowRank, LowRankOptions
 from p4torch.properties._math.shapes import check_real_matrix, check_square
 from p4torch.properties.linear_subspace import LinearSubspace
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Symmetric(LinearSubspace, LowRank, kinds=("symmetric", "skew")):
@@ -25,28 +28,25 @@ class Symmetric(LinearSubspace, LowRank, kinds=("symmetric", "skew")):
         base: Tensor,
         kind: Literal["symmetric", "skew"],
         rank: int = 1,
-        *,
-        scale: float | None = None,
-        directions: Directions = "random",
-        train_directions: bool = True,
+        **options: Unpack[LowRankOptions],
     ) -> None:
         check_real_matrix(base)
         check_square(base, f"a {kind} matrix")
-        super().__init__(base, rank, scale=scale, directions=directions, train_directions=train_directions)
+        super().__init__(base, rank, side="add", **options)
         self.kind = kind
-        self.transposed = 1.0 if kind == "symmetric" else -1.0
+        self.symmetry = 1.0 if kind == "symmetric" else -1.0
 
     def factors(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat([u, v], -1), torch.cat([v, self.transposed * u], -1)
+        return torch.cat([u, v], -1), torch.cat([v, self.symmetry * u], -1)
 
     def pull_back(self, base: Tensor, gradient: LinearOperator) -> LinearOperator:
         """G ± Gᵀ."""
-        flipped = LinearOperator(gradient.transposed, gradient.times)
-        return gradient + flipped if self.kind == "symmetric" else gradient + -flipped
+        transposed = LinearOperator(gradient.transposed, gradient.times)
+        return gradient + transposed if self.kind == "symmetric" else gradient + -transposed
 
     def project(self, tensor: Tensor) -> Tensor:
         """(A ± Aᵀ) / 2."""
-        return (tensor + self.transposed * tensor.mT) / 2
+        return (tensor + self.symmetry * tensor.mT) / 2
 
     def extra_repr(self) -> str:
         return f"{self.kind!r}, {super().extra_repr()}"

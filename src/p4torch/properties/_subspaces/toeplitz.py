@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
-from p4torch.properties._math.diagonals import label_means, toeplitz, toeplitz_labels, toeplitz_rows, transformable
+from p4torch.properties._math.diagonals import fft_applies, label_means, toeplitz, toeplitz_labels, toeplitz_rows
 from p4torch.properties._math.shapes import check_real_matrix
 from p4torch.properties.linear_subspace import LinearSubspace
 
 #: From n + m on, an FFT is faster than the product with the matrix (CPU, 256 rows).
-FAST = 2000
+FFT_SIZE = 2000
 
 
 class Toeplitz(LinearSubspace, kinds=("toeplitz",)):
@@ -24,7 +24,7 @@ class Toeplitz(LinearSubspace, kinds=("toeplitz",)):
     for large ones, convolves rows in O((n + m) log(n + m)) each. A merge costs O(nm).
     """
 
-    _without = ("rank", "scale", "directions", "train_directions")
+    _unsupported = ("rank", "scale", "directions", "train_directions")
 
     def __init__(self, base: Tensor, kind: Literal["toeplitz"] = "toeplitz") -> None:
         check_real_matrix(base)
@@ -39,7 +39,7 @@ class Toeplitz(LinearSubspace, kinds=("toeplitz",)):
         return self.affine(base, x, None)
 
     def affine(self, base: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        if sum(base.shape[-2:]) < FAST or not transformable(x, base):
+        if sum(base.shape[-2:]) < FFT_SIZE or not fft_applies(x, base):
             return linalg.rows_times(x, self(base), bias)
         diagonals = torch.cat([base[..., 0].flip(-1), base[..., 0, 1:]], -1) + self.a
         if base.dim() > 2:
