@@ -13,7 +13,7 @@ from tests.properties.test_invertible import EXACT, assert_tracked, linear_of, m
 from torch import Tensor, nn
 
 import p4torch as p4
-from p4torch.properties import invertible
+from p4torch.properties._math import checks
 from p4torch.properties._math.checks import RESIDUAL_BOUND
 
 #: The paper's bounds, one at a time.
@@ -141,7 +141,7 @@ def test_what_is_merged_at_the_edge_has_an_inverse() -> None:
 def test_the_residual_gates_merges(monkeypatch: pytest.MonkeyPatch) -> None:
     base = regular(6, dtype=torch.float32)
     perturbation = moved(base)
-    monkeypatch.setattr(invertible, "RESIDUAL_BOUND", 1e-12)
+    monkeypatch.setattr(checks, "RESIDUAL_BOUND", 1e-12)
     report = perturbation.merge(base, force=True)
     assert report.skipped == 1 and "residual is above 1e-12" in (report.reason or "")
 

@@ -14,7 +14,7 @@ from p4torch.core.shaped import Shaped
 from p4torch.core.transaction import MergeReport, Proposal, Veto
 from p4torch.errors import ArgumentError
 from p4torch.linalg.tracked_inverse import TrackedInverse, TrackedUpdate
-from p4torch.properties._math.checks import ORDER, RESIDUAL_BOUND, check_nonsingular, check_real_square, singular
+from p4torch.properties._math.checks import ORDER, check_nonsingular, check_real_square, singular, veto_residual
 from p4torch.properties._math.determinant_bounds import DeterminantBounds
 
 Form = Literal["additive", "relative", "exponential", "triangular"]
@@ -167,10 +167,7 @@ class Invertible(Shaped):
         update = self.tracked_update(base)
         vetoes = [
             Veto("R_B(A) is singular", ~update.logabsdet_change.isfinite()),
-            Veto(
-                f"the inverse's residual is above {RESIDUAL_BOUND:g}: R_B(A) is singular to working precision",
-                ~(update.residual <= RESIDUAL_BOUND),
-            ),
+            veto_residual(update.residual, "R_B(A) is singular to working precision"),
             *self.bounds.vetoes(update.logabsdet_change, update.logabsdet - tracked.admitted, self.skips),
         ]
         scalars = [(tracked.logabsdet, update.logabsdet), (tracked.sign, update.sign)]

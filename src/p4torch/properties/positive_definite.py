@@ -14,11 +14,11 @@ from p4torch.core.blocks import Blocks
 from p4torch.core.directions import LinearOperator, matrix_operator
 from p4torch.core.low_rank import LowRank
 from p4torch.core.shaped import Shaped, check_one_side
-from p4torch.core.transaction import Proposal, Veto
+from p4torch.core.transaction import Proposal
 from p4torch.linalg import fused_linear
 from p4torch.linalg.matrix_groups import GENERAL_EXPONENTIAL
 from p4torch.linalg.tracked_inverse import TrackedInverse, TrackedUpdate
-from p4torch.properties._math.checks import ORDER, RESIDUAL_BOUND
+from p4torch.properties._math.checks import ORDER, veto_residual
 from p4torch.properties._math.definite import (
     Root,
     congruence,
@@ -105,12 +105,9 @@ class PositiveDefinite(Shaped):
         self._refresh_if_stale(base)
         tracked, (factor, update) = self.tracked, self.merged(base)
         assert update.base is not None and update.inverse is not None
-        veto = Veto(
-            f"the inverse's residual is above {RESIDUAL_BOUND:g}: A is too badly conditioned for its dtype",
-            ~(update.residual <= RESIDUAL_BOUND),
-        )
+        vetoes = [veto_residual(update.residual), veto_indefinite(update.base, update.inverse)]
         pairs = [(self.root.factor, factor), (tracked.inverse, update.inverse), (tracked.logabsdet, update.logabsdet)]
-        return Proposal(update.base, pairs, [veto, veto_indefinite(update.base, update.inverse)])
+        return Proposal(update.base, pairs, vetoes)
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:

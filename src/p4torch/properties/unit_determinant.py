@@ -11,12 +11,12 @@ from p4torch import linalg
 from p4torch.core.blocks import Blocks
 from p4torch.core.low_rank import LowRank, Side
 from p4torch.core.shaped import Shaped
-from p4torch.core.transaction import Proposal, Veto
+from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
 from p4torch.linalg import fused_linear
 from p4torch.linalg.matrix_groups import UNIT_DETERMINANT
 from p4torch.linalg.tracked_inverse import TrackedInverse, TrackedUpdate
-from p4torch.properties._math.checks import ORDER, RESIDUAL_BOUND, check_nonsingular, check_real_square
+from p4torch.properties._math.checks import ORDER, check_nonsingular, check_real_square, veto_residual
 from p4torch.properties._math.inverse_gradients import record_inverse, record_solve
 from p4torch.properties._math.tracked_blocks import tracked_block_update
 from p4torch.properties._math.volume import rescaled_to_unit_determinant, unit_volume
@@ -100,13 +100,8 @@ class UnitDeterminant(Shaped):
         candidate, inverse, logabsdet = rescaled_to_unit_determinant(
             update.base, update.inverse, update.logabsdet, base.dtype
         )
-        vetoes = [
-            Veto(
-                f"the inverse's residual is above {RESIDUAL_BOUND:g}: A is too badly conditioned for its dtype",
-                ~(tracked.residual(candidate, inverse.to(base.dtype)) <= RESIDUAL_BOUND),
-            )
-        ]
-        return Proposal(candidate, [(tracked.inverse, inverse), (tracked.logabsdet, logabsdet)], vetoes)
+        veto = veto_residual(tracked.residual(candidate, inverse.to(base.dtype)))
+        return Proposal(candidate, [(tracked.inverse, inverse), (tracked.logabsdet, logabsdet)], [veto])
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.core.blocks import Blocks
+from p4torch.core.directions import Apply
 from p4torch.core.low_rank import LowRank
 from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ArgumentError
@@ -84,9 +84,7 @@ class LowRankUnitary(Unitary, LowRank):
             fused_linear.identity_plus_low_rank(y.to(base.dtype).conj_physical(), q, p), base.mT
         ).conj_physical()
 
-    def start_sketch(
-        self, generator: torch.Generator, all_reduce_mean: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
+    def start_sketch(self, generator: torch.Generator, all_reduce_mean: Apply | None = None) -> None:
         """Directions are never taken from the gradient here."""
 
     def _normal(self, generator: torch.Generator) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch.core.directions import Apply
 from p4torch.core.low_rank import LowRank, LowRankOptions
 from p4torch.properties._math.norms import norm_bound, norm_of_low_rank
 
@@ -59,9 +59,7 @@ class Additive(LowRank):
         else:
             super().reset(generator)
 
-    def start_sketch(
-        self, generator: torch.Generator, all_reduce_mean: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
+    def start_sketch(self, generator: torch.Generator, all_reduce_mean: Apply | None = None) -> None:
         if not self.full:
             super().start_sketch(generator, all_reduce_mean)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from p4torch import linalg
+from p4torch.core.transaction import Veto
 from p4torch.errors import ArgumentError
 
 #: An inverse X with max|A X - I| above it is of no use.
@@ -30,6 +31,11 @@ def check_real_square(base: Tensor, argument: str = "base") -> None:
         raise ArgumentError.of(argument, "real", base.dtype)
     if base.dim() < 2 or base.shape[-1] != base.shape[-2]:
         raise ArgumentError.of(argument, "square, (..., n, n)", tuple(base.shape))
+
+
+def veto_residual(residual: Tensor, reason: str = "A is too badly conditioned for its dtype") -> Veto:
+    """A veto where a residual A X - I `(...)` of the new inverse is above `RESIDUAL_BOUND`."""
+    return Veto(f"the inverse's residual is above {RESIDUAL_BOUND:g}: {reason}", ~(residual <= RESIDUAL_BOUND))
 
 
 def singular(base: Tensor, inverse: Tensor | None = None) -> Tensor:
