@@ -15,7 +15,7 @@ from rich.console import Console
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.runs.folder import read_json, write_json
 from p4torch.runs.pool import JobError, Progress, Report, Row
-from p4torch.runs.runner import Results, Run, count_workers, start
+from p4torch.runs.runner import Results, Run, count_workers, recorded, start
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,23 @@ def test_a_job_that_fails_is_named_and_others_are_kept(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"(?s)square of x: .*TypeError"):
         run.rows([Square(1), Square("x")], partial(work, tmp_path / "log"), lambda job, row: "")  # type: ignore[arg-type]
     assert read_json(tmp_path / "jobs" / "square1.json")["square"] == 1
+
+
+def test_a_record_has_what_is_added_and_the_time_of_all_attempts(tmp_path: Path) -> None:
+    write_json(tmp_path / "provenance.json", {"workers": 1, "wall_seconds": 1000.0})
+    with pytest.raises(KeyboardInterrupt), recorded(tmp_path, workers=2) as record:
+        assert read_json(tmp_path / "provenance.json")["wall_seconds"] is None  # as after a kill
+        record["rows"] = [1, 2]
+        raise KeyboardInterrupt
+    second = read_json(tmp_path / "provenance.json")
+    assert second["workers"] == 2 and second["rows"] == [1, 2] and second["wall_seconds"] > 1000.0
+    assert [attempt["wall_seconds"] for attempt in second["earlier"]] == [1000.0]
+
+    write_json(tmp_path / "provenance.json", {**second, "wall_seconds": None})
+    with recorded(tmp_path):
+        pass
+    third = read_json(tmp_path / "provenance.json")
+    assert third["wall_seconds"] > 1000.0 and len(third["earlier"]) == 2
 
 
 def test_workers_are_counted() -> None:

@@ -71,7 +71,7 @@ def molecule_simulate(
 
         from p4torch.molecules.command import Molecule, make_method, run_simulation
 
-        asked = {
+        settings = {
             "torsions": torsions,
             "walkers": walkers,
             "held_out": held_out,
@@ -86,7 +86,7 @@ def molecule_simulate(
             "platform": platform,
             "seed": seed,
         }
-        chosen = make_method(method, asked, short=short)
+        chosen = make_method(method, settings, short=short)
         which = Molecule(pdb, options.names(forcefield), system_xml, temperature)
         run_simulation(which, chosen, out, workers, Console(), resume=resume)
 
@@ -134,9 +134,9 @@ def molecule_fit(
         from rich.console import Console
 
         from p4torch.molecules.command import Molecule
-        from p4torch.molecules.generator.command import Asked, run_fit
+        from p4torch.molecules.generator.command import FitOptions, run_fit
 
-        asked = Asked(
+        fit_options = FitOptions(
             models=options.names(models) or (),
             preset=preset,
             seeds=options.integers(seeds) or (),
@@ -149,7 +149,7 @@ def molecule_fit(
             samples=samples,
         )
         which = Molecule(pdb, options.names(forcefield), system_xml, temperature)
-        run_fit(which, asked, out, workers, Console(), resume=resume)
+        run_fit(which, fit_options, out, workers, Console(), resume=resume)
 
 
 @app.command("sample")

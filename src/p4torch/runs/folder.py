@@ -40,17 +40,17 @@ def prepare(out: Path, fields: dict[str, Any], *, resume: bool) -> None:
         CheckpointError: it holds a run with another configuration.
     """
     writable_folder(out)
-    found = out / "config.json"
-    if resume and found.exists():
-        wrong = differences(read_json(found), fields)
+    config = out / "config.json"
+    if resume and config.exists():
+        wrong = differences(read_json(config), fields)
         if wrong:
-            raise CheckpointError(f"`out` must hold a run with this configuration: {found}: {wrong}")
+            raise CheckpointError(f"`out` must hold a run with this configuration: {config}: {wrong}")
         return
     if any(out.iterdir()):
         expected = "a new or empty folder" if not resume else "the folder of a run (with a config.json)"
         hint = "" if resume else ", which is not empty (--resume goes on with a run)"
         raise ArgumentError.of("out", expected, f"{out}{hint}")
-    write_json(found, fields)
+    write_json(config, fields)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,14 +104,14 @@ def keep_lines(path: Path, last_step: int) -> None:
         write_whole(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
 
 
-def differences(expected: dict[str, Any], came: dict[str, Any]) -> str:
+def differences(expected: dict[str, Any], got: dict[str, Any]) -> str:
     """Where two configurations differ: "steps: expected 100, got 200; ...". Empty if they agree."""
-    expected, came = _plain(expected), _plain(came)
-    names: Iterable[str] = dict.fromkeys([*expected, *came])
+    expected, got = _plain(expected), _plain(got)
+    names: Iterable[str] = dict.fromkeys([*expected, *got])
     return "; ".join(
-        f"{name}: expected {expected.get(name)!r}, got {came.get(name)!r}"
+        f"{name}: expected {expected.get(name)!r}, got {got.get(name)!r}"
         for name in names
-        if expected.get(name) != came.get(name)
+        if expected.get(name) != got.get(name)
     )
 
 

@@ -95,7 +95,7 @@ class Pool(Generic[J, P]):
     def __init__(self, workers: int, work: Work[J, P], display: Display[J, P]) -> None:
         self.workers, self.work, self.display = workers, work, display
         self._stopping = False
-        self._told = False
+        self._stop_sent = False
 
     def run(self, jobs: Sequence[J]) -> list[Row]:
         """The rows of all jobs, as they come in.
@@ -172,8 +172,8 @@ class Pool(Generic[J, P]):
         return message
 
     def _tell(self, running: list[_Worker[J]]) -> None:
-        if not self._told:
-            self._told = True
+        if not self._stop_sent:
+            self._stop_sent = True
             self.display.message("Stopping at the next checkpoint ...")
             for worker in running:
                 try:
@@ -226,7 +226,7 @@ def _work(connection: Connection, work: Work[Any, Any]) -> None:
             job = connection.recv()
         except (EOFError, OSError):
             return
-        if job == _STOP:  # came when there was nothing to stop
+        if job == _STOP:  # sent when there was nothing left to stop
             continue
         try:
             row = work(job, lambda progress: _report(connection, progress))

@@ -93,7 +93,7 @@ class Lines(Generic[J]):
     def __init__(self, jobs: Sequence[J], console: Console, result: Result[J]) -> None:
         self._console, self._total, self._done, self._result = console, len(jobs), 0, result
         self._begun, self._steps, self._steps_done = time.monotonic(), sum(job.steps for job in jobs), 0
-        self._told: dict[J, float] = {}
+        self._last_line: dict[J, float] = {}
         self._first: dict[J, tuple[float, int]] = {}
 
     def __enter__(self) -> Lines[J]:
@@ -103,14 +103,14 @@ class Lines(Generic[J]):
         return None
 
     def started(self, job: J) -> None:
-        self._told[job] = time.monotonic()
+        self._last_line[job] = time.monotonic()
         self.message(f"{job.title}: start")
 
     def progressed(self, job: J, progress: Noted) -> None:
         now = time.monotonic()
         begun, first = self._first.setdefault(job, (now, progress.step))
-        if now - self._told[job] >= 10:
-            self._told[job] = now
+        if now - self._last_line[job] >= 10:
+            self._last_line[job] = now
             made = progress.step - first
             left = f", {duration((now - begun) / made * (job.steps - progress.step))} left" if made > 0 else ""
             self.message(f"{job.title}: step {progress.step}/{job.steps}, {progress.note}{left}")
@@ -129,6 +129,11 @@ class Lines(Generic[J]):
 def display(jobs: Sequence[J], console: Console, result: Result[J]) -> Bars[J] | Lines[J]:
     """Bars on a terminal, lines in a file or a pipe. `result` puts a finished job into words."""
     return Bars(jobs, console, result) if console.is_terminal else Lines(jobs, console, result)
+
+
+def say(console: Console, text: str) -> None:
+    """Print a text as it is, in one line however long it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

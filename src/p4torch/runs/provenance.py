@@ -25,7 +25,7 @@ def provenance(**fields: Any) -> dict[str, Any]:
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git_revision": git_revision(),
         "python": platform.python_version(),
-        "versions": {name: found for name in packages if (found := _version(name)) is not None},
+        "versions": {name: number for name in packages if (number := _version(name)) is not None},
         "machine": {
             "system": f"{platform.system()} {platform.release()}",
             "cpu": cpu_model(),

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from rich.console import Console
 
-from p4torch.errors import ArgumentError, CheckpointError
+from p4torch._options import check_integer
+from p4torch.errors import CheckpointError
 from p4torch.runs.checkpoint import write_whole
 from p4torch.runs.folder import differences, prepare, read_json, write_figure, write_json
 from p4torch.runs.pool import Pool, Progress, Report, Row, Work
-from p4torch.runs.progress import display
+from p4torch.runs.progress import Counted, display, say
 from p4torch.runs.provenance import cores, provenance
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Job(Protocol):
 
 
 J = TypeVar("J", bound=Job)
+C = TypeVar("C", bound=Counted)
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,7 @@ class Run:
             self.say(f"{len(jobs) - len(left)} of {len(jobs)} jobs are done already.")
         if left:
             (self.out / JOBS).mkdir(exist_ok=True)
-            with display(left, self.console, said) as shown:
-                keep = partial(_keep, self.out, file, work, write)
-                pool: Pool[J, Progress] = Pool(min(self.workers, len(left)), keep, shown)
-                pool.run(left)
+            in_processes(left, partial(_keep, self.out, file, work, write), said, self.workers, self.console)
         return {job: read_json(_path(self.out, file, job)) for job in jobs}
 
     def leave(self, results: Results, write: Write = write_json) -> None:
@@ -112,7 +111,21 @@ class Run:
 
     def say(self, text: str) -> None:
         """Print, as it is."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, text)
+
+
+def in_processes(
+    jobs: Sequence[C], work: Work[C, Progress], said: Callable[[C, Row], str], workers: int, console: Console
+) -> list[Row]:
+    """Do jobs side by side and show how they are doing; `said` is a finished one in one line. Their rows, in the order
+    in which they end.
+
+    Raises:
+        Interrupted, JobError: see `Pool`.
+    """
+    with display(jobs, console, said) as shown:
+        pool: Pool[C, Progress] = Pool(min(workers, len(jobs)), work, shown)
+        return pool.run(jobs)
 
 
 @contextmanager
@@ -132,25 +145,24 @@ def start(
 
 
 @contextmanager
-def recorded(out: Path, **fields: Any) -> Iterator[None]:
-    """Write provenance.json before and after; what it held of earlier attempts is kept under "earlier"."""
-    path, record, started = out / "provenance.json", provenance(**fields), time.monotonic()
+def recorded(out: Path, **fields: Any) -> Iterator[dict[str, Any]]:
+    """Write provenance.json before and after, with what is added to the record meanwhile. What it held of earlier
+    attempts is kept under "earlier"; "wall_seconds" are those of all attempts, null until this one ends."""
+    path, record, started, before = out / "provenance.json", provenance(**fields), time.monotonic(), 0.0
     if path.exists():
-        before = read_json(path)
-        record["earlier"] = [*before.pop("earlier", []), before]
+        last = read_json(path)
+        record["earlier"] = [*last.pop("earlier", []), last]
+        before = max(attempt.get("wall_seconds") or 0.0 for attempt in record["earlier"])  # null where it was killed
     write_json(path, {**record, "wall_seconds": None})
     try:
-        yield
+        yield record
     finally:
-        write_json(path, {**record, "wall_seconds": time.monotonic() - started})
+        write_json(path, {**record, "wall_seconds": before + time.monotonic() - started})
 
 
 def count_workers(workers: int | None) -> int:
-    """As many as cores, if not given. Raises ArgumentError for less than one."""
-    workers = cores() if workers is None else workers
-    if workers < 1:
-        raise ArgumentError.of("workers", "an integer >= 1", workers)
-    return workers
+    """As many as cores, if not given. Raises ArgumentError for anything but an integer from 1 on."""
+    return check_integer("workers", cores() if workers is None else workers, 1)
 
 
 def finished(path: Path, job: Job) -> Row | None:

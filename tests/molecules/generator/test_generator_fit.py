@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from p4torch.cli import app
 from p4torch.molecules import BoltzmannGenerator, MolecularSystem
+from p4torch.molecules.generator import command
 from p4torch.molecules.generator.estimate import estimate_seconds
 from p4torch.molecules.generator.presets import PRESETS, schedule
 
@@ -180,6 +181,12 @@ def test_bad_options_are_one_line_and_leave_nothing(tmp_path: Path, options: lis
     assert f"Error: {message}" in result.output and "Traceback" not in result.output
     assert len([line for line in result.output.splitlines() if line.startswith("Error")]) == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_with_brackets_is_named_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "train_generators", lambda *request, **options: None)
+    out = tmp_path / "[bold]run"
+    assert str(out) in call("fit", "--preset", "check", "--out", str(out)).output
 
 
 def test_help_has_an_example() -> None:

@@ -18,7 +18,7 @@ from tests.molecules.systems import system_of
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.molecules import BoltzmannGenerator, MolecularSystem
 from p4torch.molecules.generator.schedule import Schedule
-from p4torch.molecules.generator.training import Progress
+from p4torch.runs.pool import Progress
 from p4torch.training import load_checkpoint
 
 ROOT = Path(__file__).parents[3]

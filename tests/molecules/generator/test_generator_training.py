@@ -18,7 +18,7 @@ from p4torch.molecules import BoltzmannGenerator
 from p4torch.molecules.generator import training as module
 from p4torch.molecules.generator.encoded import Batches, Encoded
 from p4torch.molecules.generator.schedule import Phase, Schedule
-from p4torch.molecules.generator.training import Progress
+from p4torch.runs.pool import Progress
 from p4torch.training import load_checkpoint
 
 POINTS = [phase.points for phase in PHASES]

@@ -1,4 +1,4 @@
-"""The bias on torsions: the same for us and for OpenMM, flat where it should be, as soft as asked."""
+"""The bias on torsions: the same for us and for OpenMM, flat where it should be, scaled to the wanted ESS."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def test_a_bias_flattens_what_it_saw() -> None:
 
 
 @pytest.mark.parametrize("wanted", [0.2, 0.5, 0.8])
-def test_a_softened_bias_keeps_the_effective_sample_size(wanted: float) -> None:
+def test_a_scaled_bias_keeps_the_effective_sample_size(wanted: float) -> None:
     coefficients = torch.zeros(2, 12, dtype=torch.float64)
     coefficients[0, 0], coefficients[1, 3] = 3 * KT, 2 * KT
     full = TorsionBias(((0, 1, 2, 3), (1, 2, 3, 4)), coefficients)
-    soft = full.scaled_to_ess(KT, wanted)
-    strength = float(soft.coefficients[0, 0] / coefficients[0, 0])
+    scaled = full.scaled_to_ess(KT, wanted)
+    strength = float(scaled.coefficients[0, 0] / coefficients[0, 0])
     assert 0 < strength < 1
     grid = (torch.arange(500, dtype=torch.float64) + 0.5) / 500 * 2 * math.pi - math.pi
     size = 1.0
@@ -74,5 +74,5 @@ def test_a_softened_bias_keeps_the_effective_sample_size(wanted: float) -> None:
 
 def test_a_weak_bias_is_left_as_it_is() -> None:
     coefficients = torch.full((1, 12), 0.01, dtype=torch.float64)
-    soft = TorsionBias(((0, 1, 2, 3),), coefficients).scaled_to_ess(KT, 0.4)
-    torch.testing.assert_close(soft.coefficients, coefficients)
+    scaled = TorsionBias(((0, 1, 2, 3),), coefficients).scaled_to_ess(KT, 0.4)
+    torch.testing.assert_close(scaled.coefficients, coefficients)

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +128,8 @@ def _ladder(folder: Path) -> Ladder:
 @pytest.mark.parametrize(("make", "replicas"), [(_walker, 1), (_ladder, 3)])
 def test_a_stopped_part_goes_on_exactly(tmp_path: Path, make, replicas: int) -> None:
     whole = make(tmp_path / "whole").run(lambda progress: False)
-    asked = iter([False, True])
-    assert make(tmp_path / "cut").run(lambda progress: next(asked)) is None
+    stops = iter([False, True])
+    assert make(tmp_path / "cut").run(lambda progress: next(stops)) is None
     with (tmp_path / "cut" / "frames.raw").open("ab") as file:  # what a crash leaves behind a checkpoint
         file.write(b"\0" * 1000)
     row = make(tmp_path / "cut").run(lambda progress: False)
@@ -141,8 +142,8 @@ def test_a_stopped_part_goes_on_exactly(tmp_path: Path, make, replicas: int) -> 
 
 def test_lost_frames_are_noticed(tmp_path: Path) -> None:
     walker = _walker(tmp_path)
-    asked = iter([True])
-    walker.run(lambda progress: next(asked))
+    stops = iter([True])
+    walker.run(lambda progress: next(stops))
     (tmp_path / "energies.raw").write_bytes(b"")
     with pytest.raises(CheckpointError, match="must hold 500 records"):
         walker.run(lambda progress: False)
@@ -164,6 +165,13 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / "thesis.txt").write_text("")
     with pytest.raises(ArgumentError, match="`out` must be a new or empty folder"):
         simulate(butane(), SMALL, tmp_path / "run", console=quiet())
+
+
+def test_less_than_one_worker_is_refused(tmp_path: Path) -> None:
+    for start in (partial(simulate, butane(), SMALL), partial(measure_noise, butane(), NoiseRun())):
+        with pytest.raises(ArgumentError, match="`workers` must be an integer >= 1, got 0"):
+            start(tmp_path / "run", workers=0, console=quiet())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

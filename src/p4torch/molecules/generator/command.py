@@ -13,13 +13,14 @@ from p4torch.molecules.generator.job import Job
 from p4torch.molecules.generator.presets import schedule
 from p4torch.molecules.generator.run import Request, train_generators
 from p4torch.molecules.simulation.torsion_flattening import TorsionFlattening
+from p4torch.runs.progress import say
 
 #: Samples that a model is judged by; fewer in a check.
 SAMPLES, CHECK_SAMPLES = 200_000, 2_000
 
 
 @dataclass(frozen=True)
-class Asked:
+class FitOptions:
     """The options of `fit`."""
 
     models: tuple[str, ...]
@@ -35,11 +36,11 @@ class Asked:
 
 
 def run_fit(
-    molecule: Molecule, options: Asked, out: Path, workers: int | None, console: Console, *, resume: bool
+    molecule: Molecule, options: FitOptions, out: Path, workers: int | None, console: Console, *, resume: bool
 ) -> None:
     """Simulate, train, measure, report."""
     system = molecule.system()
-    console.print(f"{system!r}", markup=False, highlight=False, soft_wrap=True)
+    say(console, repr(system))
     if options.data is not None and not (options.data / "train" / "frames.dcd").exists():
         raise ArgumentError.of("data", "the folder of a finished simulation, with train/frames.dcd", options.data)
     check = options.preset == "check"
@@ -66,4 +67,4 @@ def run_fit(
     )
     request = Request(system, jobs, TorsionFlattening().short() if check else TorsionFlattening(), strict=not check)
     train_generators(request, out, workers=workers, resume=resume, console=console)
-    console.print(f"Rows, weights and samples: {out}", highlight=False, soft_wrap=True)
+    say(console, f"Rows, weights and samples: {out}")

@@ -19,11 +19,12 @@ from p4torch.molecules.generator.generator import BoltzmannGenerator
 from p4torch.molecules.generator.reference import Reference
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.schedule import Schedule
-from p4torch.molecules.generator.training import Report, Training
+from p4torch.molecules.generator.training import Training
 from p4torch.molecules.simulation.data import ReferenceData, save_array
 from p4torch.molecules.system import MolecularSystem
 from p4torch.runs.checkpoint import write_whole
 from p4torch.runs.folder import write_json
+from p4torch.runs.pool import Progress, Report
 from p4torch.runs.provenance import provenance
 
 NLL = "held-out-nll.npy"
@@ -64,7 +65,7 @@ class Job:
         return Reference(self.system, *parts)
 
 
-def run_job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
+def run_job(out: Path, job: Job, report: Report[Progress]) -> dict[str, Any] | None:
     """Train, from the checkpoint in the job's folder if there is one; measure; write weights, samples and figures.
 
     Returns:
@@ -101,7 +102,7 @@ def run_job(out: Path, job: Job, report: Report) -> dict[str, Any] | None:
     return row
 
 
-def _prepare(path: Path, job: Job, report: Report) -> tuple[BoltzmannGenerator, Encoded, Training]:
+def _prepare(path: Path, job: Job, report: Report[Progress]) -> tuple[BoltzmannGenerator, Encoded, Training]:
     """What is trained, held-out frames, and the training. The frames themselves are let go meanwhile."""
     reference = job.reference()
     train = reference.train

@@ -13,15 +13,14 @@ from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.molecules.generator.estimate import estimate_seconds, untrained
 from p4torch.molecules.generator.job import Job, run_job
 from p4torch.molecules.generator.summary import Results, summarise
-from p4torch.molecules.generator.training import Progress
 from p4torch.molecules.simulation.method import Method
-from p4torch.molecules.simulation.run import simulate, timed
+from p4torch.molecules.simulation.run import simulate
 from p4torch.molecules.simulation.torsion_flattening import TorsionFlattening
 from p4torch.molecules.system import MolecularSystem
 from p4torch.runs.folder import differences, prepare, read_json
-from p4torch.runs.pool import Pool, Row
-from p4torch.runs.progress import display, duration
-from p4torch.runs.provenance import cores, provenance
+from p4torch.runs.pool import Row
+from p4torch.runs.progress import duration, say
+from p4torch.runs.runner import count_workers, in_processes, recorded
 from p4torch.training.measures import parameter_count
 
 MODELS = "models"
@@ -65,10 +64,7 @@ def train_generators(
         Interrupted: after Ctrl-C, at checkpoints.
         JobError: a training has failed.
     """
-    console = console or Console()
-    workers = cores() if workers is None else workers
-    if workers < 1:
-        raise ArgumentError.of("workers", "an integer >= 1", workers)
+    workers, console = count_workers(workers), console or Console()
     system, jobs = request.system, request.jobs
     if not jobs:
         raise ArgumentError.of("models", "one or more models", "none")
@@ -76,8 +72,7 @@ def train_generators(
         raise ArgumentError.of("models", "different ones, or of different seeds", ", ".join(job.name for job in jobs))
     prepare(out, request.fields(), resume=resume)
     _tell(request, workers, console)
-    record = provenance(workers=workers)
-    with timed(out / "provenance.json", record):
+    with recorded(out, workers=workers):
         data = jobs[0].data
         if not (data / "train" / "frames.dcd").exists():
             simulate(system, request.simulation, data, workers=workers, resume=data.exists(), console=console)
@@ -86,9 +81,7 @@ def train_generators(
         left = [job for job in jobs if job not in rows]
         if left:
             (out / MODELS).mkdir(exist_ok=True)
-            with display(left, console, _result) as shown:
-                pool: Pool[Job, Progress] = Pool(min(workers, len(left)), partial(run_job, out / MODELS), shown)
-                pool.run(left)
+            in_processes(left, partial(run_job, out / MODELS), _result, workers, console)
     results = Results(jobs[0].reference(), jobs, out / MODELS)
     summarise(results, out)
     return results.rows
@@ -103,7 +96,7 @@ def _check_data(request: Request, console: Console) -> None:
     except ArgumentError as error:
         if request.strict:
             raise
-        _say(console, f"Good for a check only: {error}")
+        say(console, f"Good for a check only: {error}")
 
 
 def finished(job: Job, out: Path) -> Row | None:
@@ -127,16 +120,12 @@ def _tell(request: Request, workers: int, console: Console) -> None:
     for job in request.jobs:
         seconds = estimate_seconds(request.system, job.model, job.schedule)
         total = max(total, seconds) if workers >= len(request.jobs) else total + seconds / workers
-        _say(
+        say(
             console,
             f"{job.title}: {parameter_count(untrained(request.system, job.model)):,} parameters, "
             f"{job.schedule.evaluations:,} energy evaluations, about {duration(seconds)} on one core",
         )
-    _say(console, f"All: about {duration(total)} with {workers} at a time, after the simulation")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, f"All: about {duration(total)} with {workers} at a time, after the simulation")
 
 
 def _result(job: Job, row: Row) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +21,7 @@ from p4torch.molecules.generator.schedule import Phase, Schedule
 from p4torch.molecules.trajectory import check_frames
 from p4torch.parametrize.sites import counter_based_generator
 from p4torch.runs import folder
+from p4torch.runs.pool import Progress, Report
 from p4torch.training import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -32,17 +31,6 @@ if TYPE_CHECKING:
 LOG_FRAMES, LOG_SAMPLES = 5000, 2000
 #: Options of a schedule.
 SHARED = ("merge_every", "perturbation_rate", "clip", "seed")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Points through the flow so far, and a few words."""
-
-    step: int
-    note: str
-
-
-Report = Callable[[Progress], bool]
 
 
 class Training:
@@ -59,7 +47,7 @@ class Training:
         resume: go on from the checkpoint.
         held_out: frames that the log's likelihood is of.
         level: mean of u over the data, kT: what energy shifts are measured from; and `ceiling`, the largest u.
-        report: called after each chunk; asks to stop by returning true.
+        report: called after each chunk, with the points through the flow so far; asks to stop by returning true.
 
     Raises:
         ArgumentError: no data for a phase that needs them.
@@ -76,7 +64,7 @@ class Training:
         resume: bool = False,
         held_out: Encoded | None = None,
         level: tuple[float, float] | None = None,
-        report: Report | None = None,
+        report: Report[Progress] | None = None,
     ) -> None:
         if data is None and any(phase.frames for phase in schedule.phases):
             raise ArgumentError.of("frames", "given, for a phase with likelihood", None)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from p4torch.molecules.simulation.dynamics import Dynamics, SimulationError
-from p4torch.molecules.simulation.parts import CHUNK, Progress, Start
+from p4torch.molecules.simulation.parts import CHUNK, Start
 from p4torch.molecules.simulation.store import State, Store
 from p4torch.molecules.units import GAS_CONSTANT
-from p4torch.runs.pool import Report, Row
+from p4torch.runs.pool import Progress, Report, Row
 
 
 @dataclass(frozen=True, eq=False)

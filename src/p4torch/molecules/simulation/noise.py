@@ -16,11 +16,11 @@ from p4torch.molecules.analysis.noise import noise_baseline
 from p4torch.molecules.simulation.dynamics import Thermostat
 from p4torch.molecules.simulation.method import Parts, check_positive, check_seed, seed_of, start_of
 from p4torch.molecules.simulation.parts import Walker
-from p4torch.molecules.simulation.run import in_processes, timed
+from p4torch.molecules.simulation.run import run_parts
 from p4torch.molecules.simulation.store import Store
 from p4torch.molecules.system import MolecularSystem
 from p4torch.runs.folder import prepare, write_json
-from p4torch.runs.provenance import cores, provenance
+from p4torch.runs.runner import count_workers, recorded
 
 _SAVE_STEPS = 100
 
@@ -88,12 +88,15 @@ def measure_noise(
     resume: bool = False,
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
-    """Run it in a folder, which gets `noise.json`."""
-    workers, console = workers or cores(), console or Console()
+    """Run it in a folder, which gets `noise.json`; its rows.
+
+    Raises:
+        ArgumentError, CheckpointError: the folder cannot be used, or fewer than one worker.
+    """
+    workers, console = count_workers(workers), console or Console()
     fields = {"kind": "noise", "fingerprint": system.fingerprint, **vars(run), "temperatures": list(run.temperatures)}
     prepare(out, fields, resume=resume)
-    record = provenance(workers=workers)
-    with timed(out / "provenance.json", record):
-        rows = run.run(system, out, partial(in_processes, workers=workers, console=console))
+    with recorded(out, workers=workers):
+        rows = run.run(system, out, partial(run_parts, workers=workers, console=console))
     write_json(out / "noise.json", rows)
     return rows

@@ -14,7 +14,7 @@ from p4torch.molecules.simulation.bias import TorsionBias
 from p4torch.molecules.simulation.dynamics import Dynamics, SimulationError, Thermostat
 from p4torch.molecules.simulation.store import Store
 from p4torch.molecules.torsion_names import Torsion
-from p4torch.runs.pool import Report, Row
+from p4torch.runs.pool import Progress, Report, Row
 
 #: Time steps between two looks at the torsions while the bias is found.
 _LOOK = 25
@@ -22,14 +22,6 @@ _LOOK = 25
 _FULL_UPDATES = 4
 #: Frames between two checkpoints.
 CHUNK = 500
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Time steps that are done, and what a reader may like to know."""
-
-    step: int
-    note: str
 
 
 @dataclass(frozen=True, eq=False)

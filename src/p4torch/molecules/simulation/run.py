@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import openmm
 from rich.console import Console
@@ -16,13 +13,13 @@ from rich.console import Console
 from p4torch.errors import ArgumentError
 from p4torch.molecules.simulation.data import save_topology
 from p4torch.molecules.simulation.method import Method
-from p4torch.molecules.simulation.parts import Part, Progress, run_part
+from p4torch.molecules.simulation.parts import Part, run_part
 from p4torch.molecules.simulation.summary import summarise
 from p4torch.molecules.system import MolecularSystem
-from p4torch.runs.folder import prepare, read_json, write_json
-from p4torch.runs.pool import Pool, Row
-from p4torch.runs.progress import display
-from p4torch.runs.provenance import cores, provenance
+from p4torch.runs.folder import prepare
+from p4torch.runs.pool import Row
+from p4torch.runs.progress import say
+from p4torch.runs.runner import count_workers, in_processes, recorded
 
 #: Of the disk, for everything beside frames.
 _SPARE_BYTES = 50_000_000
@@ -48,10 +45,7 @@ def simulate(
         Interrupted: after Ctrl-C, at a checkpoint.
         JobError: a simulation has failed.
     """
-    out, console = Path(out), console or Console()
-    workers = cores() if workers is None else workers
-    if workers < 1:
-        raise ArgumentError.of("workers", "an integer >= 1", workers)
+    out, workers, console = Path(out), count_workers(workers), console or Console()
     fields = {
         "kind": "simulation",
         "molecule": repr(system),
@@ -62,29 +56,15 @@ def simulate(
     }
     _check_disk(out, method.records * (12 * system.atoms + 8))
     prepare(out, fields, resume=resume)
-    record = provenance(workers=workers, openmm=openmm.__version__)
     _describe(system, out)
-    with timed(out / "provenance.json", record):
-        record["rows"] = method.run(system, out, partial(in_processes, workers=workers, console=console))
-    console.print(summarise(out, system).text, markup=False, highlight=False, soft_wrap=True)
+    with recorded(out, workers=workers, openmm=openmm.__version__) as record:
+        record["rows"] = method.run(system, out, partial(run_parts, workers=workers, console=console))
+    say(console, summarise(out, system).text)
 
 
-def in_processes(parts: Sequence[Part], workers: int, console: Console) -> list[Row]:
+def run_parts(parts: Sequence[Part], workers: int, console: Console) -> list[Row]:
     """Simulate parts; their rows, in the order in which they end."""
-    with display(parts, console, _result) as shown:
-        pool: Pool[Part, Progress] = Pool(min(workers, len(parts)), run_part, shown)
-        return pool.run(parts)
-
-
-@contextmanager
-def timed(path: Path, record: dict[str, Any]) -> Iterator[None]:
-    """Write a record with the wall time of all attempts at a run, however this one ends."""
-    before = float(read_json(path)["wall_seconds"]) if path.exists() else 0.0
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        write_json(path, {**record, "wall_seconds": before + time.monotonic() - started})
+    return in_processes(parts, run_part, _result, workers, console)
 
 
 def _check_disk(out: Path, frame_bytes: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from p4torch.molecules.analysis.plots import free_energy_figure, ramachandran_fi
 from p4torch.molecules.analysis.tempering import tempering_free_energy_difference
 from p4torch.molecules.analysis.torsions import in_arc, torsion_angles
 from p4torch.molecules.simulation.data import PARTS, ReferenceData
+from p4torch.molecules.simulation.parallel_tempering import part_name
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.torsion_names import default_torsions, parse_torsions, torsion_label
-from p4torch.runs.checkpoint import write_whole
-from p4torch.runs.folder import read_json, write_json
+from p4torch.runs.folder import read_json, write_figure, write_json
 
 #: MBAR sees at most so many frames of a temperature: its time grows with them, its error hardly falls.
 _MBAR_FRAMES = 4000
@@ -50,7 +49,7 @@ def summarise(out: Path, system: MolecularSystem) -> Summary:
     """
     config = read_json(out / "config.json")
     tempered = config["method"] == "tempered"
-    names = [f"{temperature:g}K" for temperature in config["temperatures"]] if tempered else list(PARTS)
+    names = [part_name(temperature) for temperature in config["temperatures"]] if tempered else list(PARTS)
     parts = {name: ReferenceData.load(out, name, system) for name in names if (out / name).exists()}
     label = torsion_label(system.topology, default_torsions(system.topology)[0]) if tempered else config["biased"][0]
     torsion = parse_torsions(system.topology, label)[0]
@@ -135,8 +134,7 @@ def _draw(
             panels[name.replace("_", " ")] = ramachandran_histogram(phi, psi, weights=data.weights)
         figures["ramachandran"] = ramachandran_figure(panels)
     for name, figure in figures.items():
-        for kind in ("png", "pdf"):
-            write_whole(out / f"{name}.{kind}", partial(figure.savefig, format=kind, dpi=200))
+        write_figure(out / name, figure)
 
 
 def _line(name: str, part: dict[str, Any]) -> str:
