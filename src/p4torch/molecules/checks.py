@@ -11,7 +11,6 @@ import torch
 from openmm import app, unit
 from torch import Tensor
 
-from p4torch._options import check_number
 from p4torch.errors import ArgumentError
 
 #: Two atoms that are closer than this (nm) lie on top of each other: the shortest bond, H-H, has 0.074.
@@ -28,11 +27,6 @@ _UNFIT_FORCES = {
 }
 
 
-def check_temperature(temperature: float) -> float:
-    """The temperature in kelvin, a finite number > 0, or an ArgumentError."""
-    return float(check_number("temperature", temperature, 1e-300, "a finite number of kelvin > 0"))
-
-
 def check_openmm_system(system: openmm.System) -> None:
     """Refuse a System whose coordinates have no density in open space, by the name of what stands in the way.
 
@@ -47,8 +41,9 @@ def check_openmm_system(system: openmm.System) -> None:
     for force in system.getForces():
         _check_force(force)
     if system.usesPeriodicBoundaryConditions():
-        periodic = [_name(force) for force in system.getForces() if force.usesPeriodicBoundaryConditions()]
-        raise ArgumentError.of("openmm_system", "without periodic boundary conditions", f"them in {_names(periodic)}")
+        periodic = [force.getName() for force in system.getForces() if force.usesPeriodicBoundaryConditions()]
+        got = f"them in {', '.join(periodic) or 'its forces'}"
+        raise ArgumentError.of("openmm_system", "without periodic boundary conditions", got)
     constraints = system.getNumConstraints()
     if constraints:
         i, j, _ = system.getConstraintParameters(0)
@@ -71,7 +66,7 @@ def _check_force(force: openmm.Force) -> None:
         name = next((key for key in ("CutoffNonPeriodic", "CutoffPeriodic", "Ewald", "PME", "LJPME")
                      if getattr(type(force), key, None) == method), str(method))  # fmt: skip
         expected = "without a cutoff or periodic images; use nonbondedMethod=NoCutoff"
-        raise ArgumentError.of("openmm_system", expected, f"{_name(force)} with {name}")
+        raise ArgumentError.of("openmm_system", expected, f"{force.getName()} with {name}")
 
 
 def check_positions(positions: Tensor, topology: app.Topology) -> Tensor:
@@ -200,14 +195,6 @@ def describe_residue(residue: app.topology.Residue) -> str:
 def _residues(atoms: list[app.topology.Atom]) -> str:
     names = list(dict.fromkeys(describe_residue(atom.residue) for atom in atoms))
     return ", ".join(names if len(names) <= 3 else [names[0], "...", names[-1]])
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(names) or "its forces"
-
-
-def _name(force: openmm.Force) -> str:
-    return str(force.getName())
 
 
 def _pair(i: int, j: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from p4torch._options import check_tensor
 from p4torch.errors import ArgumentError
 from p4torch.linalg.reference import reference_gradients, transformed
+from p4torch.molecules.checks import check_shape
 from p4torch.molecules.forces.reading import read_terms
 from p4torch.molecules.threads import map_on_threads
 
@@ -82,8 +83,7 @@ class ForceField(nn.Module):
         check_tensor("x", x)
         if x.dtype not in (torch.float32, torch.float64):
             raise ArgumentError.of("x", "of dtype float32 or float64", x.dtype)
-        if x.dim() < 2 or x.shape[-2:] != (self.atoms, 3):
-            raise ArgumentError.of("x", f"of shape (..., {self.atoms}, 3)", tuple(x.shape))
+        check_shape(x, self.atoms)
 
     def _frames_a_chunk(self, frames: Tensor) -> int:
         pairs = max(1, self.atoms * (self.atoms - 1) // 2)

@@ -94,6 +94,9 @@ def log_volume(r: Tensor, theta: Tensor) -> Tensor:
 def degenerate(a: Tensor, b: Tensor, c: Tensor, d: Tensor, dim: int = -1) -> Tensor:
     """Whether bond, angle or torsion of d, or a gradient of theirs, is undefined."""
     u, p = unit(b - c, dim), d - c
-    lengths = (dot(v, v, dim) for v in (b - c, p, across(p, u, dim), across(a - b, u, dim)))
-    well = torch.stack([square > LEAST_LENGTH**2 for square in lengths]).all(0)
-    return ~well
+    return vanishing(b - c, p, across(p, u, dim), across(a - b, u, dim), dim=dim)
+
+
+def vanishing(*vectors: Tensor, dim: int) -> Tensor:
+    """Whether any of the vectors is not longer than `LEAST_LENGTH`."""
+    return ~torch.stack([dot(v, v, dim) > LEAST_LENGTH**2 for v in vectors]).all(0)

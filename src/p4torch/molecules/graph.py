@@ -22,12 +22,12 @@ class BondGraph:
     Attributes:
         names: of the atoms, as in "ALA2-CA".
         numbers: atomic numbers, 0 where the topology knows no element.
-        neighbours: of every atom, ascending.
+        bonds: each once, the lower atom first, ascending.
     """
 
     names: tuple[str, ...]
     numbers: tuple[int, ...]
-    neighbours: tuple[tuple[int, ...], ...]
+    bonds: tuple[tuple[int, int], ...]
 
     @classmethod
     def from_topology(cls, topology: Any) -> BondGraph:
@@ -41,15 +41,11 @@ class BondGraph:
         atoms = _listed(topology.atoms)
         if len(atoms) < 3:
             raise ArgumentError.of("topology", "of 3 atoms or more", len(atoms))
-        neighbours: list[set[int]] = [set() for _ in atoms]
-        for bond in _listed(topology.bonds):
-            first, second = bond[0].index, bond[1].index
-            neighbours[first].add(second)
-            neighbours[second].add(first)
+        bonds = {tuple(sorted((bond[0].index, bond[1].index))) for bond in _listed(topology.bonds)}
         graph = cls(
             tuple(_name(atom) for atom in atoms),
             tuple(_number(atom) for atom in atoms),
-            tuple(tuple(sorted(near)) for near in neighbours),
+            tuple((i, j) for i, j in sorted(bonds)),
         )
         graph._check_connected()
         return graph
@@ -65,6 +61,11 @@ class BondGraph:
         return graph
 
     @cached_property
+    def neighbours(self) -> tuple[tuple[int, ...], ...]:
+        """Of every atom, ascending."""
+        return tuple(tuple(sorted(self.graph[atom])) for atom in range(len(self)))
+
+    @cached_property
     def distances(self) -> dict[int, dict[int, int]]:
         """How many bonds lie between each two atoms."""
         return dict(networkx.all_pairs_shortest_path_length(self.graph))
@@ -73,11 +74,6 @@ class BondGraph:
     def bridges(self) -> frozenset[tuple[int, int]]:
         """Bonds without which the molecule falls apart, the lower atom first."""
         return frozenset((min(bond), max(bond)) for bond in networkx.bridges(self.graph))
-
-    @property
-    def bonds(self) -> list[tuple[int, int]]:
-        """Each once, the lower atom first."""
-        return [(i, j) for i, near in enumerate(self.neighbours) for j in near if i < j]
 
     def in_ring(self, i: int, j: int) -> bool:
         """Whether two bonded atoms stay connected without their bond."""

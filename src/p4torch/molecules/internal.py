@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.geometry import LEAST_LENGTH, across, angle, bond, dot, log_volume, unit
-from p4torch.molecules.shape import ShapeCoordinates, atoms_of, usable_frames
+from p4torch.molecules.geometry import LEAST_LENGTH, across, angle, bond, log_volume, unit, vanishing
+from p4torch.molecules.shape import ShapeCoordinates, usable_frames
 from p4torch.molecules.standard import Layout, Torsions
 from p4torch.molecules.zmatrix import ZMatrix
 
@@ -51,12 +51,8 @@ class InternalCoordinates(ShapeCoordinates):
         if len(zmatrix.block) != 3:
             raise ArgumentError.of("zmatrix", "one with a block of three atoms", f"{len(zmatrix.block)} of them")
         first, second, third = zmatrix.block
-        layout = Layout.of(
-            0,
-            ((second, first), (third, second), *atoms_of(zmatrix.rows, 2)),
-            ((third, second, first), *atoms_of(zmatrix.rows, 3)),
-            zmatrix.rows,
-        )
+        bonds, angles = ((second, first), (third, second)), ((third, second, first),)
+        layout = Layout.of(zmatrix.rows, bonds=bonds, angles=angles)
         super().__init__(zmatrix, Triangle(), layout, torsions)
         if frames is not None:
             self._fit(*usable_frames(zmatrix, frames, weights))
@@ -83,8 +79,7 @@ class Triangle(nn.Module):
         """Whether two atoms coincide or the three lie in a line."""
         a, b, c = x.unbind(1)
         p, v = a - b, c - b
-        lengths = [dot(e, e, 0) for e in (p, v, across(v, unit(p, 0), 0))]
-        return ~torch.stack([square > LEAST_LENGTH**2 for square in lengths]).all(0)
+        return vanishing(p, v, across(v, unit(p, 0), 0), dim=0)
 
     def outside(self, x: Tensor) -> Tensor:
         """Never: bonds and angles say it."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from p4torch.errors import ArgumentError
 from p4torch.molecules.checks import check_shape
 from p4torch.molecules.rigid import EckartBlock
-from p4torch.molecules.shape import ShapeCoordinates, atoms_of, usable_frames
+from p4torch.molecules.shape import ShapeCoordinates, usable_frames
 from p4torch.molecules.standard import Layout, Torsions
 from p4torch.molecules.zmatrix import ZMatrix
 
@@ -55,8 +55,7 @@ class MixedCoordinates(ShapeCoordinates):
         torsions: Torsions = "circle",
     ) -> None:
         start = EckartBlock(len(zmatrix.block))
-        pairs, triples = atoms_of(zmatrix.rows, 2), atoms_of(zmatrix.rows, 3)
-        super().__init__(zmatrix, start, Layout.of(start.size, pairs, triples, zmatrix.rows), torsions)
+        super().__init__(zmatrix, start, Layout.of(zmatrix.rows, start.size), torsions)
         self.ready = frames is not None or reference is not None
         if reference is not None:
             check_shape(reference, len(zmatrix), "reference")

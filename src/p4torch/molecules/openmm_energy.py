@@ -44,8 +44,10 @@ class OpenMMEnergy:
     ) -> None:
         if not isinstance(openmm_system, openmm.System):
             raise ArgumentError.of("openmm_system", "an openmm.System", type(openmm_system).__name__)
-        self.workers = _count("workers", _cores() if workers is None else workers, 0)
-        self.chunk = _count("chunk", chunk, 1)
+        self.workers = check_integer("workers", _cores() if workers is None else workers, 0)
+        if self.workers > 0 and multiprocessing.current_process().daemon:
+            raise ArgumentError.of("workers", "0 in a daemonic process, which may not start others", self.workers)
+        self.chunk = check_integer("chunk", chunk, 1)
         self.platform = platform
         self.openmm_system = copy.deepcopy(openmm_system)
         self.atoms: int = openmm_system.getNumParticles()
@@ -120,13 +122,6 @@ class _Energy(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None]:
         x, gradient = ctx.saved_tensors
         return once_differentiable(upstream[..., None, None] * gradient, EnergyError(_ONCE), upstream, x), None
-
-
-def _count(argument: str, value: int, least: int) -> int:
-    value = check_integer(argument, value, least)
-    if argument == "workers" and value > 0 and multiprocessing.current_process().daemon:
-        raise ArgumentError.of(argument, "0 in a daemonic process, which may not start others", value)
-    return value
 
 
 def _cores() -> int:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
@@ -21,27 +18,18 @@ from p4torch.molecules.zmatrix import ZMatrix
 CHUNK = 20_000
 
 
-class Start(Protocol):
-    """Coordinates of the block's atoms `(3, m, batch)`, as modes, bonds and angles `(·, batch)`."""
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(modes, bonds, angles, log of the volume element `(batch)`) of atoms anywhere in space."""
-
-    def place(self, modes: Tensor, bonds: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-        """(atoms in standard position and orientation, log of the volume element)."""
-
-    def degenerate(self, x: Tensor) -> Tensor:
-        """Whether atoms anywhere in space have an undefined coordinate, `(batch)`."""
-
-    def outside(self, x: Tensor) -> Tensor:
-        """Whether atoms as placed are not in the standard orientation, `(batch)`."""
-
-
 class ShapeCoordinates(Bijection):
     """x `(..., atoms, 3)` in nm <-> z `(..., 3 atoms - 6)`: y = (block modes, bonds, angles, torsions), standardised.
 
     `forward` returns log|det ∂z/∂(shape)| = -log J(y) - Σ log scale, where d^{3 atoms}x = J(y) dt dR dy, with t a
     translation and dR the Haar measure on SO(3) of total volume 8π². No constant is left out.
+
+    `start` are coordinates of the block's atoms `(3, m, batch)`, as modes, bonds and angles `(·, batch)`:
+
+        start(x)                       (modes, bonds, angles, log of the volume element `(batch)`), anywhere in space
+        .place(modes, bonds, angles)   (atoms in standard position and orientation, log of the volume element)
+        .degenerate(x)                 whether atoms anywhere in space have an undefined coordinate, `(batch)`
+        .outside(x)                    whether atoms as placed are not in the standard orientation, `(batch)`
     """
 
     numbers: Tensor
@@ -166,8 +154,3 @@ def _loaded(module: nn.Module, _: object) -> None:
                 f"got {module.numbers.tolist()}"
             )
         module.ready = True
-
-
-def atoms_of(rows: Sequence[tuple[int, ...]], count: int) -> tuple[tuple[int, ...], ...]:
-    """The first atoms of each row."""
-    return tuple(row[:count] for row in rows)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import Literal
 
 import torch
@@ -15,6 +16,8 @@ from p4torch.flows.spline import wrapped
 
 #: "circle": in [-π, π) rad, cut at the density's minimum. "standard": divided by their spread after the cut, too.
 Torsions = Literal["circle", "standard"]
+
+Atoms = tuple[int, ...]
 
 #: Bins of the histogram that finds where a torsion is cut, and how many of them it is smoothed over.
 BINS, SMOOTHED = 180, 9
@@ -35,18 +38,18 @@ class Layout:
     bonds: range
     angles: range
     torsions: range
-    bond_atoms: tuple[tuple[int, ...], ...]
-    angle_atoms: tuple[tuple[int, ...], ...]
-    torsion_atoms: tuple[tuple[int, ...], ...]
+    bond_atoms: tuple[Atoms, ...]
+    angle_atoms: tuple[Atoms, ...]
+    torsion_atoms: tuple[Atoms, ...]
 
     @classmethod
-    def of(cls, block: int, *atoms: tuple[tuple[int, ...], ...]) -> Layout:
-        """From the number of block modes, and the atoms of bonds, angles and torsions."""
-        ends = [block]
-        for group in atoms:
-            ends.append(ends[-1] + len(group))
-        bonds, angles, torsions = (range(*pair) for pair in pairwise(ends))
-        return cls(range(block), bonds, angles, torsions, *atoms)
+    def of(
+        cls, rows: Sequence[Atoms], modes: int = 0, bonds: Sequence[Atoms] = (), angles: Sequence[Atoms] = ()
+    ) -> Layout:
+        """From the rows of a z-matrix, and the block: how many modes it has, the atoms of its bonds and angles."""
+        atoms = (*bonds, *(row[:2] for row in rows)), (*angles, *(row[:3] for row in rows)), tuple(rows)
+        places = [range(*ends) for ends in pairwise(accumulate(map(len, atoms), initial=modes))]
+        return cls(range(modes), places[0], places[1], places[2], *atoms)
 
     @property
     def size(self) -> int:
@@ -128,12 +131,12 @@ def _emptiest(counts: Tensor) -> float:
     least = (smooth <= smooth.min() + 1e-12 * smooth.max()).tolist()
     if all(least):
         return 0.0
-    first = least.index(False)
-    best, start, width = (0, 0), 0, 0
-    for k in range(first, first + len(least) + 1):
-        if least[k % len(least)]:
-            start, width = (start, width + 1) if width else (k, 1)
-            best = max(best, (width, -start))
-        else:
-            width = 0
-    return (-best[1] + best[0] / 2) % len(least)
+    start = least.index(False)
+    runs = []
+    for low, run in groupby(least[start:] + least[:start]):
+        width = len(list(run))
+        if low:
+            runs.append((width, -start))
+        start += width
+    width, start = max(runs)  # of equally wide ones, the first
+    return (width / 2 - start) % len(least)

@@ -15,6 +15,7 @@ import openmm
 from openmm import app
 from torch import Tensor
 
+from p4torch._options import check_number
 from p4torch.errors import ArgumentError
 from p4torch.molecules import checks
 from p4torch.molecules.force_field import ForceField
@@ -56,7 +57,7 @@ class MolecularSystem:
         positions: Tensor,
         temperature: float = 300.0,
     ) -> None:
-        self.temperature = checks.check_temperature(temperature)
+        self.temperature = float(check_number("temperature", temperature, 1e-300, "a finite number of kelvin > 0"))
         checks.check_openmm_system(openmm_system)
         checks.check_same_atoms(openmm_system, topology)
         self.openmm_system = copy.deepcopy(openmm_system)

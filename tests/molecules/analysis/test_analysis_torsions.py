@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, strategies as st
 
 from p4torch.errors import ArgumentError
+from p4torch.flows.spline import wrapped
 from p4torch.molecules.analysis import in_arc, torsion_angles
-from p4torch.molecules.analysis.torsions import bin_index, wrap
+from p4torch.molecules.analysis.torsions import bin_index
 
 SINGLE = 1e-5  # MDTraj computes in single precision
 DOUBLE = 1e-12
@@ -32,13 +33,13 @@ def test_agrees_with_mdtraj() -> None:
     ours = torsion_angles(torch.from_numpy(trajectory.xyz), ATOMS)
     theirs = torch.from_numpy(mdtraj.compute_dihedrals(trajectory, ATOMS.numpy(), periodic=False))
     assert ours.shape == (50, 2)
-    assert float(wrap(ours - theirs).abs().max()) < SINGLE
+    assert float(wrapped(ours - theirs).abs().max()) < SINGLE
 
 
 @given(angle=st.floats(-math.pi, math.pi))
 def test_finds_the_angle_that_was_made(angle: float) -> None:
     (result,) = torsion_angles(turned(torch.tensor(angle, dtype=torch.float64)), torch.tensor([[0, 1, 2, 3]]))
-    assert abs(float(wrap(result - angle))) < DOUBLE
+    assert abs(float(wrapped(result - angle))) < DOUBLE
 
 
 @pytest.mark.parametrize("angle", [1e-9, -1e-9, math.pi - 1e-9])

@@ -24,12 +24,12 @@ from p4torch.molecules.analysis.noise import NoiseBaseline, noise_baseline
 from p4torch.molecules.analysis.plots import (
     effective_sample_size_figure,
     energy_figure,
+    energy_violin_figure,
     free_energy_figure,
     ramachandran_figure,
 )
 from p4torch.molecules.analysis.tempering import tempering_free_energy_difference
 from p4torch.molecules.analysis.torsions import in_arc, torsion_angles
-from p4torch.molecules.analysis.violins import energy_violin_figure
 from p4torch.molecules.analysis.weights import (
     WeightSummary,
     clip_log_weights,

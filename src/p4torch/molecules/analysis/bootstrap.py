@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from p4torch.molecules.analysis.inputs import count_of
+from p4torch._options import check_integer
 from p4torch.molecules.analysis.optional import optional
 
 BLOCK_LENGTH = 5
@@ -79,7 +79,7 @@ def resample(sums: Tensor, replicates: int = 200, seed: int = 0) -> Tensor:
     Raises:
         ArgumentError: `replicates` is not an integer >= 2.
     """
-    count_of(replicates, "replicates", least=2)
+    check_integer("replicates", replicates, 2)
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randint(len(sums), (replicates, len(sums)), generator=generator)
     counts = torch.zeros(indices.shape, dtype=torch.float64)

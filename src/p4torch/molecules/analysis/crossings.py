@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
+from p4torch.flows.spline import wrapped
 from p4torch.molecules.analysis.inputs import series, trajectory_index
-from p4torch.molecules.analysis.torsions import Arc, in_arc, wrap
+from p4torch.molecules.analysis.torsions import Arc, in_arc
 from p4torch.molecules.renamed import renamed_keywords
 
 POSITIVE_CORE: Arc = (0.3, 2.1)
@@ -45,7 +46,7 @@ def count_crossings(
     phi = series(phi, "phi")
     trajectory = trajectory_index(trajectory_ids, phi)
     order = torch.argsort(trajectory, stable=True)
-    angle, trajectory = wrap(phi)[order], trajectory[order]
+    angle, trajectory = wrapped(phi)[order], trajectory[order]
     above, below = in_arc(angle, positive, "positive"), in_arc(angle, negative, "negative")
     if _overlap(positive, negative):
         raise ArgumentError.of("negative", f"apart from `positive` = {positive}", negative)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
-from p4torch.molecules.analysis.bootstrap import correlation_blocks, resample, standard_error
-from p4torch.molecules.analysis.inputs import count_of, normalize_weights, series, trajectory_index
+from p4torch.molecules.analysis.bootstrap import correlation_blocks, resample, resampled_ratio, standard_error
+from p4torch.molecules.analysis.inputs import normalize_weights, series, trajectory_index
 from p4torch.molecules.analysis.torsions import Arc, bin_edges, bin_index, in_arc
 from p4torch.molecules.renamed import renamed_keywords
 
@@ -62,7 +63,7 @@ def free_energy_profile(
         ArgumentError: empty, not finite, of different lengths; unusable weights.
     """
     angles = series(angles, "angles", least=2)
-    weight, place = normalize_weights(weights, angles), bin_index(angles, count_of(bins, "bins", least=2))
+    weight, place = normalize_weights(weights, angles), bin_index(angles, check_integer("bins", bins, 2))
     circle = torch.stack([angles.cos(), angles.sin()], -1)
     influence = weight[:, None] * (circle - weight @ circle)
     blocks = correlation_blocks(influence, trajectory_index(trajectory_ids, angles))
@@ -115,10 +116,9 @@ def free_energy_difference(
     shares_of_regions = _occupied(first.sum(), "region", region), _occupied(second.sum(), "other", other or "the rest")
     influence = first / shares_of_regions[0] - second / shares_of_regions[1]
     blocks = correlation_blocks(influence, trajectory)
-    over, under = resample(blocks.sums(torch.stack([first, second], -1)), replicates, seed).unbind(-1)
     return FreeEnergyDifference(
         value=math.log(shares_of_regions[1] / shares_of_regions[0]),
-        error=float(standard_error((under / over).log(), blocks.count)),
+        error=float(standard_error(resampled_ratio(second, first, blocks, replicates, seed).log(), blocks.count)),
         blocks=blocks.count,
         block_length=blocks.length,
         inefficiency=blocks.inefficiency,

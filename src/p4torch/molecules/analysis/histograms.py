@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
-from p4torch.molecules.analysis.inputs import count_of, normalize_weights, same_length, series, share_of
+from p4torch.molecules.analysis.inputs import normalize_weights, same_length, series, share_of
 from p4torch.molecules.analysis.torsions import bin_edges, bin_index
 
 
@@ -39,7 +40,7 @@ def ramachandran_histogram(phi: Tensor, psi: Tensor, bins: int = 64, weights: Te
     """
     phi, psi = series(phi, "phi"), series(psi, "psi")
     same_length(psi, phi, "psi")
-    cell = bin_index(phi, count_of(bins, "bins")) * bins + bin_index(psi, bins)
+    cell = bin_index(phi, check_integer("bins", bins, 1)) * bins + bin_index(psi, bins)
     probabilities = torch.bincount(cell, normalize_weights(weights, phi), minlength=bins * bins)
     return Histogram(probabilities.reshape(bins, bins), bin_edges(bins))
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from p4torch._options import check_integer, check_tensor
+from p4torch._options import check_tensor
 from p4torch.errors import ArgumentError
 from p4torch.molecules.units import GAS_CONSTANT
 
@@ -21,11 +21,6 @@ def thermal_energy(temperature_K: float, name: str = "temperature_K") -> float:
     if not (math.isfinite(temperature_K) and temperature_K > 0):
         raise ArgumentError.of(name, "a positive number of kelvins", temperature_K)
     return GAS_CONSTANT * temperature_K
-
-
-def count_of(value: int, name: str, least: int = 1) -> int:
-    """An integer that is large enough, or an ArgumentError."""
-    return check_integer(name, value, least)
 
 
 def share_of(value: float, name: str, whole: bool = False) -> float:

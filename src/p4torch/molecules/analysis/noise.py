@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
 from p4torch.molecules.analysis.energies import weighted_quantile
-from p4torch.molecules.analysis.inputs import count_of, normalize_weights, refuse, series, thermal_energy
+from p4torch.molecules.analysis.inputs import normalize_weights, refuse, series, thermal_energy
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,9 @@ def noise_baseline(
     refuse(~frames.isfinite().flatten(1).all(-1), "frames", "finite", "not finite")
     if not 0 <= sigma_nm < float("inf"):
         raise ArgumentError.of("sigma_nm", "a length in nm, not negative", sigma_nm)
-    kT, weight, at = (
-        thermal_energy(temperature_K),
-        normalize_weights(weights, frames),
-        torch.tensor(levels, dtype=torch.float64),
-    )
-    count_of(batch, "batch")
+    kT, weight = thermal_energy(temperature_K), normalize_weights(weights, frames)
+    at = torch.tensor(levels, dtype=torch.float64)
+    check_integer("batch", batch, 1)
     generator = generator or torch.Generator().manual_seed(0)
     before, after = [], []
     for chunk in frames.detach().split(batch):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.analysis.energies import EnergyComparison
+from p4torch.molecules.analysis.energies import EnergyComparison, weighted_quantile
 from p4torch.molecules.analysis.free_energy import FreeEnergyProfile
-from p4torch.molecules.analysis.histograms import Histogram
+from p4torch.molecules.analysis.histograms import Histogram, energy_histogram
+from p4torch.molecules.analysis.inputs import normalize_weights
 from p4torch.molecules.analysis.optional import optional
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ COLUMN, PAGE = 3.4, 7.0
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, told apart by all kinds of colour vision; line styles change along with them."""
 STYLES = ("-", "--", "-.", ":")
+VIOLIN_BINS = 80
+"""Bins of a violin's outline."""
 ANGLES = (-math.pi, 0.0, math.pi)
 
 
@@ -66,10 +69,8 @@ def energy_figure(
     Where there is a comparison of the same name, the legend says its low-energy fraction; a dotted line marks the
     threshold of the first one.
     """
-    _some(histograms, "histograms")
+    figure, axis = _single(histograms, "histograms")
     comparisons = comparisons or {}
-    figure = blank(COLUMN, 2.3)
-    axis = figure.subplots()
     for number, (name, histogram) in enumerate(histograms.items()):
         _dimensions(histogram, 1, "histograms")
         label = name
@@ -83,16 +84,13 @@ def energy_figure(
     axis.set(xlabel=f"potential energy / ({unit})" if "/" in unit else f"potential energy / {unit}")
     axis.set_ylabel(f"density / ({unit})⁻¹" if "/" in unit else f"density / {unit}⁻¹")
     axis.set_ylim(bottom=0)
-    plain(axis)
-    axis.legend(fontsize=7, frameon=False)
+    plain(axis, legend=True)
     return figure
 
 
 def free_energy_figure(profiles: Mapping[str, FreeEnergyProfile], torsion: str = "φ", errors: float = 2.0) -> Figure:
     """Free-energy profiles along a torsion, by name, with bands of ± so many standard errors where those are finite."""
-    _some(profiles, "profiles")
-    figure = blank(COLUMN, 2.3)
-    axis = figure.subplots()
+    figure, axis = _single(profiles, "profiles")
     for number, (name, profile) in enumerate(profiles.items()):
         colour, style = _look(number)
         centres, value = profile.centres.cpu().numpy(), _gaps(profile.free_energy)
@@ -102,16 +100,59 @@ def free_energy_figure(profiles: Mapping[str, FreeEnergyProfile], torsion: str =
     axis.set(xlabel=f"{torsion} / rad", ylabel="free energy / kT", xlim=(ANGLES[0], ANGLES[-1]))
     axis.set_xticks(ANGLES, ["−π", "0", "π"])
     axis.set_ylim(bottom=0)
+    plain(axis, legend=True)
+    return figure
+
+
+def energy_violin_figure(
+    groups: Mapping[str, tuple[Tensor, Tensor | None]], threshold: float, unit: str = "kT", origin: float = 0.0
+) -> Figure:
+    """A violin for each group of energies `(n,)` with weights, by name; below it the share up to the threshold.
+
+    The outline is a histogram up to a little above the threshold, scaled to the same width for all; a dot marks the
+    median of all energies, infinite ones included, a bar the middle half.
+
+    Args:
+        groups: names to (energies, weights or None), in the unit.
+        threshold: the dashed line: an energy up to it is low.
+        origin: what is taken off all energies that are shown.
+
+    Raises:
+        ArgumentError: no groups; energies that are NaN; a group without energies near the threshold or below.
+
+    Source: the left half of figure 4 of Krämer, Köhler and Noé (2020).
+    """
+    _some(groups, "groups")
+    floor = min(float(energies[energies.isfinite()].min()) for energies, _ in groups.values())
+    edges = torch.linspace(floor, threshold + 0.15 * (threshold - floor), VIOLIN_BINS + 1, dtype=torch.float64)
+    figure = blank(min(PAGE, 0.85 * len(groups) + 0.9), 2.6)
+    axis = figure.subplots()
+    for place, (energies, weights) in enumerate(groups.values()):
+        share = normalize_weights(weights, energies)
+        outline = energy_histogram(energies.clamp(max=2 * float(edges[-1]) - floor), edges, share)
+        width = 0.42 * outline.probabilities / outline.probabilities.max()
+        height = (outline.centres - origin).numpy()
+        colour = COLOURS[place % len(COLOURS)]
+        axis.fill_betweenx(height, (place - width).numpy(), (place + width).numpy(), color=colour, alpha=0.6, lw=0)
+        low, median, high = (weighted_quantile(energies, torch.tensor([0.25, 0.5, 0.75]), share) - origin).tolist()
+        axis.vlines(place, low, high, color="black", lw=1.5)
+        axis.plot(place, median, "o", color="white", mec="black", ms=3.5, mew=0.7)
+        fraction = float(share[energies <= threshold].sum())
+        axis.annotate(
+            f"{fraction:.3f}", (place, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7
+        )
+    axis.axhline(threshold - origin, color="0.4", lw=0.8, ls=":")
+    axis.annotate("low-energy fraction:", (0, 1.09), xycoords="axes fraction", fontsize=7)
+    axis.set_xticks(range(len(groups)), list(groups))
+    axis.set(ylabel=f"(energy − mean of MD) / {unit}" if origin else f"energy / {unit}", xlim=(-0.6, len(groups) - 0.4))
+    axis.set_ylim(floor - origin, float(edges[-1]) - origin)
     plain(axis)
-    axis.legend(fontsize=7, frameon=False)
     return figure
 
 
 def effective_sample_size_figure(sizes: Tensor, growths: Mapping[str, Tensor]) -> Figure:
     """Effective sample sizes `(k,)`, by name, against numbers of samples `(k,)`; the dashed line is their equality."""
-    _some(growths, "growths")
-    figure = blank(COLUMN, 2.3)
-    axis = figure.subplots()
+    figure, axis = _single(growths, "growths")
     places = sizes.cpu().numpy()
     axis.plot(places, places, color="0.6", ls="--", lw=0.8, label="independent samples")
     for number, (name, growth) in enumerate(growths.items()):
@@ -120,8 +161,7 @@ def effective_sample_size_figure(sizes: Tensor, growths: Mapping[str, Tensor]) -
         colour, _ = _look(number)
         axis.plot(places, growth.cpu().numpy(), color=colour, lw=1.2, marker="o", ms=2.5, label=name)
     axis.set(xscale="log", yscale="log", xlabel="samples", ylabel="effective sample size")
-    plain(axis)
-    axis.legend(fontsize=7, frameon=False)
+    plain(axis, legend=True)
     return figure
 
 
@@ -137,13 +177,22 @@ def blank(width: float, height: float) -> Figure:
     return figure
 
 
-def plain(axis: Axes) -> None:
+def plain(axis: Axes, legend: bool = False) -> None:
     """Thin lines, small labels."""
     axis.tick_params(labelsize=7, width=0.5, which="both")
     axis.xaxis.label.set_fontsize(8)
     axis.yaxis.label.set_fontsize(8)
     for spine in axis.spines.values():
         spine.set_linewidth(0.5)
+    if legend:
+        axis.legend(fontsize=7, frameon=False)
+
+
+def _single(items: Mapping[str, object], name: str) -> tuple[Figure, Axes]:
+    """A figure of one column with one plot, for what is not empty."""
+    _some(items, name)
+    figure = blank(COLUMN, 2.3)
+    return figure, figure.subplots()
 
 
 def _look(number: int) -> tuple[str, str]:

@@ -37,11 +37,6 @@ def torsion_angles(frames: Tensor, atoms: Tensor) -> Tensor:
     return torsion(first, second, third, fourth)
 
 
-def wrap(angles: Tensor) -> Tensor:
-    """Angles in rad onto [−π, π)."""
-    return torch.remainder(angles + math.pi, 2 * math.pi) - math.pi
-
-
 def in_arc(angles: Tensor, arc: Arc, name: str = "region") -> Tensor:
     """Which angles lie in an arc, its start included and its end not.
 

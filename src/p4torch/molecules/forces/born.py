@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -16,38 +14,6 @@ PROBE = 0.14
 NECK2, NECK6 = 100.0, 0.3e6
 
 
-@dataclass(frozen=True)
-class Neck:
-    """The neck between two atoms, as matrices `(atoms, atoms)`: the row is the atom that is descreened.
-
-    height: m0 times its scale, in 1/nm. place: d0 in nm. cutoff: the distance in nm beyond which there is none.
-    """
-
-    height: Tensor
-    place: Tensor
-    cutoff: Tensor
-
-
-@dataclass(frozen=True)
-class Solvent:
-    """Parameters of a generalized Born model; vectors are `(atoms,)`, in float64.
-
-    charge: q in e. radius: R, offset: ρ = R - offset, scaled: s, in nm. polynomial: α, β, γ, `(3, atoms)`.
-    coupling: (1/ε_solute - 1/ε_solvent) / (4π ε0) in kJ/mol nm / e². surface: 4π times the surface energy, kJ/mol/nm².
-    engulfed: whether an atom inside the sphere of another one gets the rest of its integral.
-    """
-
-    charge: Tensor
-    radius: Tensor
-    offset: Tensor
-    scaled: Tensor
-    polynomial: Tensor
-    coupling: float
-    surface: float
-    engulfed: bool
-    neck: Neck | None = None
-
-
 class GeneralizedBorn(nn.Module):
     """E = -C/2 Σ_i q_i²/B_i - C Σ_{i<j} q_i q_j/f_ij + A Σ_i (R_i + 0.14 nm)² (R_i/B_i)⁶.
 
@@ -58,6 +24,12 @@ class GeneralizedBorn(nn.Module):
     Onufriev, Bashford and Case, Proteins 55, 383 (2004); necks: Nguyen, Roe and Simmerling, J. Chem. Theory Comput. 9,
     2020 (2013); surface: Schaefer, Bartels and Karplus, J. Mol. Biol. 284, 835 (1998).
     Rows of directed pairs are i <- j and then j <- i for all i < j.
+
+    charge: q in e. radius: R, offset: ρ = R - offset, scaled: s, in nm. polynomial: α, β, γ, `(3, atoms)`.
+    coupling: C = (1/ε_solute - 1/ε_solvent) / (4π ε0) in kJ/mol nm / e². surface: A, 4π times the surface energy, in
+    kJ/mol/nm². engulfed: whether an atom inside the sphere of another one gets the rest of its integral.
+    neck: between two atoms, `(3, atoms, atoms)`, the row is the atom that is descreened: m0 times its scale in 1/nm, d0
+    in nm, and the distance in nm beyond which there is none. Vectors are `(atoms,)`, all in float64.
     """
 
     atoms: Tensor
@@ -73,33 +45,39 @@ class GeneralizedBorn(nn.Module):
     onto: Tensor
     neck: Tensor | None
 
-    def __init__(self, solvent: Solvent) -> None:
+    def __init__(
+        self,
+        charge: Tensor,
+        radius: Tensor,
+        offset: Tensor,
+        scaled: Tensor,
+        polynomial: Tensor,
+        coupling: float,
+        surface: float,
+        engulfed: bool,
+        neck: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        count, q, radius = len(solvent.charge), solvent.charge, solvent.radius
+        count = len(charge)
         i, j = atoms = torch.triu_indices(count, count, offset=1)
         receivers, givers = torch.cat([i, j]), torch.cat([j, i])
-        surface = solvent.surface * (radius + PROBE).square() * radius**6
-        neck = None
-        if solvent.neck is not None:
-            parts = solvent.neck.height, solvent.neck.place, solvent.neck.cutoff
-            neck = torch.stack([part[receivers, givers] for part in parts])[..., None]
         constants = {
             "atoms": atoms,
-            "charges": (-solvent.coupling * q[i] * q[j])[:, None],
-            "self_charges": (-0.5 * solvent.coupling * q.square())[:, None],
+            "charges": (-coupling * charge[i] * charge[j])[:, None],
+            "self_charges": (-0.5 * coupling * charge.square())[:, None],
             "radius": radius[:, None],
-            "offset": solvent.offset[:, None],
-            "polynomial": solvent.polynomial[..., None],
-            "surface": surface[:, None],
-            "descreened": solvent.offset[receivers][:, None],
-            "scaled": solvent.scaled[givers][:, None],
-            "scaled2": solvent.scaled[givers].square()[:, None],
+            "offset": offset[:, None],
+            "polynomial": polynomial[..., None],
+            "surface": (surface * (radius + PROBE).square() * radius**6)[:, None],
+            "descreened": offset[receivers][:, None],
+            "scaled": scaled[givers][:, None],
+            "scaled2": scaled[givers].square()[:, None],
             "onto": incidence(count, receivers[None]),
-            "neck": neck,
+            "neck": None if neck is None else neck[:, receivers, givers, None],
         }
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
-        self.engulfed = solvent.engulfed
+        self.engulfed = engulfed
         self.reach = float((self.scaled - self.descreened).max()) if count > 1 else 0.0
 
     # --- as one writes it down --------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ import openmm
 import torch
 from torch import Tensor
 
-from p4torch.molecules.forces.born import PROBE, Neck, Solvent
+from p4torch.molecules.forces.born import PROBE, GeneralizedBorn
+
+Numbers = dict[str, str]
 
 _NUMBER = r"[-+]?[\d.]+(?:[eE][-+]?\d+)?"
 
@@ -44,7 +46,7 @@ _MONOMIAL = re.compile(rf"([-+]?)(?:({_NUMBER})\*)?psi(?:\^(\d))?")
 _UNKNOWN = "its expressions are not those of OpenMM's implicit/obc1, obc2, gbn or gbn2 without salt"
 
 
-def read_custom_born(force: openmm.CustomGBForce) -> Solvent | str:
+def read_custom_born(force: openmm.CustomGBForce) -> GeneralizedBorn | str:
     """The solvent that a CustomGBForce describes, or the reason why it cannot be told."""
     result = _recognised(force)
     if result is None:
@@ -60,48 +62,40 @@ def read_custom_born(force: openmm.CustomGBForce) -> Solvent | str:
     neck = _neck(force, columns, integral) if "scale" in integral else None
     if isinstance(neck, str):
         return neck
-    return Solvent(
+    return GeneralizedBorn(
         charge=charge,
         radius=offset + float(born["offset"]),
         offset=offset,
         scaled=columns["sr"],
         polynomial=polynomial,
         coupling=float(alone["coulomb"]) * (1 / float(alone["solute"]) - 1 / float(alone["solvent"])),
-        surface=0.0 if surface is None else float(surface["surface"]),
+        surface=float(surface["surface"]),
         engulfed=False,
         neck=neck,
     )
 
 
-def _recognised(
-    force: openmm.CustomGBForce,
-) -> tuple[dict[str, str], dict[str, str], dict[str, str], dict[str, str] | None] | None:
+def _recognised(force: openmm.CustomGBForce) -> tuple[Numbers, Numbers, Numbers, Numbers] | None:
     """The numbers in the expressions for I, B, the self energy and the surface; None if one is of another form."""
     values = [force.getComputedValueParameters(index) for index in range(force.getNumComputedValues())]
     terms = [force.getEnergyTermParameters(index) for index in range(force.getNumEnergyTerms())]
     single, pair = openmm.CustomGBForce.SingleParticle, openmm.CustomGBForce.ParticlePairNoExclusions
-    if [(name, kind) for name, _, kind in values] != [("I", pair), ("B", single)] or len(terms) not in (2, 3):
+    if [(name, kind) for name, _, kind in values] != [("I", pair), ("B", single)]:
         return None
-    if [kind for _, kind in terms] != [single] * (len(terms) - 1) + [pair] or force.getNumGlobalParameters():
+    if [kind for _, kind in terms] not in ([single, pair], [single, single, pair]) or force.getNumGlobalParameters():
         return None
-    (_, integral, _), (_, born, _) = values
-    result = [
-        _numbers(integral, _INTEGRAL, _INTEGRAL_NECKS),
-        _numbers(born, _BORN),
-        _numbers(terms[0][0], _SELF),
-        _numbers(terms[-1][0], _PAIR),
-    ]
-    surface = _numbers(terms[1][0], _SURFACE) if len(terms) == 3 else None
-    if None in result or (len(terms) == 3 and surface is None):
+    integral, born = _numbers(values[0][1], _INTEGRAL, _INTEGRAL_NECKS), _numbers(values[1][1], _BORN)
+    alone, paired = _numbers(terms[0][0], _SELF), _numbers(terms[-1][0], _PAIR)
+    surface = _numbers(terms[1][0], _SURFACE) if len(terms) == 3 else {"surface": "0"}
+    if integral is None or born is None or alone is None or paired is None or surface is None:
         return None
-    first, second, alone, paired = (numbers for numbers in result if numbers is not None)
     same = all(float(alone[name]) == float(paired[name]) for name in ("coulomb", "solute", "solvent"))
     if not same or float(alone["kappa"]) != 0:
         return None
-    return first, second, alone, surface
+    return integral, born, alone, surface
 
 
-def _numbers(expression: str, *patterns: re.Pattern[str]) -> dict[str, str] | None:
+def _numbers(expression: str, *patterns: re.Pattern[str]) -> Numbers | None:
     for pattern in patterns:
         match = pattern.fullmatch(expression.replace(" ", ""))
         if match:
@@ -123,7 +117,8 @@ def _polynomial(text: str, columns: dict[str, Tensor]) -> Tensor | None:
     return (coefficients[1:] * torch.tensor([1.0, -1.0, 1.0]))[:, None].expand(-1, len(columns["charge"]))
 
 
-def _neck(force: openmm.CustomGBForce, columns: dict[str, Tensor], integral: dict[str, str]) -> Neck | str:
+def _neck(force: openmm.CustomGBForce, columns: dict[str, Tensor], integral: Numbers) -> Tensor | str:
+    """Heights, places and cutoffs `(3, atoms, atoms)`."""
     tables = {}
     for index in range(force.getNumTabulatedFunctions()):
         function = force.getTabulatedFunction(index)
@@ -135,8 +130,6 @@ def _neck(force: openmm.CustomGBForce, columns: dict[str, Tensor], integral: dic
         return "its neck tables getm0 and getd0 are missing"
     kind = columns["radindex"].round().long()
     radius = columns["or"] + float(integral["offset"])
-    return Neck(
-        height=float(integral["scale"]) * tables["getm0"][kind[:, None], kind],
-        place=tables["getd0"][kind[:, None], kind],
-        cutoff=radius[:, None] + radius + float(integral["cutoff"]),
-    )
+    height = float(integral["scale"]) * tables["getm0"][kind[:, None], kind]
+    place = tables["getd0"][kind[:, None], kind]
+    return torch.stack([height, place, radius[:, None] + radius + float(integral["cutoff"])])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +20,12 @@ class Distances(NamedTuple):
     inverse2: Tensor
 
 
-class PairTerm(Protocol):
-    """A term that depends on the distances of all pairs i < j, row by row of a triangle."""
-
-    def energy(self, r: Tensor) -> Tensor:
-        """The energy `(...)` in kJ/mol for distances `(..., pairs)` in nm."""
-
-    def add(self, at: Distances, slope: Tensor) -> Tensor:
-        """Adds (dE/dr) / r to slope `(pairs, batch)`; returns the energy `(batch,)`."""
-
-
 class Pairs(nn.Module):
-    """E = Σ E_term(r_12, r_13, ..., r_23, ...): terms of the distances of all pairs."""
+    """E = Σ E_term(r_12, r_13, ..., r_23, ...): terms of the distances of all pairs i < j, row by row of a triangle.
+
+    Of a term, `energy(r)` is the energy `(...)` in kJ/mol for distances `(..., pairs)` in nm; `add(at, slope)` adds
+    (dE/dr) / r to slope `(pairs, batch)` and returns the energy `(batch,)`.
+    """
 
     atoms: Tensor
     matrix: Tensor

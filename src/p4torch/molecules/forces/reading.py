@@ -11,10 +11,9 @@ from openmm import unit
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
-from p4torch.molecules.forces.angles import HarmonicAngles
-from p4torch.molecules.forces.bonds import HarmonicBonds
-from p4torch.molecules.forces.born import GeneralizedBorn, Solvent
+from p4torch.molecules.forces.born import GeneralizedBorn
 from p4torch.molecules.forces.custom_born import read_custom_born
+from p4torch.molecules.forces.harmonic import HarmonicAngles, HarmonicBonds
 from p4torch.molecules.forces.nonbonded import COULOMB, Nonbonded
 from p4torch.molecules.forces.pairs import Pairs
 from p4torch.molecules.forces.torsions import FourierTorsions
@@ -45,6 +44,8 @@ def read_terms(system: openmm.System) -> list[nn.Module]:
         elif type(force) in _BONDED:
             terms.append(_BONDED[type(force)](count, force))
         elif type(force) in _PAIRWISE:
+            if force.getNonbondedMethod() != type(force).NoCutoff:
+                raise _refusal(force, "only the method NoCutoff is supported")
             pair_terms.append(_PAIRWISE[type(force)](force))
         else:
             raise _refusal(force, "a force type that is not supported")
@@ -100,18 +101,19 @@ def table(rows: Sequence[Sequence[float]]) -> Tensor:
 
 def _bonds(count: int, force: openmm.HarmonicBondForce) -> nn.Module | None:
     rows = [plain(force.getBondParameters(index)) for index in range(force.getNumBonds())]
-    if not rows:
-        return None
-    values = table(rows)
-    return HarmonicBonds(count, values[:2].long(), values[2], values[3])
+    return _harmonic(HarmonicBonds, count, rows)
 
 
 def _angles(count: int, force: openmm.HarmonicAngleForce) -> nn.Module | None:
     rows = [plain(force.getAngleParameters(index)) for index in range(force.getNumAngles())]
+    return _harmonic(HarmonicAngles, count, rows)
+
+
+def _harmonic(kind: Callable[..., nn.Module], count: int, rows: Sequence[Sequence[float]]) -> nn.Module | None:
     if not rows:
         return None
-    values = table(rows)
-    return HarmonicAngles(count, values[:3].long(), values[3], values[4])
+    *atoms, origin, stiffness = table(rows)
+    return kind(count, torch.stack(atoms).long(), origin, stiffness)
 
 
 def _torsions(
@@ -145,8 +147,6 @@ def _fourier(count: int, series: Series) -> nn.Module:
 
 
 def _nonbonded(force: openmm.NonbondedForce) -> nn.Module:
-    if force.getNonbondedMethod() != openmm.NonbondedForce.NoCutoff:
-        raise _refusal(force, "only the method NoCutoff is supported")
     if force.getNumParticleParameterOffsets() or force.getNumExceptionParameterOffsets():
         raise _refusal(force, "parameter offsets are not supported")
     count = force.getNumParticles()
@@ -162,13 +162,11 @@ def _nonbonded(force: openmm.NonbondedForce) -> nn.Module:
 
 
 def _obc(force: openmm.GBSAOBCForce) -> nn.Module:
-    if force.getNonbondedMethod() != openmm.GBSAOBCForce.NoCutoff:
-        raise _refusal(force, "only the method NoCutoff is supported")
     rows = [plain(force.getParticleParameters(index)) for index in range(force.getNumParticles())]
     charge, radius, scale = table(rows)
     offset = radius - _OBC_OFFSET
     (surface,) = plain([force.getSurfaceAreaEnergy()])
-    solvent = Solvent(
+    return GeneralizedBorn(
         charge=charge,
         radius=radius,
         offset=offset,
@@ -178,16 +176,13 @@ def _obc(force: openmm.GBSAOBCForce) -> nn.Module:
         surface=4 * np.pi * surface,
         engulfed=True,
     )
-    return GeneralizedBorn(solvent)
 
 
 def _custom(force: openmm.CustomGBForce) -> nn.Module:
-    if force.getNonbondedMethod() != openmm.CustomGBForce.NoCutoff:
-        raise _refusal(force, "only the method NoCutoff is supported")
-    solvent = read_custom_born(force)
-    if isinstance(solvent, str):
-        raise _refusal(force, solvent)
-    return GeneralizedBorn(solvent)
+    result = read_custom_born(force)
+    if isinstance(result, str):
+        raise _refusal(force, result)
+    return result
 
 
 _BONDED: dict[type, Callable[..., nn.Module | None]] = {

@@ -29,8 +29,19 @@ def findings(row: dict[str, Any], parity: float, uncovered: float) -> tuple[Find
     return (
         _effective(row),
         _growth(row),
-        _largest(row),
-        _coverage(uncovered),
+        Finding(
+            "Largest weight",
+            f"{100 * row['largest_weight_share']:.2g} % of all",
+            _grade(row["largest_weight_share"], 0.01, 0.1),
+            "The part of every average that a single sample decides.",
+        ),
+        Finding(
+            "Modes that are missing",
+            f"{100 * uncovered:.2g} % of the simulation's weight",
+            _grade(uncovered, 0.002, 0.02),
+            "The share of the simulation that lies in cells of the torsion map where not one sample lies. Weights "
+            "cannot bring back what is never drawn.",
+        ),
         _difference(row),
         _wrong_chirality(row),
         Finding(
@@ -89,26 +100,6 @@ def _growth(row: dict[str, Any]) -> Finding:
         _grade(abs(ratio - 1), 0.1, 0.4),
         "A share that falls as samples are added says that rare samples of huge weight are still to come, and that the "
         "number above is too good. It should stay.",
-    )
-
-
-def _largest(row: dict[str, Any]) -> Finding:
-    share = row["largest_weight_share"]
-    return Finding(
-        "Largest weight",
-        f"{100 * share:.2g} % of all",
-        _grade(share, 0.01, 0.1),
-        "The part of every average that a single sample decides.",
-    )
-
-
-def _coverage(uncovered: float) -> Finding:
-    return Finding(
-        "Modes that are missing",
-        f"{100 * uncovered:.2g} % of the simulation's weight",
-        _grade(uncovered, 0.002, 0.02),
-        "The share of the simulation that lies in cells of the torsion map where not one sample lies. Weights cannot "
-        "bring back what is never drawn.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Encoded:
         return self.z[resampled_indices(self._cumulated, count, generator)]
 
 
+@dataclass(frozen=True, eq=False)
 class Batches:
     """Chunks `(c, samples + frames, n)` of c batches of a phase, from step `done` on: latent points, then frames.
 
@@ -44,17 +46,12 @@ class Batches:
     would have seen. Chunks end at multiples of c.
     """
 
-    def __init__(
-        self,
-        data: Encoded | None,
-        base: Distribution,
-        phase: Phase,
-        seed: int,
-        index: int = 0,
-        done: int = 0,
-    ) -> None:
-        self.data, self.base, self.phase = data, base, phase
-        self.seed, self.index, self.done = seed, index, done
+    data: Encoded | None
+    base: Distribution
+    phase: Phase
+    seed: int
+    index: int = 0
+    done: int = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         for start in range(self.done, self.phase.steps, self.phase.chunk):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from p4torch.molecules.analysis.bootstrap import Estimate, correlation_blocks, resampled_ratio, standard_error
-from p4torch.molecules.analysis.energies import compare_energies
+from p4torch.molecules.analysis.energies import EnergyComparison, compare_energies
 from p4torch.molecules.analysis.free_energy import FreeEnergyDifference
 from p4torch.molecules.analysis.histograms import Histogram, kl_divergence, total_variation
+from p4torch.molecules.analysis.inputs import trajectory_index
 from p4torch.molecules.analysis.weights import forward_effective_sample_size, summarize_weights
 from p4torch.molecules.chirality import chiral_centres, inverted
 from p4torch.molecules.generator.encoded import Encoded
@@ -39,7 +40,6 @@ def evaluate(
     kT = reference.system.kT
     shape = _shape(reference, samples.energies)
     likelihood = held_out_mean(reference, nll)
-    md = reference.difference
     reweighted = reference.free_energy(samples.frames, samples.weights) if samples.weighted else None
     row: dict[str, Any] = {
         "model": generator.model,
@@ -54,7 +54,7 @@ def evaluate(
         "ess_forward": _forward(reference, held_out, nll, samples),
         **_pair("delta_f_raw_kT", reference.free_energy(samples.frames)),
         **_pair("delta_f_kT", reweighted),
-        **_pair("md_delta_f_kT", md),
+        **_pair("md_delta_f_kT", reference.difference),
         "unusable_share": float((samples.log_weights == -math.inf).double().mean()),
         "mirror_share": _wrong_chirality(reference.system, samples.frames),
         "inverse_residual": inverse_residual(generator.flow),
@@ -80,11 +80,9 @@ def held_out_mean(reference: Reference, values: Tensor) -> Estimate:
     data = reference.held_out
     weights = data.weights / data.weights.sum()
     mean = float(weights @ values)
-    trajectory_ids = data.trajectory_ids.unique(return_inverse=True)[1]
-    blocks = correlation_blocks(weights * (values - mean), trajectory_ids)
-    return Estimate(
-        mean, float(standard_error(resampled_ratio(weights * values, weights, blocks, 200, 0), blocks.count))
-    )
+    blocks = correlation_blocks(weights * (values - mean), trajectory_index(data.trajectory_ids, values))
+    replicas = resampled_ratio(weights * values, weights, blocks, 200, 0)
+    return Estimate(mean, float(standard_error(replicas, blocks.count)))
 
 
 def floors(reference: Reference, sigma: float = NOISE, count: int = 50_000) -> list[dict[str, Any]]:
@@ -149,18 +147,19 @@ def _shape(reference: Reference, energies: Tensor) -> dict[str, Any]:
     return _energies(compared)
 
 
-def _energies(compared: Any) -> dict[str, Any]:
-    names = {"energy_shift_kT": "mean_shift", "energy_shift_median_kT": "median_shift", "low_energy_fraction": None}
-    result: dict[str, Any] = {}
-    for name, attribute in names.items():
-        estimate: Estimate = getattr(compared, attribute or name)
-        result |= {name: _known(estimate.value), f"{name}_error": _known(estimate.error)}
-    return {**result, "threshold_kT": compared.threshold}
+def _energies(compared: EnergyComparison) -> dict[str, Any]:
+    return {
+        **_known("energy_shift_kT", compared.mean_shift),
+        **_known("energy_shift_median_kT", compared.median_shift),
+        **_known("low_energy_fraction", compared.low_energy_fraction),
+        "threshold_kT": compared.threshold,
+    }
 
 
-def _known(value: float) -> float | None:
+def _known(name: str, estimate: Estimate) -> dict[str, float | None]:
     """None for what no sample tells, such as a mean without one below the threshold."""
-    return value if math.isfinite(value) else None
+    values = {name: estimate.value, f"{name}_error": estimate.error}
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def _ramachandran(reference: Reference, frames: Tensor) -> dict[str, float]:
@@ -169,12 +168,8 @@ def _ramachandran(reference: Reference, frames: Tensor) -> dict[str, float]:
     result = reference.histogram(frames)
     generator = torch.Generator().manual_seed(0)
     probabilities = result.probabilities.flatten()
-    counts = [
-        torch.bincount(
-            torch.multinomial(probabilities, len(frames), True, generator=generator), minlength=len(probabilities)
-        )
-        for _ in range(REPLICATES)
-    ]
+    draws = (torch.multinomial(probabilities, len(frames), True, generator=generator) for _ in range(REPLICATES))
+    counts = [torch.bincount(draw, minlength=len(probabilities)) for draw in draws]
     replicas = [Histogram((count / len(frames)).reshape(result.probabilities.shape), result.edges) for count in counts]
     row = {}
     for name, distance in (("tv", total_variation), ("kl", lambda p, q: kl_divergence(q, p))):

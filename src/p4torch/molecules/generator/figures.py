@@ -14,12 +14,12 @@ from p4torch.molecules.analysis.plots import (
     PAGE,
     blank,
     effective_sample_size_figure,
+    energy_violin_figure,
     free_energy_figure,
     plain,
     ramachandran_figure,
 )
 from p4torch.molecules.analysis.torsions import torsion_angles
-from p4torch.molecules.analysis.violins import energy_violin_figure
 from p4torch.molecules.analysis.weights import effective_sample_size_growth
 from p4torch.molecules.generator.evaluation import noisy_frames, reduced_energies
 from p4torch.molecules.generator.reference import Reference
@@ -98,7 +98,5 @@ def training(logs: Mapping[str, Sequence[Line]]) -> Figure:
     axes[1].set(xlabel="wall time / min", ylabel="ESS of 2,000 samples / %")
     axes[2].set(xlabel="energy evaluations / 10⁶", ylabel="ESS of 2,000 samples / %")
     for axis in axes:
-        plain(axis)
-    if logs:
-        axes[0].legend(fontsize=7, frameon=False)
+        plain(axis, legend=axis is axes[0] and bool(logs))
     return figure

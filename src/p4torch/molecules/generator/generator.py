@@ -10,10 +10,8 @@ from torch import Tensor
 
 from p4torch.molecules.analysis.free_energy import POSITIVE_PHI, FreeEnergyDifference, free_energy_difference
 from p4torch.molecules.analysis.torsions import Arc, torsion_angles
+from p4torch.molecules.generator import mcmc
 from p4torch.molecules.generator.architectures import architecture, default_zmatrix, seeded
-from p4torch.molecules.generator.chains import Chains
-from p4torch.molecules.generator.mala import MALA
-from p4torch.molecules.generator.mcmc import sample_mcmc
 from p4torch.molecules.generator.molecular_flow import MolecularFlow
 from p4torch.molecules.generator.samples import Samples
 from p4torch.molecules.generator.schedule import Phase
@@ -75,18 +73,7 @@ class BoltzmannGenerator(MolecularFlow):
         )
         return cls(system, coordinates, seeded(lambda: kind.build(coordinates.layout), seed), model)
 
-    def sample_mcmc(
-        self,
-        steps: int,
-        chains: int = 16,
-        *,
-        local: MALA | None = None,
-        start: Tensor | None = None,
-        discard: int = 0,
-        seed: int = 0,
-    ) -> Chains:
-        """Frames without weights, from Markov chains whose proposals are samples: see `mcmc.sample_mcmc`."""
-        return sample_mcmc(self, steps, chains, local=local, start=start, discard=discard, seed=seed)
+    sample_mcmc = mcmc.sample_mcmc
 
     def free_energy_difference(
         self, samples: Samples, torsion: tuple[int, int, int, int] | None = None, region: Arc = POSITIVE_PHI
@@ -119,7 +106,7 @@ class BoltzmannGenerator(MolecularFlow):
         Returns:
             the training, with its log.
         """
-        return self._train(Phase(steps, batch, 0, learning_rate), frames, weights, options)
+        return train(self, Phase(steps, batch, 0, learning_rate), frames, weights, **options)
 
     def fit_forces(
         self,
@@ -142,7 +129,7 @@ class BoltzmannGenerator(MolecularFlow):
         density at one, it is large and wild, and flows were lost after some thousand steps.
         """
         phase = Phase(steps, batch if frames is not None else 0, samples, learning_rate, likelihood, forces=True)
-        return self._train(phase, frames, weights, options)
+        return train(self, phase, frames, weights, **options)
 
     def fit_energy(
         self,
@@ -159,9 +146,6 @@ class BoltzmannGenerator(MolecularFlow):
         """Train on energies: KL(q‖p) of `samples` samples a step, and with frames `likelihood` · (-log q) of `batch`
         of them, which keeps the flow from losing modes. Otherwise as `fit_likelihood`."""
         phase = Phase(steps, batch if frames is not None else 0, samples, learning_rate, likelihood)
-        return self._train(phase, frames, weights, options)
-
-    def _train(self, phase: Phase, frames: Tensor | None, weights: Tensor | None, options: dict[str, Any]) -> Training:
         return train(self, phase, frames, weights, **options)
 
     # --- files ------------------------------------------------------------------------------------------------------

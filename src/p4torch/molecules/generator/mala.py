@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
-from p4torch.molecules.analysis.inputs import count_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class MALA:
     step_size: float = 0.0015
 
     def __post_init__(self) -> None:
-        count_of(self.steps, "steps")
+        check_integer("steps", self.steps, 1)
         if not 0 < self.step_size < math.inf:
             raise ArgumentError.of("step_size", "positive and finite, in nm", self.step_size)
 

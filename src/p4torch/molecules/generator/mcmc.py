@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
-from p4torch.molecules.analysis.inputs import count_of, refuse
+from p4torch.molecules.analysis.inputs import refuse
 from p4torch.molecules.generator.chains import Chains
 from p4torch.molecules.generator.mala import MALA
 from p4torch.molecules.generator.molecular_flow import BATCH, MolecularFlow
@@ -32,7 +33,9 @@ def sample_mcmc(
     discard: int = 0,
     seed: int = 0,
 ) -> Chains:
-    """Independence Metropolis-Hastings: a sample x' replaces x with probability min(1, w(x') / w(x)), w the weight of
+    """Frames without weights, from Markov chains whose proposals are samples of a generator.
+
+    Independence Metropolis-Hastings: a sample x' replaces x with probability min(1, w(x') / w(x)), w the weight of
     `Samples`. Any generator that reaches all configurations gives the Boltzmann distribution; a poor one, slowly.
 
     After each such move, `local` ones keep exp(-u(x)) dx of Cartesian coordinates. They do not depend on where the
@@ -55,8 +58,8 @@ def sample_mcmc(
     Source: Hastings, Biometrika 57 (1970) 97; Tierney, Annals of Statistics 22 (1994) 1701.
     """
     began = time.perf_counter()
-    total = count_of(steps, "steps") + count_of(discard, "discard", least=0)
-    count_of(chains, "chains")
+    total = check_integer("steps", steps, 1) + check_integer("discard", discard, 0)
+    check_integer("chains", chains, 1)
     draws = torch.Generator().manual_seed(seed)
     state = _sampled_starts(generator, chains, draws) if start is None else _given_starts(generator, chains, start)
     frames, energies, weights, accepted, moves = [], [], [], [], []
@@ -140,17 +143,14 @@ def _moved(generator: MolecularFlow, state: Samples, local: MALA, draws: torch.G
 
 def _sampled_starts(generator: MolecularFlow, chains: int, draws: torch.Generator) -> Samples:
     """Samples of positive weight; the others are drawn again."""
-    result = generator.sample(chains, draws)
-    result = result.select(result.log_weights.isfinite())
-    for _ in range(1, ATTEMPTS):
-        if len(result) >= chains:
-            break
-        more = generator.sample(chains, draws)
-        result = Samples.cat([result, more.select(more.log_weights.isfinite())])
-    if len(result) < chains:
-        expected = f"one whose samples have positive weight: {chains} of {ATTEMPTS * chains} are needed to start from"
-        raise ArgumentError.of("generator", expected, len(result))
-    return result.select(slice(chains))
+    usable: list[Samples] = []
+    for _ in range(ATTEMPTS):
+        drawn = generator.sample(chains, draws)
+        usable.append(drawn.select(drawn.log_weights.isfinite()))
+        if sum(map(len, usable)) >= chains:
+            return Samples.cat(usable).select(slice(chains))
+    expected = f"one whose samples have positive weight: {chains} of {ATTEMPTS * chains} are needed to start from"
+    raise ArgumentError.of("generator", expected, sum(map(len, usable)))
 
 
 def _given_starts(generator: MolecularFlow, chains: int, start: Tensor) -> Samples:

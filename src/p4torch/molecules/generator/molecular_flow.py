@@ -43,7 +43,7 @@ class MolecularFlow(nn.Module):
             raise ArgumentError.of("coordinates", f"of {system.atoms} atoms", f"{coordinates.layout.size} coordinates")
         self.system, self.model = system, model
         self.coordinates, self.flow = coordinates, flow
-        self.potential = RegularisedEnergy(_Reduced(system), LINEAR, largest=LARGEST)
+        self.potential = RegularisedEnergy(system.energy, LINEAR, largest=LARGEST)
 
     def log_prob(self, frames: Tensor) -> Tensor:
         """log q of the coordinates of frames `(..., atoms, 3)`, `(...)`: a density per unit of the coordinates."""
@@ -119,13 +119,3 @@ class MolecularFlow(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.system!r}, model={self.model!r}"
-
-
-class _Reduced:
-    """u(x) of a system."""
-
-    def __init__(self, system: MolecularSystem) -> None:
-        self.system = system
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.system.energy(x)

@@ -80,24 +80,27 @@ class Results:
         texts = {job.title: (self.models / job.name / "metrics.jsonl").read_text("utf-8") for job in self.jobs}
         return {title: [json.loads(line) for line in text.splitlines()] for title, text in texts.items()}
 
+    @cached_property
+    def best(self) -> int:
+        """The number of the job whose samples are worth most."""
+        return max(range(len(self.rows)), key=lambda index: self.rows[index]["ess_raw"])
+
 
 def summarise(results: Results, out: Path) -> None:
     """Write `metrics.json`, `md.json`, `table.md`, figures as PNG and PDF, `samples/` of the best model, and
     `report.html`."""
     rows, samples = results.rows, results.samples
-    best = max(range(len(rows)), key=lambda index: rows[index]["ess_raw"])  # whose samples are worth most
-    reference = results.reference
+    reference, best = results.reference, results.jobs[results.best]
     baseline = floors(reference)
     write_json(out / "metrics.json", rows)
     write_json(out / "md.json", baseline)
     text = markdown([*rows, *baseline])
     write_whole(out / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
-    title = results.jobs[best].title
-    chosen = samples.get(title) or load_samples(results.models / results.jobs[best].name / "samples.npz")
+    chosen = samples.get(best.title) or load_samples(results.models / best.name / "samples.npz")
     figures_by_name = {
         "energies": figures.energies(reference, samples),
         "ramachandran": figures.ramachandran(reference, dict(list(samples.items())[:2])),
-        "free-energy": figures.free_energies(reference, title, chosen),
+        "free-energy": figures.free_energies(reference, best.title, chosen),
         "ess": figures.sizes(samples),
         "training": figures.training(results.logs),
     }
@@ -105,26 +108,18 @@ def summarise(results: Results, out: Path) -> None:
         for kind in ("png", "pdf"):
             write_whole(out / f"{name}.{kind}", partial(figure.savefig, format=kind, dpi=200))
     write_trajectories(out / "samples", reference.system, chosen)
-    write_page(out / "report.html", page(reference, title, rows, best, chosen, figures_by_name, baseline))
+    write_page(out / "report.html", page(results, chosen, figures_by_name, baseline))
 
 
-def page(
-    reference: Reference,
-    title: str,
-    rows: Sequence[Row],
-    best: int,
-    samples: Samples,
-    figures_by_name: dict[str, Figure],
-    baseline: Sequence[Row],
-) -> Page:
-    """The page of a run; its findings are of the model at `best`."""
-    system = reference.system
+def page(results: Results, samples: Samples, figures_by_name: dict[str, Figure], baseline: Sequence[Row]) -> Page:
+    """The page of a run; its findings are of the best model, whose samples are given."""
+    reference, system = results.reference, results.reference.system
+    title = results.jobs[results.best].title
     residues = "-".join(residue.name for residue in system.topology.residues())
     histogram = reference.histogram(samples.frames).probabilities
-    diagnostics = findings(
-        rows[best], energy_parity(system, samples), uncovered_share(reference.ramachandran.probabilities, histogram)
-    )
-    header, lines = cells([*rows, *baseline])
+    uncovered = uncovered_share(reference.ramachandran.probabilities, histogram)
+    diagnostics = findings(results.rows[results.best], energy_parity(system, samples), uncovered)
+    header, lines = cells([*results.rows, *baseline])
     columns = tuple(zip(*lines, strict=True))
     return Page(
         title=f"Boltzmann generator of {residues}",

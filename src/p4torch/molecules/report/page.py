@@ -33,17 +33,14 @@ def _html(page: Page) -> str:
     environment = Environment(
         autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"base64": _base64, "energy": energy_text, "numbers": _numbers}
+    environment.filters |= {"base64": lambda data: base64.b64encode(data).decode("ascii")}
+    environment.filters |= {"energy": energy_text, "numbers": _numbers}
     contents = {"page": page, "policy": POLICY, "verdicts": VERDICTS}
     if page.molecule is not None:
         low, high = energy_range(page.molecule.energies)
         drawing = {"elements": elements(page.molecule), "scene": scene(page.molecule), "colours": COLOURS}
         contents |= {"low": low, "high": high, **drawing}
     return environment.get_template("page.html.j2").render(contents)
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 def _numbers(table: Table) -> list[bool]:
