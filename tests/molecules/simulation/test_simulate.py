@@ -178,6 +178,9 @@ def test_less_than_one_worker_is_refused(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"walkers": 0}, "`walkers` must be an integer >= 1"),
+        ({"walkers": True}, "`walkers` must be an integer >= 1, got True"),
+        ({"held_out": 0.5}, "`held_out` must be fewer than all 4 walkers"),
+        ({"save_ps": "often"}, "`save_ps` must be a number > 0"),
         ({"held_out": 4}, "`held_out` must be fewer than all 4 walkers"),
         ({"nanoseconds": math.nan}, "`nanoseconds` must be a number > 0"),
         ({"equilibration_ns": -1.0}, "`equilibration_ns` must be a number >= 0"),
@@ -188,6 +191,20 @@ def test_less_than_one_worker_is_refused(tmp_path: Path) -> None:
 def test_bad_settings_are_refused_by_name(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         TorsionFlattening(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        TorsionFlattening(nanoseconds=np.float32(0.5), ess=np.float32(0.5), walkers=np.int64(2), seed=np.int64(1)),
+        TorsionFlattening(equilibration_ns=np.float32(0.5), held_out=np.int64(2), rounds=np.int64(3)),
+        ParallelTempering(highest=np.float32(400.0), replicas=np.int64(2), ladders=np.int64(1), seed=np.int64(1)),
+        NoiseRun((np.float32(300.0),), sigma_nm=np.float32(0.5), seed=np.int64(1)),
+    ],
+)
+def test_settings_may_be_numbers_of_numpy(settings: object) -> None:
+    flat = [part for value in vars(settings).values() for part in (value if isinstance(value, tuple) else (value,))]
+    assert {type(value) for value in flat} <= {int, float, str}  # what JSON and OpenMM take
 
 
 def test_a_simulation_that_explodes_says_so() -> None:

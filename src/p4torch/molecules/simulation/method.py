@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +10,7 @@ from typing import Any
 
 import openmm
 
-from p4torch._options import check_integer
-from p4torch.errors import ArgumentError
+from p4torch._options import check_integer, check_number
 from p4torch.molecules.simulation.dynamics import Thermostat
 from p4torch.molecules.simulation.parts import Part, Start
 from p4torch.molecules.system import MolecularSystem
@@ -20,6 +19,8 @@ from p4torch.runs.pool import Row
 #: Runs that differ in their seed share none of these numbers.
 _PARTS_OF_A_RUN = 1000
 _SEEDS = 20_000
+#: The least positive number of full precision.
+_LEAST = sys.float_info.min
 
 #: Simulates parts in processes; their rows, in the order in which they end.
 Parts = Callable[[Sequence[Part]], list[Row]]
@@ -56,14 +57,27 @@ def seed_of(seed: int, part: int) -> int:
     return 1 + seed * _PARTS_OF_A_RUN + part
 
 
-def check_seed(seed: int) -> None:
-    """Raises ArgumentError."""
-    check_integer("seed", seed, 0, _SEEDS - 1)
+def check_seed(settings: object) -> None:
+    """Makes `seed` an int. Raises ArgumentError."""
+    set_checked(settings, seed=check_integer("seed", vars(settings)["seed"], 0, _SEEDS - 1))
+
+
+def check_counts(settings: object, least: int, *names: str) -> None:
+    """Makes ints of these settings. Raises ArgumentError for one that is no integer, or smaller than `least`."""
+    set_checked(settings, **{name: check_integer(name, getattr(settings, name), least) for name in names})
 
 
 def check_positive(settings: object, *names: str) -> None:
-    """Raises ArgumentError for a number that is not positive and finite."""
-    for name in names:
-        value = getattr(settings, name)
-        if not math.isfinite(value) or value <= 0:
-            raise ArgumentError.of(name, "a number > 0", value)
+    """Makes Python's numbers of these settings. Raises ArgumentError for one that is not positive and finite."""
+    set_checked(settings, **{name: positive(name, getattr(settings, name)) for name in names})
+
+
+def positive(name: str, value: Any) -> float:
+    """Python's number. Raises ArgumentError for one that is not positive and finite."""
+    return check_number(name, value, _LEAST, "a number > 0")
+
+
+def set_checked(settings: object, **values: Any) -> None:
+    """Put values into settings that are frozen."""
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)

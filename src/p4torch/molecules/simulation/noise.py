@@ -14,7 +14,15 @@ from rich.console import Console
 
 from p4torch.molecules.analysis.noise import noise_baseline
 from p4torch.molecules.simulation.dynamics import Thermostat
-from p4torch.molecules.simulation.method import Parts, check_positive, check_seed, seed_of, start_of
+from p4torch.molecules.simulation.method import (
+    Parts,
+    check_positive,
+    check_seed,
+    positive,
+    seed_of,
+    set_checked,
+    start_of,
+)
 from p4torch.molecules.simulation.parts import Walker
 from p4torch.molecules.simulation.run import run_parts
 from p4torch.molecules.simulation.store import Store
@@ -42,9 +50,8 @@ class NoiseRun:
 
     def __post_init__(self) -> None:
         check_positive(self, "sigma_nm", "nanoseconds", "equilibration_ns", "step_fs")
-        check_seed(self.seed)
-        for temperature in self.temperatures:
-            check_positive(Thermostat(temperature), "temperature")
+        check_seed(self)
+        set_checked(self, temperatures=tuple(positive("temperature", kelvins) for kelvins in self.temperatures))
 
     def run(self, system: MolecularSystem, out: Path, simulate: Parts) -> list[dict[str, Any]]:
         """One row for each temperature, energies in kJ/mol and in kT."""

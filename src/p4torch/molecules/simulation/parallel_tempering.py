@@ -12,7 +12,15 @@ from p4torch.errors import ArgumentError
 from p4torch.molecules.simulation.data import save_part
 from p4torch.molecules.simulation.dynamics import Thermostat
 from p4torch.molecules.simulation.ladder import Ladder, geometric
-from p4torch.molecules.simulation.method import Method, Parts, check_positive, check_seed, seed_of, start_of
+from p4torch.molecules.simulation.method import (
+    Method,
+    Parts,
+    check_counts,
+    check_positive,
+    check_seed,
+    seed_of,
+    start_of,
+)
 from p4torch.molecules.simulation.store import Store
 from p4torch.molecules.system import MolecularSystem
 from p4torch.runs.pool import Row
@@ -48,11 +56,10 @@ class ParallelTempering(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("replicas", 2), ("ladders", 1)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise ArgumentError.of(name, f"an integer >= {least}", repr(getattr(self, name)))
+        check_counts(self, 2, "replicas")
+        check_counts(self, 1, "ladders")
         check_positive(self, "highest", "nanoseconds", "exchange_ps", "equilibration_ns", "friction", "step_fs")
-        check_seed(self.seed)
+        check_seed(self)
 
     @property
     def every(self) -> int:

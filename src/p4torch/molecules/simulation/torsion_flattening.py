@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from p4torch._options import check_number, is_integer
 from p4torch.errors import ArgumentError
 from p4torch.molecules.simulation.bias import TorsionBias
 from p4torch.molecules.simulation.data import PARTS, save_part
 from p4torch.molecules.simulation.dynamics import Thermostat
-from p4torch.molecules.simulation.method import Method, Parts, check_positive, check_seed, seed_of, start_of
+from p4torch.molecules.simulation.method import (
+    Method,
+    Parts,
+    check_counts,
+    check_positive,
+    check_seed,
+    seed_of,
+    set_checked,
+    start_of,
+)
 from p4torch.molecules.simulation.parts import Adaptation, Walker
 from p4torch.molecules.simulation.store import Store
 from p4torch.molecules.system import MolecularSystem
@@ -63,17 +72,15 @@ class TorsionFlattening(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("walkers", "adapters", "rounds"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ArgumentError.of(name, "an integer >= 1", repr(getattr(self, name)))
+        check_counts(self, 1, "walkers", "adapters", "rounds")
         check_positive(self, "nanoseconds", "save_ps", "adaptation_ns", "friction", "step_fs")
-        if not math.isfinite(self.equilibration_ns) or self.equilibration_ns < 0:
-            raise ArgumentError.of("equilibration_ns", "a number >= 0", self.equilibration_ns)
-        if not 0 <= self.held_out < self.walkers:
+        equilibration_ns = check_number("equilibration_ns", self.equilibration_ns, 0.0)
+        if not is_integer(self.held_out) or not 0 <= self.held_out < self.walkers:
             raise ArgumentError.of("held_out", f"fewer than all {self.walkers} walkers", self.held_out)
         if not 0 < self.ess < 1:
             raise ArgumentError.of("ess", "a share between 0 and 1", self.ess)
-        check_seed(self.seed)
+        set_checked(self, equilibration_ns=equilibration_ns, held_out=int(self.held_out), ess=float(self.ess))
+        check_seed(self)
 
     @property
     def every(self) -> int:
