@@ -146,11 +146,8 @@ def _numbers(zmatrix: ZMatrix) -> list[int]:
 
 def _loaded(module: nn.Module, _: object) -> None:
     """Constants belong to the z-matrix that they were made for."""
-    if isinstance(module, ShapeCoordinates):
-        if module.numbers.tolist() != _numbers(module.zmatrix):
-            module.ready = False
-            raise CheckpointError(
-                f"the checkpoint must be of coordinates with the z-matrix {_numbers(module.zmatrix)}, "
-                f"got {module.numbers.tolist()}"
-            )
-        module.ready = True
+    assert isinstance(module, ShapeCoordinates)
+    expected, got = _numbers(module.zmatrix), module.numbers.tolist()
+    module.ready = got == expected
+    if not module.ready:
+        raise CheckpointError(f"the checkpoint must be of coordinates with the z-matrix {expected}, got {got}")

@@ -81,8 +81,8 @@ def energy_figure(
         axis.stairs(histogram.density.cpu().numpy(), histogram.edges.cpu().numpy(), color=colour, ls=style, label=label)
     for comparison in list(comparisons.values())[:1]:
         axis.axvline(comparison.threshold, color="0.4", lw=0.8, ls=":")
-    axis.set(xlabel=f"potential energy / ({unit})" if "/" in unit else f"potential energy / {unit}")
-    axis.set_ylabel(f"density / ({unit})⁻¹" if "/" in unit else f"density / {unit}⁻¹")
+    shown = f"({unit})" if "/" in unit else unit
+    axis.set(xlabel=f"potential energy / {shown}", ylabel=f"density / {shown}⁻¹")
     axis.set_ylim(bottom=0)
     plain(axis, legend=True)
     return figure

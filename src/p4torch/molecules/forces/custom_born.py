@@ -46,88 +46,83 @@ _MONOMIAL = re.compile(rf"([-+]?)(?:({_NUMBER})\*)?psi(?:\^(\d))?")
 _UNKNOWN = "its expressions are not those of OpenMM's implicit/obc1, obc2, gbn or gbn2 without salt"
 
 
-def read_custom_born(force: openmm.CustomGBForce) -> GeneralizedBorn | str:
-    """The solvent that a CustomGBForce describes, or the reason why it cannot be told."""
-    result = _recognised(force)
-    if result is None:
-        return _UNKNOWN
-    integral, born, alone, surface = result
+class UnknownFormError(ValueError):
+    """A CustomGBForce is of another form; says what is wrong with it."""
+
+
+def read_custom_born(force: openmm.CustomGBForce) -> GeneralizedBorn:
+    """The solvent that a CustomGBForce describes. Raises UnknownFormError if it cannot be told."""
+    integral, born, alone, surface = _recognised(force)
     names = [force.getPerParticleParameterName(index) for index in range(force.getNumPerParticleParameters())]
     rows = [force.getParticleParameters(index) for index in range(force.getNumParticles())]
     columns = dict(zip(names, torch.tensor(rows, dtype=torch.float64).T, strict=True))
-    polynomial = _polynomial(born["polynomial"], columns)
-    if polynomial is None or not {"charge", "or", "sr"} <= columns.keys():
-        return _UNKNOWN
-    offset, charge = columns["or"], columns["charge"]
-    neck = _neck(force, columns, integral) if "scale" in integral else None
-    if isinstance(neck, str):
-        return neck
+    if not {"charge", "or", "sr"} <= columns.keys():
+        raise UnknownFormError(_UNKNOWN)
+    offset = columns["or"]
     return GeneralizedBorn(
-        charge=charge,
+        charge=columns["charge"],
         radius=offset + float(born["offset"]),
         offset=offset,
         scaled=columns["sr"],
-        polynomial=polynomial,
+        polynomial=_polynomial(born["polynomial"], columns),
         coupling=float(alone["coulomb"]) * (1 / float(alone["solute"]) - 1 / float(alone["solvent"])),
         surface=float(surface["surface"]),
         engulfed=False,
-        neck=neck,
+        neck=_neck(force, columns, integral) if "scale" in integral else None,
     )
 
 
-def _recognised(force: openmm.CustomGBForce) -> tuple[Numbers, Numbers, Numbers, Numbers] | None:
-    """The numbers in the expressions for I, B, the self energy and the surface; None if one is of another form."""
+def _recognised(force: openmm.CustomGBForce) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """The numbers in the expressions for I, B, the self energy and the surface."""
     values = [force.getComputedValueParameters(index) for index in range(force.getNumComputedValues())]
     terms = [force.getEnergyTermParameters(index) for index in range(force.getNumEnergyTerms())]
     single, pair = openmm.CustomGBForce.SingleParticle, openmm.CustomGBForce.ParticlePairNoExclusions
     if [(name, kind) for name, _, kind in values] != [("I", pair), ("B", single)]:
-        return None
+        raise UnknownFormError(_UNKNOWN)
     if [kind for _, kind in terms] not in ([single, pair], [single, single, pair]) or force.getNumGlobalParameters():
-        return None
+        raise UnknownFormError(_UNKNOWN)
     integral, born = _numbers(values[0][1], _INTEGRAL, _INTEGRAL_NECKS), _numbers(values[1][1], _BORN)
     alone, paired = _numbers(terms[0][0], _SELF), _numbers(terms[-1][0], _PAIR)
     surface = _numbers(terms[1][0], _SURFACE) if len(terms) == 3 else {"surface": "0"}
-    if integral is None or born is None or alone is None or paired is None or surface is None:
-        return None
     same = all(float(alone[name]) == float(paired[name]) for name in ("coulomb", "solute", "solvent"))
     if not same or float(alone["kappa"]) != 0:
-        return None
+        raise UnknownFormError(_UNKNOWN)
     return integral, born, alone, surface
 
 
-def _numbers(expression: str, *patterns: re.Pattern[str]) -> Numbers | None:
+def _numbers(expression: str, *patterns: re.Pattern[str]) -> Numbers:
     for pattern in patterns:
         match = pattern.fullmatch(expression.replace(" ", ""))
         if match:
             return match.groupdict()
-    return None
+    raise UnknownFormError(_UNKNOWN)
 
 
-def _polynomial(text: str, columns: dict[str, Tensor]) -> Tensor | None:
+def _polynomial(text: str, columns: dict[str, Tensor]) -> Tensor:
     """α, β, γ `(3, atoms)` of αψ - βψ² + γψ³."""
     if text == _ALPHA_BETA_GAMMA:
         return torch.stack([columns[name] for name in ("alpha", "beta", "gamma")])
     if re.sub(_MONOMIAL, "", text):
-        return None
+        raise UnknownFormError(_UNKNOWN)
     coefficients = torch.zeros(4, dtype=torch.float64)
     for sign, number, power in _MONOMIAL.findall(text):
         if int(power or 1) > 3:
-            return None
+            raise UnknownFormError(_UNKNOWN)
         coefficients[int(power or 1)] += float(f"{sign}1") * float(number or 1)
     return (coefficients[1:] * torch.tensor([1.0, -1.0, 1.0]))[:, None].expand(-1, len(columns["charge"]))
 
 
-def _neck(force: openmm.CustomGBForce, columns: dict[str, Tensor], integral: Numbers) -> Tensor | str:
+def _neck(force: openmm.CustomGBForce, columns: dict[str, Tensor], integral: Numbers) -> Tensor:
     """Heights, places and cutoffs `(3, atoms, atoms)`."""
     tables = {}
     for index in range(force.getNumTabulatedFunctions()):
         function = force.getTabulatedFunction(index)
         if not isinstance(function, openmm.Discrete2DFunction):
-            return "its neck tables are not of the type Discrete2DFunction"
+            raise UnknownFormError("its neck tables are not of the type Discrete2DFunction")
         width, height, values = function.getFunctionParameters()
         tables[force.getTabulatedFunctionName(index)] = torch.tensor(values, dtype=torch.float64).view(height, width).T
     if not {"getm0", "getd0"} <= tables.keys():
-        return "its neck tables getm0 and getd0 are missing"
+        raise UnknownFormError("its neck tables getm0 and getd0 are missing")
     kind = columns["radindex"].round().long()
     radius = columns["or"] + float(integral["offset"])
     height = float(integral["scale"]) * tables["getm0"][kind[:, None], kind]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.forces.born import GeneralizedBorn
-from p4torch.molecules.forces.custom_born import read_custom_born
+from p4torch.molecules.forces.custom_born import UnknownFormError, read_custom_born
 from p4torch.molecules.forces.harmonic import HarmonicAngles, HarmonicBonds
 from p4torch.molecules.forces.nonbonded import COULOMB, Nonbonded
 from p4torch.molecules.forces.pairs import Pairs
@@ -179,10 +179,10 @@ def _obc(force: openmm.GBSAOBCForce) -> nn.Module:
 
 
 def _custom(force: openmm.CustomGBForce) -> nn.Module:
-    result = read_custom_born(force)
-    if isinstance(result, str):
-        raise _refusal(force, result)
-    return result
+    try:
+        return read_custom_born(force)
+    except UnknownFormError as error:
+        raise _refusal(force, str(error)) from None
 
 
 _BONDED: dict[type, Callable[..., nn.Module | None]] = {
