@@ -2,6 +2,7 @@
 
 import math
 
+import pymbar
 import pytest
 import torch
 
@@ -61,6 +62,15 @@ def test_hot_frames_help() -> None:
     share = float(beyond[cold].double().mean())
     assert alone.value == pytest.approx(math.log((1 - share) / share))
     assert alone.error == pytest.approx(1 / math.sqrt(FRAMES * share * (1 - share)), rel=1e-3)
+
+
+def test_reduced_potentials_are_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, original = [], pymbar.MBAR
+    monkeypatch.setattr(pymbar, "MBAR", lambda reduced, counts: seen.append(reduced) or original(reduced, counts))
+    energies, state, beyond = oscillator()
+    tempering_free_energy_difference(energies, TEMPERATURES, state, beyond, 300.0)
+    expected = (energies - energies.min()) / (GAS_CONSTANT * TEMPERATURES[:, None])
+    torch.testing.assert_close(torch.as_tensor(seen[0]), expected, rtol=ROUNDING, atol=0)
 
 
 def test_memory_widens_the_error() -> None:

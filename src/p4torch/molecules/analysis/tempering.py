@@ -45,8 +45,8 @@ def tempering_free_energy_difference(
     if not (math.isfinite(inefficiency) and inefficiency >= 1):
         raise ArgumentError.of("inefficiency", "a number >= 1", inefficiency)
     pymbar = optional("pymbar", "molecules")
-    kT = torch.tensor([thermal_energy(float(value), "temperatures_K") for value in temperatures])
-    reduced = (energies - energies.min()).cpu() / kT.to(torch.float64)[:, None]
+    thermal = [thermal_energy(float(value), "temperatures_K") for value in temperatures]
+    reduced = (energies - energies.min()).cpu() / torch.tensor(thermal, dtype=torch.float64)[:, None]
     target = (energies - energies.min()).cpu() / thermal_energy(temperature_K)
     counts = torch.bincount(state, minlength=len(temperatures))
     mbar = pymbar.MBAR(reduced.numpy(), counts.cpu().numpy())
