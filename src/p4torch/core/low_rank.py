@@ -186,7 +186,7 @@ class LowRank(Perturbation):
         self.sketch = None
 
     def clip_factor(self, size: Tensor, most: float) -> None:
-        """U <- U · min(1, most / size), in place, for `clip_after_step`; `size` `(...)` is proportional to U."""
+        """U <- U · min(1, most / size), in place, for `after_step`; `size` `(...)` is proportional to U."""
         self.u.mul_((most / size).clamp(max=1.0)[..., None, None].to(self.u.dtype))
 
     @torch.no_grad()
