@@ -159,7 +159,7 @@ def test_other_optimizers_keep_everybody_elses_state(factory: Any) -> None:
     layer(torch.randn(2, 4)).square().sum().backward()
     optimizer.step()
     before = copy.deepcopy(optimizer.state[layer.bias])
-    memory.reset(optimizer, b_of(layer).v, "v")
+    memory.reset(optimizer, b_of(layer).v)
     for key, value in optimizer.state[layer.bias].items():
         assert torch.equal(value, before[key])
 

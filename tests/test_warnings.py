@@ -26,7 +26,9 @@ def _recover(attached: bool) -> None:
     if attached:
         scheduler.attach()
     layer.bias.data.fill_(torch.nan)
-    optimizer.step() if attached else scheduler.step()
+    optimizer.step()
+    if not attached:
+        scheduler.step()
 
 
 def _finalize() -> None:

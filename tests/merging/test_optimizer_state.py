@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.merging.steps import count
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -77,7 +78,7 @@ def test_reset_is_a_first_step_again(name: str) -> None:
         optimizer.step()
     kept = copy.deepcopy(optimizer.state[other])
     identities = {key: id(entry) for key, entry in optimizer.state[parameter].items() if isinstance(entry, Tensor)}
-    assert memory.reset(optimizer, parameter, "b")
+    assert memory.reset(optimizer, parameter)
     assert same(optimizer.state[other], kept)
     assert identities == {key: id(optimizer.state[parameter][key]) for key in identities}  # in place
 
@@ -104,10 +105,10 @@ def test_a_merge_changes_the_intended_entries_only(name: str, option: Any) -> No
     scheduler = p4.MergeScheduler(model, optimizer, every=3, optimizer_state=option)
     train(model, optimizer)
     before = state_of(model, optimizer)
-    for _ in range(2):
-        assert scheduler.step() == []
     assert scheduler.step()[0].ok
     after = state_of(model, optimizer)
+    for factor in ("u", "v"):  # what is an average of values follows, always
+        before[factor].pop("ax", None), after[factor].pop("ax", None)
     changed = {key for key in before if not same(before[key], after[key])}
     momentum = {"u"} if name not in WITHOUT_MOMENTUM else set()
     expected = {
@@ -124,7 +125,7 @@ def test_a_merge_changes_the_intended_entries_only(name: str, option: Any) -> No
 def test_transport_maps_momentum_onto_the_new_directions() -> None:
     model = model_of(rank=2)
     optimizer = torch.optim.Adam(p4.parameter_groups(model), lr=1e-2)
-    scheduler = p4.MergeScheduler(model, optimizer, every=1, optimizer_state="transport")
+    scheduler = p4.MergeScheduler(model, optimizer, every=3, optimizer_state="transport")
     train(model, optimizer)
     (site,) = p4.sites(model)
     perturbation: Any = site.perturbation
@@ -155,7 +156,7 @@ def test_a_state_that_is_not_created_yet(option: Any) -> None:
     model = model_of()
     optimizer = torch.optim.Adam(model.parameters())
     scheduler = p4.MergeScheduler(model, optimizer, every=1, optimizer_state=option)
-    assert scheduler.step()[0].ok
+    assert count(scheduler)[0].ok
     assert not optimizer.state
     train(model, optimizer)
     scheduler.step()
@@ -169,23 +170,26 @@ def test_optimizers_without_memory() -> None:
     assert scheduler.step()[0].ok
 
 
-def test_a_reset_that_finds_nothing_fails_loudly() -> None:
+def test_another_optimizer_that_steps_is_noticed() -> None:
     model = model_of()
     optimizer, wrong = torch.optim.Adam(model.parameters()), torch.optim.Adam(model.parameters())
     scheduler = p4.MergeScheduler(model, wrong, every=1)
-    train(model, optimizer)
-    bias = model[0].bias  # type: ignore[index]
-    wrong.state[bias]["step"] = torch.tensor(1.0)
-    with pytest.raises(p4.OptimizerError, match=r"0\.weight\.v, but has none after 1 steps"):
-        scheduler.step()
+    with pytest.raises(p4.OptimizerError, match="but made no step in 5 calls"):
+        for _ in range(5):
+            train(model, optimizer, 1)
+            scheduler.step()
 
 
-def test_state_of_an_unknown_kind_fails_loudly() -> None:
-    parameter = nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.SGD([parameter], lr=1e-2)
-    optimizer.state[parameter] = {"history": [1, 2]}
-    with pytest.raises(p4.OptimizerError, match=r"got list under 'history' \(SGD\): use optimizer_state='keep'"):
-        memory.reset(optimizer, parameter, "u")
+@pytest.mark.parametrize("forget", [memory.reset, memory.redraw])
+@pytest.mark.parametrize("entry", [{"history": [1, 2]}, {"codes": torch.zeros(2, dtype=torch.uint8)}, {"exp_avg": [1]}])
+def test_state_of_an_unknown_kind_is_dropped(entry: dict[str, Any], forget: Callable[..., bool]) -> None:
+    parameter, other = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter, other], lr=1e-2)
+    assert not forget(optimizer, parameter)
+    for value in (parameter, other):
+        optimizer.state[value] = {"exp_avg_sq": torch.ones(2), **entry}
+    assert forget(optimizer, parameter)
+    assert set(optimizer.state) == {other}
 
 
 def test_moments_of_adamw_amsgrad_are_all_reset() -> None:
@@ -193,7 +197,7 @@ def test_moments_of_adamw_amsgrad_are_all_reset() -> None:
     optimizer = torch.optim.AdamW([parameter], amsgrad=True)
     parameter.grad = torch.ones(2)
     optimizer.step()
-    memory.reset(optimizer, parameter, "v")
+    memory.reset(optimizer, parameter)
     assert set(optimizer.state[parameter]) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
     assert not any(entry.any() for entry in optimizer.state[parameter].values())
 
@@ -298,16 +302,7 @@ def test_steps_after_a_redraw_are_no_larger_than_before() -> None:
     for _ in range(100):
         parameter.grad = gradient + 100 * torch.randn(64)
         optimizer.step()
-    memory.redraw(optimizer, parameter, "b")
+    memory.redraw(optimizer, parameter)
     before, parameter.grad = parameter.detach().clone(), gradient
     optimizer.step()
     assert float((parameter.detach() - before).abs().max()) < 1e-3
-
-
-def test_a_redraw_of_a_state_without_a_mean_fails_loudly() -> None:
-    parameter = nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.SGD([parameter], lr=1e-2)
-    assert not memory.redraw(optimizer, parameter, "b")
-    optimizer.state[parameter] = {"codes": torch.zeros(2, dtype=torch.uint8)}
-    with pytest.raises(p4.OptimizerError, match=r"got torch.uint8 under 'codes' \(SGD\): use optimizer_state='keep'"):
-        memory.redraw(optimizer, parameter, "b")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.merging.steps import count
 from torch import Tensor, nn
 
 import p4torch as p4
@@ -69,7 +70,7 @@ def test_every_n_steps() -> None:
 def test_stagger_spreads_the_sites(every: int, layers: int) -> None:
     model = model_of(layers=layers)
     scheduler = p4.MergeScheduler(model, adam(model), every=every, stagger=True)
-    merged = [[report.site for report in scheduler.step()] for _ in range(2 * every)]
+    merged = [[report.site for report in count(scheduler)] for _ in range(2 * every)]
     counts = [len(names) for names in merged]
     assert sorted(name for names in merged[:every] for name in names) == sorted(f"{i}.weight" for i in range(layers))
     assert merged[:every] == merged[every:]
@@ -101,13 +102,13 @@ def test_without_an_interval_each_site_has_its_own(stagger: bool) -> None:
 def test_one_interval_for_all_overrides_them() -> None:
     model = intervals(2, 6)
     scheduler = p4.MergeScheduler(model, adam(model), every=4)
-    assert [len(scheduler.step()) for _ in range(8)] == [0, 0, 0, 2, 0, 0, 0, 2]
+    assert [len(count(scheduler)) for _ in range(8)] == [0, 0, 0, 2, 0, 0, 0, 2]
 
 
 def test_the_interval_is_50_unless_a_perturbation_says_otherwise() -> None:
     model = model_of()
     scheduler = p4.MergeScheduler(model, adam(model))
-    assert [step for step in range(1, 101) if scheduler.step()] == [50, 100]
+    assert [step for step in range(1, 101) if count(scheduler)] == [50, 100]
 
 
 def test_rewarming_is_shorter_than_the_shortest_interval() -> None:
@@ -119,7 +120,7 @@ def test_rewarming_is_shorter_than_the_shortest_interval() -> None:
 def test_a_network_merges_at_the_shortest_interval_of_its_sites() -> None:
     network = p4.JointMerge(intervals(4, 2))
     scheduler = p4.MergeScheduler(network, adam(network))
-    assert [len(scheduler.step()) for _ in range(4)] == [0, 2, 0, 2]
+    assert [len(count(scheduler)) for _ in range(4)] == [0, 2, 0, 2]
 
 
 def test_attach_steps_by_itself() -> None:
@@ -145,7 +146,7 @@ def test_correct_and_refresh_by_merge_index(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(p4.Invertible, name, lambda self, base, name=name: calls.append((name, int(self.attempts))))
     scheduler = p4.MergeScheduler(model, adam(model), every=1, correct_every=2, refresh_every=6)
     for _ in range(8):
-        scheduler.step()
+        count(scheduler)
     assert calls == [("correct", 2), ("correct", 4), ("refresh", 6), ("correct", 8)]
 
 

@@ -64,7 +64,7 @@ def test_the_same_as_adam_also_when_the_memory_of_single_parameters_is_reset(
         for _, which in (entry for entry in resets if entry[0] == index):
             for of, optimizer in ((model, flat), (reference, plain)):
                 parameters = list(of.parameters())
-                memory.reset(optimizer, parameters[which % len(parameters)], "parameter")
+                memory.reset(optimizer, parameters[which % len(parameters)])
     assert_same(model, reference)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch._eager import eager
 from p4torch.core import transaction
 from p4torch.core.transaction import AllReduce, Member, MergeReport, Proposal, assign
 from p4torch.core.validation import check_base, check_fits
@@ -155,6 +156,7 @@ class Perturbation(nn.Module):
 
     # --- what the library calls -------------------------------------------------------------------------------------
 
+    @eager
     @torch.no_grad()
     def right_inverse(self, tensor: Tensor) -> Tensor:
         """Admit a tensor: the base for which R_B₀ gives it back. Projects it (with a warning) if it is not in S,

@@ -13,6 +13,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from p4torch import linalg
+from p4torch._eager import eager
 from p4torch.core.validation import check_fits
 
 #: The element-wise minimum of a mask over all processes of a distributed run.
@@ -102,6 +103,7 @@ class _Decision:
     accepted: Tensor
 
 
+@eager
 @torch.no_grad()
 def merge(
     members: Sequence[Member],

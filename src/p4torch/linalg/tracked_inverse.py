@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch import linalg
+from p4torch._eager import eager
 from p4torch.linalg.drift import (
     CONVERGENT,
     PROBES,
@@ -81,6 +82,7 @@ class TrackedInverse(nn.Module):
             self.refresh(base)
         return self
 
+    @eager
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
         """Recompute everything exactly: LAPACK in float64."""
@@ -95,6 +97,7 @@ class TrackedInverse(nn.Module):
         """The base and its inverse, as they are now, have just been probed: by a merge."""
         self.probed = (base._version, self.inverse._version)
 
+    @eager
     @torch.no_grad()
     def correct(self, base: Tensor, order: int) -> None:
         """Where a probe finds more drift than rounding explains: one step of the iterative inversion, or the exact

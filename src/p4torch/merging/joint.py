@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from p4torch._eager import eager
 from p4torch.core import transaction
 from p4torch.core.transaction import AllReduce, MergeReport, Proposal, Veto
-from p4torch.errors import ArgumentError
+from p4torch.errors import ArgumentError, OptimizerError
 from p4torch.parametrize.sites import Site, Wrapper, guard_checkpoints, sites
 
 
@@ -100,6 +101,23 @@ def groups(model: nn.Module) -> list[Group]:
     return [Group(tuple(members), owners.get(id(members[0].module))) for members in together.values()]
 
 
+def check_unchanged(model: nn.Module, members: Sequence[Site]) -> None:
+    """Raise OptimizerError where a model has other sites than these by now, or other tensors in them."""
+    now = {site.name: site for group in groups(model) for site in group.sites}
+    before = {site.name: site for site in members}
+    changed = sorted(now.keys() ^ before.keys()) or [
+        name
+        for name, site in before.items()
+        if now[name].base is not site.base or now[name].perturbation is not site.perturbation
+    ]
+    if changed:
+        raise OptimizerError(
+            "`model` must have the sites and tensors with which the MergeScheduler was made; other ones: "
+            f"{', '.join(changed)}. Build the optimizer and the MergeScheduler after the last `perturb`"
+        )
+
+
+@eager
 def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[MergeReport]:
     """Merge every site now: A <- R_B(A), B <- B₀. `force` overrides bounds, never finiteness or the residual.
 

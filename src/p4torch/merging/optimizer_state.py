@@ -1,10 +1,12 @@
 """An optimizer's memory of a parameter: reset, moved or left alone after a merge, for any torch optimizer.
 
-Everything happens in place, on the entries of the parameters given and of no others.
+Only the entries of the parameters given change. It happens in place where it is known what an entry means; where it is
+not (preconditioners, say), a reset drops the parameter's entries, and the optimizer makes them anew at its next step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,7 @@ from torch.optim import Optimizer
 from p4torch import linalg
 from p4torch.core.low_rank import LowRank
 from p4torch.core.transaction import MergeReport
-from p4torch.errors import OptimizerError
+from p4torch.errors import ArgumentError, OptimizerError
 from p4torch.parametrize.sites import Site
 
 #: What a merge does to the memory, see `p4torch.MergeScheduler`.
@@ -30,10 +32,34 @@ _INITIAL: dict[str, str | float] = {
 }
 
 #: Entries that are running means of the gradient itself: they point somewhere, and a linear map of the gradient acts
-#: on them. All others (squares, counters, step sizes) say how large gradients are.
+#: on them.
 _FIRST_MOMENTS = ("exp_avg", "momentum_buffer", "grad_avg")
 #: The same, and the last gradient itself (Rprop).
 _DIRECTED = (*_FIRST_MOMENTS, "prev")
+#: Entries that say how large gradients are, or count steps; zero at first.
+_SIZES = (
+    "step",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "exp_inf",
+    "square_avg",
+    "acc_delta",
+    "row_var",
+    "col_var",
+    "variance",
+)
+
+#: Under which names optimizers have what they wrap.
+_WRAPPED = ("optimizer", "base_optimizer", "base")
+
+#: Entries that are values of the parameter: an average, the iterate that steps are made from, the value at the start.
+#: With the option that the optimizer's groups have if the entry is that.
+_ITERATES: dict[str, str | None] = {
+    "ax": None,  # ASGD
+    "z": "weight_sum",  # schedule-free optimizers
+    "slow_params": None,  # Lookahead
+    "p0": "d0",  # Prodigy
+}
 
 
 def check_holds(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> None:
@@ -60,11 +86,6 @@ def check_optimizer(optimizer: Optimizer, option: str) -> None:
         )
 
 
-def has_state(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
-    """Whether the optimizer remembers anything of the parameters in the group of this one."""
-    return any(optimizer.state.get(value) for value in _group(optimizer, parameter)["params"])
-
-
 def _group(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
     for group in optimizer.param_groups:
         if any(value is parameter for value in group["params"]):
@@ -72,58 +93,88 @@ def _group(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
     raise OptimizerError("`parameter` must be in one of the optimizer's groups")
 
 
-@torch.no_grad()
-def reset(optimizer: Optimizer, parameter: nn.Parameter, name: str) -> bool:
-    """Bring a parameter's state to what it was before the first step. False if there is none yet.
+def unwrapped(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer and what it wraps (accelerate, Lightning, Lookahead, schedule-free), the one that steps last. Raises
+    ArgumentError if that is no torch optimizer."""
+    chain: list[Any] = [optimizer]
+    while inner := next((getattr(chain[-1], name) for name in _WRAPPED if hasattr(chain[-1], name)), None):
+        chain.append(inner)
+    if not isinstance(chain[-1], Optimizer):
+        raise ArgumentError.of("optimizer", "a torch optimizer", type(chain[-1]).__name__)
+    return chain
 
-    Raises OptimizerError for state that this function does not know how to reset, rather than leave it stale.
-    """
+
+@torch.no_grad()
+def reset(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Bring a parameter's state to what it was before the first step. False if there is none yet."""
     state = optimizer.state.get(parameter)
     if not state:
         return False
     group = _group(optimizer, parameter)
+    if any(not _is_known(key, entry, group) for key, entry in state.items()):
+        del optimizer.state[parameter]
+        return True
     for key, entry in state.items():
         initial = _INITIAL.get(key, 0.0)
         value = float(group.get(initial, 0.0)) if isinstance(initial, str) else initial
         if isinstance(entry, Tensor):
-            entry.copy_(parameter) if key == "ax" else entry.fill_(value)
-        elif isinstance(entry, (int, float)) and not isinstance(entry, bool):
-            state[key] = type(entry)(value)
+            entry.fill_(value)
         elif entry is not None:
-            raise _unknown(optimizer, name, key, type(entry).__name__)
+            state[key] = type(entry)(value)
+    _follow(state, parameter, group)
     return True
 
 
-def _unknown(optimizer: Optimizer, name: str, key: str, got: object) -> OptimizerError:
-    return OptimizerError(
-        f"`optimizer` must keep tensors or numbers for {name}, got {got} under {key!r} "
-        f"({type(optimizer).__name__}): use optimizer_state='keep'"
-    )
+def _is_known(key: str, entry: Any, group: dict[str, Any]) -> bool:
+    """Whether it is known what an entry of the state means."""
+    named = key in _INITIAL or key in _DIRECTED or key in _SIZES or _is_iterate(key, group)
+    number = isinstance(entry, (int, float)) and not isinstance(entry, bool)
+    return entry is None or (named and (number or isinstance(entry, Tensor)))
+
+
+def _is_iterate(key: str, group: dict[str, Any]) -> bool:
+    return key in _ITERATES and (_ITERATES[key] is None or _ITERATES[key] in group)
 
 
 @torch.no_grad()
-def redraw(optimizer: Optimizer, parameter: nn.Parameter, name: str, batch: int = 0) -> bool:
+def follow(optimizer: Optimizer, parameter: nn.Parameter) -> None:
+    """Values of the parameter that the optimizer keeps take the one that the parameter has now: steps and averages
+    start from there."""
+    state = optimizer.state.get(parameter)
+    if state:
+        _follow(state, parameter, _group(optimizer, parameter))
+
+
+def _follow(state: dict[str, Any], parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    for key, entry in state.items():
+        if _is_iterate(key, group):
+            if entry.shape == parameter.shape:
+                entry.copy_(parameter)
+            else:  # Prodigy keeps every so manieth number
+                entry.copy_(parameter.flatten()[:: group.get("slice_p", 1)].view_as(entry))
+
+
+@torch.no_grad()
+def redraw(optimizer: Optimizer, parameter: nn.Parameter, batch: int = 0) -> bool:
     """For a parameter whose coordinates were redrawn at random: clear its momentum, and give all entries the mean of
     what the optimizer knows of the gradient's size, over all dimensions but the first `batch` ones. Step counters stay.
     False if there is no state yet.
 
     After a random permutation of the coordinates an entry's own history says nothing, but the mean still does: without
-    it an adaptive optimizer would make steps of full size again.
-
-    Raises OptimizerError for entries of which there is no mean.
+    it an adaptive optimizer would make steps of full size again. Where there are entries of which it is not known what
+    they mean, all are reset.
     """
     state = optimizer.state.get(parameter)
     if not state:
         return False
+    group = _group(optimizer, parameter)
+    if any(not _is_known(key, entry, group) for key, entry in state.items()):
+        return reset(optimizer, parameter)
     for key, entry in state.items():
-        if not isinstance(entry, Tensor) or entry.dim() != parameter.dim():
+        if not isinstance(entry, Tensor) or entry.dim() != parameter.dim() or _is_iterate(key, group):
             continue
-        if not (entry.is_floating_point() or entry.is_complex()):
-            raise _unknown(optimizer, name, key, entry.dtype)
         if key in _DIRECTED:
             entry.zero_()
-        elif key == "ax":
-            entry.copy_(parameter)
         elif entry.dim() > batch:
             entry.copy_(entry.mean(tuple(range(batch, entry.dim())), keepdim=True))
     return True
@@ -154,19 +205,15 @@ def transport(optimizer: Optimizer, parameter: nn.Parameter, matrix: Tensor | No
 
 
 def update_after_merge(
-    optimizer: Optimizer,
+    optimizers: Sequence[Optimizer],
     option: OptimizerState,
     site: Site,
     report: MergeReport,
     previous: dict[str, Tensor],
-    steps: int,
 ) -> None:
-    """Apply the option to the parameters of one merged site, after so many steps; `previous` are its directions before
-    the merge.
-
-    Raises OptimizerError if there are gradients but nothing was found to reset: another optimizer steps.
-    """
-    perturbation, b = site.perturbation, dict(site.perturbation.own_parameters())
+    """Apply the option to the parameters of one merged site; `previous` are its directions before the merge. Of
+    `optimizers`, each wraps the next: the last one steps."""
+    optimizer, perturbation, b = optimizers[-1], site.perturbation, dict(site.perturbation.own_parameters())
     redrawn = {*perturbation.directions, *perturbation.permuted}
     if report.nonfinite or (report.merged and option == "reset"):
         stale = list(b)
@@ -174,23 +221,22 @@ def update_after_merge(
         stale = []
     else:
         stale = [name for name in perturbation.directions if name not in perturbation.permuted]
-    stale = [name for name in stale if b[name].requires_grad]
-    done = [reset(optimizer, b[name], f"{site.name}.{name}") for name in stale]
+    for name in stale:
+        if b[name].requires_grad:
+            reset(optimizer, b[name])
     if report.merged and not report.nonfinite and option not in ("keep", "reset"):
         for name in perturbation.permuted:
-            redraw(optimizer, b[name], f"{site.name}.{name}", _batch(site, b[name]))
+            redraw(optimizer, b[name], _batch(site, b[name]))
         if option == "restart":
             for name in b.keys() - redrawn:
                 transport(optimizer, b[name], None)
         elif option == "transport" and isinstance(perturbation, LowRank):
             for name, matrix in perturbation.transport(previous).items():
                 transport(optimizer, b[name], matrix)
-    forgotten = stale and not any(done) and any(b[name].grad is not None for name in stale)
-    if forgotten and not missing_parameters(optimizer, {"": b[stale[0]]}) and has_state(optimizer, b[stale[0]]):
-        raise OptimizerError(
-            f"`optimizer` must keep state for {', '.join(f'{site.name}.{name}' for name in stale)}, but has none "
-            f"after {steps} steps, though they have gradients: is it the optimizer that steps?"
-        )
+    if report.merged or report.nonfinite:
+        for each in optimizers:
+            for value in b.values():
+                follow(each, value)
 
 
 def _batch(site: Site, parameter: Tensor) -> int:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from p4torch.core.transaction import AllReduce
 from p4torch.errors import CheckpointError, RecoveryWarning, warn
 from p4torch.merging import optimizer_state as memory
 from p4torch.parametrize.sites import Site
+
+#: So many names stand in a warning.
+SHOWN = 5
 
 #: By site and by name.
 Values = dict[str, dict[str, Tensor]]
@@ -19,8 +23,8 @@ Values = dict[str, dict[str, Tensor]]
 class Recovery:
     """Keeps the `good` values, those of the last merge, of the ordinary parameters beside each site (a bias)."""
 
-    def __init__(self, optimizer: Optimizer, sites: Sequence[Site]) -> None:
-        self.optimizer = optimizer
+    def __init__(self, model: nn.Module, optimizer: Optimizer, sites: Sequence[Site]) -> None:
+        self.model, self.optimizer = model, optimizer
         self.good: Values = {
             site.name: {name: value.detach().clone() for name, value in site.other_parameters().items()}
             for site in sites
@@ -39,16 +43,47 @@ class Recovery:
                 good.copy_(value)
             else:
                 value.copy_(good)
-                memory.reset(self.optimizer, value, name)
+                memory.reset(self.optimizer, value)
                 has_nonfinite_state.append(name)
         for name, value in {**site.trainable(), **other_parameters}.items():
             if memory.has_nonfinite_state(self.optimizer, value):
-                memory.reset(self.optimizer, value, name)
+                memory.reset(self.optimizer, value)
                 has_nonfinite_state.append(f"state of {name}")
         if has_nonfinite_state:
-            what = f"step {step}: non-finite {', '.join(has_nonfinite_state)} at {site.name}: reset, training goes on"
+            what = f"step {step}: non-finite {', '.join(has_nonfinite_state)} at {site.name}: reset"
+            lost = self._nonfinite_elsewhere()
+            if lost:
+                what += (
+                    f". Parameters outside of the sites are not finite either, and stay so: {', '.join(lost)}. Load a "
+                    "checkpoint; `MergeScheduler(..., skip_nonfinite=True)` leaves such steps out"
+                )
+            else:
+                what += ", training goes on"
             warn(what, RecoveryWarning)
         return bool(has_nonfinite_state)
+
+    def _nonfinite_elsewhere(self) -> list[str]:
+        """The names of parameters that the optimizer trains and that are not finite, some of them."""
+        held = {id(value) for group in self.optimizer.param_groups for value in group["params"]}
+        named = ((name, value) for name, value in self.model.named_parameters() if id(value) in held)
+        bad = [name for name, value in named if not bool(value.isfinite().all())]
+        return bad if len(bad) <= SHOWN else [*bad[:SHOWN], f"{len(bad) - SHOWN} more"]
+
+    @torch.no_grad()
+    def drop_nonfinite_gradients(self, step: int, all_reduce_min: AllReduce | None) -> bool:
+        """Where a gradient is not finite, in some process: take all gradients from the optimizer, which then steps
+        nowhere, and warn. Whether that was so."""
+        values = [value for group in self.optimizer.param_groups for value in group["params"] if value.grad is not None]
+        if not values:
+            return False
+        norms = torch.stack([norm.float() for norm in torch._foreach_norm([value.grad for value in values])])
+        finite = norms.isfinite().all()
+        if bool(finite if all_reduce_min is None else all_reduce_min(finite)):
+            return False
+        for value in values:
+            value.grad = None
+        warn(f"step {step}: a gradient is not finite: this step is left out", RecoveryWarning)
+        return True
 
     def check(self, good: Values) -> None:
         """Raise CheckpointError for values of other parameters."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, get_args
@@ -12,23 +11,29 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from p4torch._eager import eager
 from p4torch._options import check_choice, check_integer, is_integer
 from p4torch.core.low_rank import Directions, LowRank
 from p4torch.core.transaction import MergeReport
-from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.errors import ArgumentError, CheckpointError, OptimizerError
 from p4torch.merging import optimizer_state as memory
 from p4torch.merging.diagnostics import Diagnostics
 from p4torch.merging.distributed import all_reduce_mean, all_reduce_min
-from p4torch.merging.joint import Group, groups
+from p4torch.merging.joint import Group, check_unchanged, groups
 from p4torch.merging.optimizer_state import OptimizerState
 from p4torch.merging.recovery import Recovery, clone_values, to_site_devices
+from p4torch.merging.steps import StepCounter, weak_hook
 from p4torch.merging.warmup import Warmup
 from p4torch.parametrize.freezing import frozen_parameters, refreeze
 from p4torch.parametrize.sites import Site, counter_based_generator, guard_checkpoints
 
 
 class MergeScheduler:
-    """Merges every site of a model each `every` optimizer steps. Call `step()` after `optimizer.step()`.
+    """Merges every site of a model each `every` optimizer steps. Call `step()` after `optimizer.step()`, or `attach()`
+    once.
+
+    Only steps that the optimizer really makes count: `step()` does nothing while gradients are accumulated, or where a
+    step was left out.
 
     A site whose perturbation is frozen (`requires_grad_(False)` on its module) rests until it is unfrozen; those of a
     `JointMerge` merge while any of them trains. Bases and what is tracked never train, also after
@@ -37,7 +42,7 @@ class MergeScheduler:
 
     Args:
         model: with at least one site.
-        optimizer: any torch optimizer that holds the parameters of all perturbations.
+        optimizer: any torch optimizer that holds the parameters of all perturbations, or what wraps one.
         every: N, the merge interval in optimizer steps. None: for each site the `interval` of its perturbation.
         correct_every: undo rounding drift at every this many merges of a site; 0 for never.
         refresh_every: recompute tracked quantities exactly at every this many merges; 0 for never.
@@ -53,13 +58,16 @@ class MergeScheduler:
             learning-rate warm-up of B alone that leaves the optimizer's groups and any learning-rate schedule in peace.
         stagger: spread the sites' merges over the interval, so that no single step is slow; those of a `JointMerge`
             stay together.
+        skip_nonfinite: leave out optimizer steps whose gradients are not all finite, with a warning. It asks the
+            device once a step.
         seed: of the redrawn directions, which are a pure function of (seed, site name, merge index).
 
     In a distributed run (an initialized default process group) all ranks agree on every merge decision.
 
     Raises:
         ArgumentError: no sites, or an option out of range.
-        OptimizerError: the optimizer lacks parameters of a perturbation; the message names them.
+        OptimizerError: the optimizer lacks parameters of a perturbation; the message names them. Also later: another
+            optimizer steps, or sites were added or removed since.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class MergeScheduler:
         directions: Directions | None = None,
         rewarm: int = 0,
         stagger: bool = False,
+        skip_nonfinite: bool = False,
         seed: int = 0,
     ) -> None:
         every = None if every is None else check_integer("every", every, 1)
@@ -81,8 +90,9 @@ class MergeScheduler:
         refresh_every, rewarm = check_integer("refresh_every", refresh_every, 0), check_integer("rewarm", rewarm, 0)
         states = get_args(OptimizerState)
         check_choice("optimizer_state", optimizer_state, states, f"one of {', '.join(states)}")
-        if not isinstance(optimizer, Optimizer):
-            raise ArgumentError.of("optimizer", "a torch optimizer", type(optimizer).__name__)
+        self._optimizers = memory.unwrapped(optimizer)
+        self.optimizer = optimizer = self._optimizers[-1]
+        self.model = model
         self.groups = groups(model)
         self.sites = [site for group in self.groups for site in group.sites]
         if not self.sites:
@@ -101,7 +111,6 @@ class MergeScheduler:
         for site in self.sites:
             if directions is not None and isinstance(site.perturbation, LowRank):
                 site.perturbation.gradient_directions = directions == "gradient"
-        self.optimizer = optimizer
         self.correct_every, self.refresh_every = correct_every, refresh_every
         self.optimizer_state, self.stagger = optimizer_state, stagger
         self.seed = int(seed) if is_integer(seed) else seed
@@ -110,23 +119,41 @@ class MergeScheduler:
         self.skipped = 0
         self.reports: dict[str, MergeReport] = {}
         self._rewarming = Warmup(rewarm, self.sites)
-        self._recovery = Recovery(optimizer, self.sites)
+        self._recovery = Recovery(model, optimizer, self.sites)
         self._diagnostics = Diagnostics(optimizer, self.sites)
         self._frozen = [value for site in self.sites for value in (site.base, *frozen_parameters(site.perturbation))]
-        self._guard_step()
+        self.skip_nonfinite = skip_nonfinite
+        self._attached = False
+        self._counter = StepCounter(optimizer, self._version)
+        self._watch()
         self._start_sketches()
 
     # --- the schedule -----------------------------------------------------------------------------------------------
 
+    @eager
     def step(self) -> list[MergeReport]:
-        """Count one optimizer step, and merge the sites whose turn it is. Their reports; mostly an empty list."""
+        """Merge the sites whose turn it is, after the steps that the optimizer has made since the last call; mostly
+        one. Their reports; mostly an empty list."""
+        reports = [report for _ in range(self._counter.take()) for report in self._count_step()]
+        if reports:
+            self._counter.rest()
+        return reports
+
+    def _count_step(self) -> list[MergeReport]:
         self.steps += 1
         self._rewarming.step()
         for site in self.sites:
             site.perturbation.after_step()
-        reports = [report for group in self._due(self.steps) for report in self._merge(group)]
+        due = self._due(self.steps)
+        if due:
+            check_unchanged(self.model, self.sites)
+        reports = [report for group in due for report in self._merge(group)]
         self._start_sketches()
         return reports
+
+    def _version(self) -> int:
+        """A number that changes whenever B is written to."""
+        return sum(value._version for site in self.sites for _, value in site.perturbation.own_parameters())
 
     def _due(self, step: int) -> list[Group]:
         return [
@@ -148,12 +175,21 @@ class MergeScheduler:
                 site.perturbation.discard_sketch()
 
     def attach(self) -> RemovableHandle:
-        """Call `step()` by itself after each `optimizer.step()`, for loops that nobody wants to edit."""
+        """Call `step()` by itself after each `optimizer.step()`, for loops that nobody wants to edit.
+
+        Raises:
+            OptimizerError: the optimizer has no step hooks and goes on after the one that it wraps.
+        """
+        hooked = [each for each in self._optimizers if hasattr(each, "_optimizer_step_post_hooks")]
+        if not isinstance(self._optimizers[0], Optimizer) and self._optimizers[0] not in hooked:
+            got = type(self._optimizers[0]).__name__
+            raise OptimizerError(f"`optimizer` must have step hooks for `attach()`, got {got}: call `step()` instead")
+        self._attached = True
 
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             self.step()
 
-        return self.optimizer.register_step_post_hook(hook)
+        return hooked[0].register_step_post_hook(hook)
 
     def _offset(self, index: int) -> int:
         return index * self._interval(self.groups[index]) // len(self.groups) if self.stagger else 0
@@ -161,17 +197,24 @@ class MergeScheduler:
     def _interval(self, group: Group) -> int:
         return self.every or group.interval
 
-    def _guard_step(self) -> None:
-        """Before each optimizer step: what must not train has no gradient, also if `requires_grad_(True)` came
-        between. The hook does not keep this scheduler alive."""
-        this = weakref.ref(self)
+    def _watch(self) -> None:
+        """Be called before each step of the optimizer."""
+        self.optimizer.register_step_pre_hook(weak_hook(self._before_step))
 
-        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            scheduler = this()
-            for value in scheduler._frozen if scheduler is not None else ():
-                refreeze(value)
+    def _before_step(self) -> None:
+        """What must not train has no gradient, also if `requires_grad_(True)` came between."""
+        for value in self._frozen:
+            refreeze(value)
+        if self.skip_nonfinite and self._recovery.drop_nonfinite_gradients(self.steps + 1, all_reduce_min()):
+            self._counter.leave_out()
 
-        self.optimizer.register_step_pre_hook(hook)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy watches its own optimizer: hooks are not copied."""
+        self.__dict__.update(state)
+        self._counter.watch(self.optimizer)
+        self._watch()
+        if self._attached:
+            self.attach()
 
     @torch.no_grad()
     def _merge(self, group: Group) -> list[MergeReport]:
@@ -195,7 +238,7 @@ class MergeScheduler:
 
     def _after(self, site: Site, report: MergeReport, previous: dict[str, Tensor]) -> None:
         """What follows a merge of one site: the optimizer's memory, corrections, recovery, warming, counters."""
-        memory.update_after_merge(self.optimizer, self.optimizer_state, site, report, previous, self.steps)
+        memory.update_after_merge(self._optimizers, self.optimizer_state, site, report, previous)
         index = report.index
         if self.refresh_every and index % self.refresh_every == 0:
             site.refresh()
@@ -244,6 +287,7 @@ class MergeScheduler:
         self._rewarming.before = to_site_devices(state["before"], self.sites)
         self._recovery.good = to_site_devices(state["good"], self.sites)
         self._diagnostics.load_state_dict(state["diagnostics"])
+        self._counter.rest()
         self._discard_sketches(self.sites)
         self._start_sketches()
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from p4torch._eager import eager
 from p4torch.core.perturbation import Perturbation
 from p4torch.core.shaped import check_block
 from p4torch.core.transaction import AllReduce, Member, MergeReport
@@ -221,6 +222,7 @@ def parameter_groups(model: nn.Module, **perturbation_options: Any) -> list[dict
     return [{"params": others}, {"params": b, "weight_decay": 0.0, **perturbation_options}]
 
 
+@eager
 def finalize(model: nn.Module) -> nn.Module:
     """Merge and remove every perturbation, in place: plain modules with plain Parameters, ready for any checkpoint.
 
