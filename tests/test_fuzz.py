@@ -42,7 +42,16 @@ PROPERTIES: dict[str, Callable[..., Any]] = {
     "singular values": p4.FixedSingularValues,
     "norm": partial(p4.SpectralBound, bound=1.5),
 }
-TRACKED = ("additive", "exponential", "blocks", "triangular", "determinant 1", "orthogonal", "whole rotation", "positive")
+TRACKED = (
+    "additive",
+    "exponential",
+    "blocks",
+    "triangular",
+    "determinant 1",
+    "orthogonal",
+    "whole rotation",
+    "positive",
+)
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -197,7 +206,9 @@ class Layer(RuleBasedStateMachine):
     @rule(dtype=st.sampled_from(DTYPES))
     def move(self, dtype: torch.dtype) -> None:
         self.model.to(dtype).requires_grad_(True)
-        self.coarsest = max(dtype, self.coarsest, key=lambda kind: torch.finfo(kind).eps)  # what was rounded once stays so
+        self.coarsest = max(
+            dtype, self.coarsest, key=lambda kind: torch.finfo(kind).eps
+        )  # what was rounded once stays so
         self._expect()
         self.optimizer, self.schedule = self._trainer(self.model)
 
