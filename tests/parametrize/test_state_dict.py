@@ -113,3 +113,12 @@ def test_merging_into_a_base_on_another_device_is_refused() -> None:
     perturbation = p4.Invertible(torch.eye(3))
     with pytest.raises(p4.ArgumentError, match=r"`base` must be torch.float32 on cpu.*on meta"):
         perturbation.merge(torch.eye(3, device="meta"))
+
+
+def test_a_state_without_a_site_leaves_it_alone() -> None:
+    """As when a head is loaded, `strict=False`."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    p4.perturb(model, "0.weight", p4.LowRankUpdate, rank=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict({"1.bias": torch.ones(3)}, strict=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name != "1.bias")

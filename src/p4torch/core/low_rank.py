@@ -216,8 +216,9 @@ class LowRank(Perturbation):
         return self.apply_factors(exact, p, q).to(base.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Without g: from before it was kept, when the length of V stood for it."""
-        state_dict.setdefault(prefix + "gain", torch.ones_like(self.gain))
+        """B without g: from before it was kept, when the length of V stood for it."""
+        if any(prefix + name in state_dict for name, _ in self.own_parameters()):
+            state_dict.setdefault(prefix + "gain", torch.ones_like(self.gain))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def transport(self, previous: dict[str, Tensor]) -> dict[str, Tensor]:

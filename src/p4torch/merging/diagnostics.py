@@ -44,11 +44,25 @@ class Diagnostics:
     """
 
     def __init__(self, optimizer: Optimizer, sites: Sequence[Site]) -> None:
-        self.optimizer = optimizer
+        self.optimizer, self.sites = optimizer, sites
         self.refused: dict[str, list[float]] = {site.name: [] for site in sites}
         self.still: dict[str, int] = {site.name: 0 for site in sites}
         self.start: dict[str, float] = {}
         self.warned: dict[str, list[str]] = {site.name: [] for site in sites}
+        self.resting()
+
+    def resting(self) -> None:
+        """To be called at first, and where a frozen site is due: warn if nothing trains, and nothing has been merged
+        yet. A schedule that pauses later rests in silence."""
+        if all(site.is_frozen for site in self.sites) and not any(self.refused.values()):
+            self._warn(
+                self.sites[0],
+                "frozen",
+                "it is frozen, and so are all perturbations of the model: none of them trains, and nothing is merged. "
+                "PEFT's `get_peft_model` freezes all but its adapters. If they should train, unfreeze them "
+                "(`for site in p4.sites(model): site.perturbation.requires_grad_(True)`) and build the optimizer then; "
+                "if they should rest, leave out the scheduler",
+            )
 
     @torch.no_grad()
     def before(self, site: Site) -> BeforeMerge:

@@ -20,6 +20,7 @@ from p4torch.merging import optimizer_state as memory
 from p4torch.merging.diagnostics import Diagnostics
 from p4torch.merging.distributed import all_reduce_mean, all_reduce_min
 from p4torch.merging.joint import Group, check_unchanged, groups
+from p4torch.merging.leaves import opened, sealed
 from p4torch.merging.optimizer_state import OptimizerState
 from p4torch.merging.recovery import Recovery, clone_values, to_site_devices
 from p4torch.merging.steps import StepCounter, weak_hook
@@ -219,6 +220,7 @@ class MergeScheduler:
     @torch.no_grad()
     def _merge(self, group: Group) -> list[MergeReport]:
         if group.is_frozen:
+            self._diagnostics.resting()
             self._discard_sketches(group.sites)
             for site in group.sites:
                 self._recovery.recover(site, (), self.steps)
@@ -257,7 +259,7 @@ class MergeScheduler:
     def state_dict(self) -> dict[str, Any]:
         """Counters, reports and buffers as plain numbers, strings and tensors. The merge index of every site is in
         the model's own state."""
-        return {
+        state = {
             "steps": self.steps,
             "merged": self.merged,
             "skipped": self.skipped,
@@ -269,11 +271,12 @@ class MergeScheduler:
             "good": clone_values(self._recovery.good),
             "diagnostics": self._diagnostics.state_dict(),
         }
+        return sealed(state)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises CheckpointError, and changes nothing, if the sites differ."""
-        names = [site.name for site in self.sites]
+        state, names = opened(state), [site.name for site in self.sites]
         missing = [key for key in self.state_dict() if not isinstance(state, dict) or key not in state]
         if missing:
             raise CheckpointError(f"`state` must be of a MergeScheduler, but lacks {', '.join(missing)}")

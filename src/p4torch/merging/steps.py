@@ -31,8 +31,10 @@ class StepCounter:
         self.watch(optimizer)
 
     def watch(self, optimizer: Optimizer) -> None:
-        """Count the steps of this one."""
+        """Count the steps of this one. Those before its state is loaded are none: torch's distributed checkpoints make
+        one to have a state to load into."""
         optimizer.register_step_post_hook(weak_hook(self._count))
+        optimizer.register_load_state_dict_post_hook(weak_hook(self.rest))
 
     def _count(self) -> None:
         self.made += not self._left_out
@@ -69,17 +71,17 @@ class StepCounter:
         return 0
 
     def rest(self) -> None:
-        """What B is now, it may be: merged, or loaded."""
-        self._last = self._version()
+        """What B is now, it may be: merged, or loaded. Steps before count no more."""
+        self.made, self._last = 0, self._version()
 
 
-def weak_hook(method: Callable[[], None]) -> Callable[[Any, Any, Any], None]:
+def weak_hook(method: Callable[[], None]) -> Callable[..., None]:
     """A bound method as a hook of an optimizer that does not keep the method's object alive, and is not compiled with
     the optimizer's step."""
     reference = weakref.WeakMethod(method)
 
     @eager
-    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def hook(*_: Any) -> None:
         method = reference()
         if method is not None:
             method()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from p4torch.core.perturbation import Perturbation
+from p4torch.parametrize.effective import read_only
 from p4torch.parametrize.freezing import frozen_base
 from p4torch.parametrize.linear import FactoredLinear
 from p4torch.parametrize.lookup import perturbations
@@ -81,6 +82,7 @@ def _remember(module: nn.Module, tensor_name: str, order: tuple[str, ...], targe
         setattr(table, _REGISTERED, {})
     getattr(table, _REGISTERED)[tensor_name] = table[tensor_name], list(targets)
     kind = type(module)
+    setattr(kind, tensor_name, read_only(vars(kind)[tensor_name]))
     setattr(kind, "register_parameter", _register_parameter)  # noqa: B010 - of this class alone
     setattr(kind, f"_{tensor_name}_property", vars(kind)[tensor_name])
 

@@ -12,15 +12,17 @@ from torch.nn.utils import parametrize
 from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.parametrize.lookup import perturbations
+from p4torch.parametrize.pretrained import guard_saves, leave_out_effective, unguard_saves
 from p4torch.parametrize.targets import chain_of
 
 
 def guard_checkpoints(module: nn.Module) -> None:
     """Make `module.load_state_dict` check every site in the module before it writes anything, and accept plain tensors
-    for them. `perturb` does it for the module it is given; `parameter_groups`, `merge` and a `MergeScheduler` for their
-    model."""
+    for them; and make `save_pretrained` of Hugging Face models in it write effective weights. `perturb` does it for the
+    module it is given; `parameter_groups`, `merge` and a `MergeScheduler` for their model."""
     if not any(_is_guard(hook) for hook in module._load_state_dict_pre_hooks.values()):
         module.register_load_state_dict_pre_hook(_validate_checkpoint)
+    guard_saves(module)
 
 
 def unguard_checkpoints(module: nn.Module) -> None:
@@ -28,6 +30,7 @@ def unguard_checkpoints(module: nn.Module) -> None:
     hooks = module._load_state_dict_pre_hooks
     for key in [key for key, hook in hooks.items() if _is_guard(hook)]:
         del hooks[key]
+    unguard_saves(module)
 
 
 def _is_guard(hook: Any) -> bool:
@@ -37,6 +40,7 @@ def _is_guard(hook: Any) -> bool:
 def _validate_checkpoint(
     module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
 ) -> None:
+    leave_out_effective(module, state, prefix)
     for path, child in module.named_modules(prefix=prefix.removesuffix(".")):
         for tensor_name, perturbation in perturbations(child):
             _validate_site(child, tensor_name, perturbation, state, f"{path}." if path else "")

@@ -1,6 +1,7 @@
-"""What users attach to their training: merges inside PyTorch Lightning, an optimizer, a plain loop with checkpoints.
+"""What users attach to their training: merges inside Lightning and transformers, an optimizer, a loop with checkpoints.
 
-Lightning is imported when `MergeCallback` is first asked for; the rest needs torch alone.
+Lightning is imported when `MergeCallback` is first asked for, transformers when `P4TrainerCallback` is; the rest needs
+torch alone.
 """
 
 from __future__ import annotations
@@ -14,13 +15,32 @@ from p4torch.training.flat_adam import FlatAdam
 
 if TYPE_CHECKING:
     from p4torch.training.callback import MergeCallback
+    from p4torch.training.huggingface import P4TrainerCallback
 
-__all__ = ["Fit", "FlatAdam", "MergeCallback", "load_checkpoint", "provenance", "save_checkpoint"]
+__all__ = [
+    "Fit",
+    "FlatAdam",
+    "MergeCallback",
+    "P4TrainerCallback",
+    "load_checkpoint",
+    "provenance",
+    "save_checkpoint",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "MergeCallback":
-        from p4torch.training.callback import MergeCallback
+    try:
+        if name == "MergeCallback":
+            from p4torch.training.callback import MergeCallback
 
-        return MergeCallback
+            return MergeCallback
+        if name == "P4TrainerCallback":
+            from p4torch.training.huggingface import P4TrainerCallback
+
+            return P4TrainerCallback
+    except ModuleNotFoundError as error:
+        extra = {"pytorch_lightning": "lightning", "transformers": "huggingface"}.get(error.name or "")
+        if extra is None:
+            raise
+        raise ImportError(f'`{name}` needs {error.name}: pip install "p4torch[{extra}]"') from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import BaseFinetuning
 from torch.utils.hooks import RemovableHandle
 
 from p4torch._options import check_integer
-from p4torch.errors import ArgumentError
+from p4torch.errors import ArgumentError, StallWarning
 from p4torch.merging.scheduler import MergeScheduler
 
 
@@ -51,7 +53,12 @@ class MergeCallback(pl.Callback):
         if self.optimizer >= len(optimizers):
             raise ArgumentError.of("optimizer", f"an index below {len(optimizers)}", self.optimizer)
         self._detach()
-        self.scheduler = MergeScheduler(pl_module, optimizers[self.optimizer], self.every, **self.options)
+        with warnings.catch_warnings():
+            if any(
+                isinstance(callback, BaseFinetuning) for callback in cast(Any, trainer).callbacks
+            ):  # it will unfreeze them
+                warnings.filterwarnings("ignore", ".*so are all perturbations of the model", StallWarning)
+            self.scheduler = MergeScheduler(pl_module, optimizers[self.optimizer], self.every, **self.options)
         if self._pending is not None:
             self.scheduler.load_state_dict(self._pending)
             self._pending = None
