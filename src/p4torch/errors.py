@@ -24,7 +24,7 @@ class OptimizerError(P4Error, ValueError):
 
 
 class CheckpointError(P4Error, ValueError):
-    """A checkpoint does not fit the model, or cannot be read."""
+    """A checkpoint does not fit the model, is damaged, or cannot be read or written."""
 
 
 class ProjectionWarning(UserWarning):

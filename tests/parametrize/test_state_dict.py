@@ -7,7 +7,9 @@ import io
 
 import pytest
 import torch
+from tests.constructors import PERTURBATIONS
 from tests.parametrize.test_sites import assert_unchanged, move, perturbed_model, plain_model, snapshot
+from tests.properties.test_half import element, site_on
 from torch import nn
 
 import p4torch as p4
@@ -15,19 +17,12 @@ import p4torch as p4
 # --- copies and checkpoints -------------------------------------------------------------------------------------
 
 
-def test_deepcopy_and_averaged_model() -> None:
+def test_deepcopy() -> None:
     model = perturbed_model()
     move(model)
     x = torch.randn(3, 4)
     model(x).sum().backward()
     assert torch.equal(copy.deepcopy(model)(x), model(x))
-    average = torch.optim.swa_utils.AveragedModel(model)
-    average.update_parameters(model)
-    torch.testing.assert_close(average(x), model(x))
-    move(model)
-    average.update_parameters(model)
-    assert bool(average(x).isfinite().all())
-    assert len(list(p4.sites(average))) == 2
 
 
 def test_a_checkpoint_round_trips_through_a_file() -> None:
@@ -74,11 +69,15 @@ def test_a_checkpoint_of_another_shape_changes_nothing(what: str) -> None:
     other = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(5, 5), nn.Linear(4, 2))
     if what != "plain":
         for index in (0, 2):
-            p4.perturb(other[index], "weight", p4.Invertible, rank=1)
+            p4.perturb(other[index], "weight", p4.Invertible, rank=1, scale=1.0)
+    expected = r"in the checkpoint must have shape \(4, [14]\), got"
     if what == "rank":
         other = perturbed_model(rank=2)
+        expected = (
+            r"`0.weight` in .* must be of Invertible\(.*rank=1, scale=1\), got one of Invertible\(.*rank=2, scale=1\)"
+        )
     before = snapshot(model)
-    with pytest.raises(p4.CheckpointError, match=r"in the checkpoint must have shape \(4, [14]\), got"):
+    with pytest.raises(p4.CheckpointError, match=expected):
         model.load_state_dict(other.state_dict())
     assert_unchanged(model, before)
 
@@ -122,3 +121,41 @@ def test_a_state_without_a_site_leaves_it_alone() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict({"1.bias": torch.ones(3)}, strict=False)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name != "1.bias")
+
+
+@pytest.mark.parametrize(
+    "name", ["invertible", "orthogonal-blocks", "spectral-bound", "positive-definite", "fixed-spectrum"]
+)
+def test_a_model_on_meta_takes_a_state(name: str) -> None:
+    """Deferred: the copy has no values until `load_state_dict(assign=True)`."""
+    row, base = PERTURBATIONS[name], element(PERTURBATIONS[name]).float()
+    model = site_on(row, base).module
+    move(model)
+    empty = copy.deepcopy(model).to("meta")
+    empty.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    assert_unchanged(empty, snapshot(model))
+    trains = [[name for name, value in part.named_parameters() if value.requires_grad] for part in (model, empty)]
+    assert trains[0] == trains[1]
+    assert not any(value.is_meta for value in (*empty.parameters(), *empty.buffers()))
+    (one,), (other,) = p4.sites(model), p4.sites(empty)
+    assert one.merge(seed=3) == other.merge(seed=3)
+    assert_unchanged(empty, snapshot(model))
+
+
+def test_a_plain_tensor_on_meta_is_refused() -> None:
+    model = perturbed_model().to("meta")
+    with pytest.raises(p4.CheckpointError, match=r"`0.weight` in the checkpoint must be of a perturbed model"):
+        model.load_state_dict(plain_model().state_dict(), assign=True)
+
+
+def test_base_and_b_of_two_dtypes_are_refused() -> None:
+    model = perturbed_model().bfloat16()
+    for site in p4.sites(model):
+        for _, value in site.perturbation.own_parameters():
+            value.data = value.data.float()
+    for use in (lambda: model(torch.ones(1, 4).bfloat16()), lambda: model[0].weight):
+        with pytest.raises(
+            p4.ArgumentError, match=r"`weight` must be perturbed in one dtype, got B torch.float32 beside"
+        ):
+            use()
+    assert bool(model.float()(torch.ones(1, 4)).isfinite().all())

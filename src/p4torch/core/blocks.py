@@ -14,6 +14,7 @@ from p4torch.core.step_size import block_gain, check_scale, scale_repr
 from p4torch.errors import ArgumentError
 from p4torch.linalg.block_diagonal import BlockDiagonal
 from p4torch.linalg.matrix_groups import Algebra
+from p4torch.linalg.reference import exporting
 
 Block = int | Literal["all"]
 BlockSide = Literal["left", "right", "both"]
@@ -211,6 +212,8 @@ class Blocks(Perturbation):
         sizes = [value.shape[-1] for _, value in self.own_parameters()] * (1 if self.left_algebra is None else 2)
         if base.dim() > 2 or (self.left_order is None and self.right_order is None):
             return True
+        if exporting():
+            return False
         outputs, inputs = base.shape
         count, b = x.numel() // max(inputs, 1), max(sizes)
         dense = (count + 3 * b * len(sizes)) * inputs * outputs + 2 * GATHER * inputs * outputs

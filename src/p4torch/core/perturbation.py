@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from p4torch import linalg
 from p4torch._eager import eager
 from p4torch.core import transaction
+from p4torch.core.identity import Identified
 from p4torch.core.transaction import AllReduce, Member, MergeReport, Proposal, assign
 from p4torch.core.validation import check_base, check_fits
 from p4torch.errors import ArgumentError, ProjectionWarning, warn
@@ -33,7 +34,7 @@ _RENAMED = {
 }
 
 
-class Perturbation(nn.Module):
+class Perturbation(Identified):
     """R_B: its own parameters are B, its `forward(base)` returns R_B(base). It is a torch parametrization.
 
     A property of your own overrides `forward`, `reset` and `defect` (and `project`, if its perturbation may leave S
@@ -95,6 +96,11 @@ class Perturbation(nn.Module):
         """A tensor of S near the one given."""
         raise NotImplementedError(f"{type(self).__name__} has no `project(tensor)`: it admits elements of S only")
 
+    def nearest(self, tensor: Tensor) -> Tensor:
+        """A tensor to be admitted for a mean of elements of S: by default the mean itself, which admission projects.
+        Where admission begins another S, an element of this one."""
+        return tensor
+
     def refresh(self, base: Tensor) -> None:
         """Recompute exactly whatever is tracked beside the base. Nothing by default."""
 
@@ -110,6 +116,12 @@ class Perturbation(nn.Module):
     def penalty(self, base: Tensor) -> Tensor:
         """A non-negative term `()` for the loss that keeps the optimizer where merges succeed. 0 by default."""
         return base.new_zeros(())
+
+    def identity(self) -> str:
+        """The property and its options, as every state says them: a state of others is refused. By default the name of
+        the class with its `extra_repr()`; a property whose options do not all define S, or what B means, names those
+        that do."""
+        return f"{property_name(self)}({self.extra_repr()})"
 
     def warning_for(self, module: nn.Module, tensor_name: str) -> str | None:
         """What keeps a module from having the property of its tensor, in a sentence that `perturb` warns of. None by
@@ -140,19 +152,23 @@ class Perturbation(nn.Module):
 
     def solve(self, base: Tensor, y: Tensor) -> Tensor:
         """y R_B(A)⁻ᵀ, the rows x with x R_B(A)ᵀ = y. `(..., m, n)`."""
-        return linalg.solve_rows(self(base), y)
+        with linalg.full_precision(base.device):
+            return linalg.solve_rows(self(base), y.to(base.dtype))
 
     def inverse(self, base: Tensor) -> Tensor:
         """R_B(A)⁻¹, `(..., n, n)`."""
-        return linalg.unbatched(torch.linalg.inv, linalg.at_least_single(self(base))).to(base.dtype)
+        with linalg.full_precision(base.device):
+            return linalg.unbatched(torch.linalg.inv, linalg.at_least_single(self(base))).to(base.dtype)
 
     def logabsdet(self, base: Tensor) -> Tensor:
         """log|det R_B(A)|, `(...)`."""
-        return linalg.slogdet(self(base))[1].to(base.dtype)
+        with linalg.full_precision(base.device):
+            return linalg.slogdet(self(base))[1].to(base.dtype)
 
     def sign(self, base: Tensor) -> Tensor:
         """sign det R_B(A), `(...)`."""
-        return linalg.slogdet(self(base))[0].to(base.dtype)
+        with linalg.full_precision(base.device):
+            return linalg.slogdet(self(base))[0].to(base.dtype)
 
     # --- what the library calls -------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from p4torch.flows.activations import BentIdentity
 from p4torch.flows.bijection import Bijection, Chain, Inverse, Swap
 from p4torch.flows.coupling import AffineCoupling
 from p4torch.flows.flow import Flow, NormalAndUniform, StandardNormal
+from p4torch.flows.inference import for_inference
 from p4torch.flows.linear import InvertibleLinear
 from p4torch.flows.mlp import InvertibleMLP
 from p4torch.flows.partial import Partial
@@ -26,5 +27,6 @@ __all__ = [
     "StandardNormal",
     "Swap",
     "VolumePreserving",
+    "for_inference",
     "path_loss",
 ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from p4torch import linalg
 from p4torch._options import check_integer, check_tensor, is_integer
 from p4torch.errors import ArgumentError
 from p4torch.flows._fused.run import Step, fusable, fused_run
+from p4torch.flows._precision import in_full_precision
 from p4torch.flows.structure import Structured
 from p4torch.linalg.reference import transformed
 
@@ -23,8 +24,15 @@ class Bijection(Structured):
     or `()` where it does not depend on the point: it broadcasts.
 
     Points are tensors of the dtype of the parameters, and so are results; ours refuse others, by an ArgumentError.
-    Bijections without parameters take any floating-point dtype.
+    Bijections without parameters take any floating-point dtype. Under autocast they compute in that dtype, too, as does
+    a bijection of your own: `forward`, `inverse` and `moves` are called with autocast off.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("forward", "inverse", "moves"):
+            if name in cls.__dict__:
+                setattr(cls, name, in_full_precision(cls.__dict__[name]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Data to latent."""
@@ -162,11 +170,11 @@ def check_hidden(hidden: Sequence[int]) -> list[int]:
 
 def check_dtype(x: Tensor, dtype: torch.dtype | None = None, complex: bool = False, name: str = "x") -> None:
     """Refuse points of integers; complex ones where real ones are mapped, and the reverse; and those of another dtype
-    than the parameters', if that is given. Under autocast, what operations return is of several."""
+    than the parameters', if that is given."""
     check_tensor(name, x)
     if not (x.is_complex() if complex else x.is_floating_point()):
         raise ArgumentError.of(name, f"of a {'complex' if complex else 'floating-point'} dtype", x.dtype)
-    if dtype is not None and x.dtype != dtype and not linalg.autocasts(x.device):
+    if dtype is not None and x.dtype != dtype:
         raise ArgumentError.of(name, f"of the parameters' dtype, {dtype}", x.dtype)
 
 

@@ -86,7 +86,7 @@ class _TwinMLP(nn.Module):
         return [value for pair in zip(weights.values(), biases.values(), strict=True) for value in pair]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = x.reshape(1, x.shape[:-1].numel(), x.shape[-1]).expand(2, -1, -1)
+        y = x.reshape(1, -1, x.shape[-1]).expand(2, -1, -1)
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             y = torch.baddbmm(bias, y, weight.mT)
             if index < len(self.activations):

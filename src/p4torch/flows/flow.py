@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from p4torch._options import check_indices, check_tensor
 from p4torch.errors import ArgumentError
+from p4torch.flows._precision import in_full_precision
 from p4torch.flows.bijection import Bijection, check_event, check_features
 from p4torch.flows.latent import Distribution, base_log_prob, base_sample, check_base, latent_features
 from p4torch.flows.structure import Structured
@@ -30,6 +31,7 @@ class StandardNormal(nn.Module):
         self.features = check_features(features)
         self.register_buffer("zero", torch.zeros((), dtype=dtype), persistent=False)  # dtype and device of the samples
 
+    @in_full_precision
     def log_prob(self, z: Tensor) -> Tensor:
         check_event(z, self.features, complex=self.zero.is_complex())
         if z.is_complex():
@@ -69,6 +71,7 @@ class NormalAndUniform(Structured):
         angle[circular] = 1
         self.register_buffer("angle", angle)
 
+    @in_full_precision
     def log_prob(self, z: Tensor) -> Tensor:
         check_event(z, self.features)
         logarithm = (self.features + self.angle.sum()) * (math.log(2 * math.pi) / 2)
@@ -89,6 +92,8 @@ class NormalAndUniform(Structured):
 
 class Flow(Structured):
     """log p(x) = log p_Z(f(x)) + log|det ∂f/∂x|, samples x = f⁻¹(z) with z ~ p_Z.
+
+    Densities have the dtype of the parameters, float32 say, under autocast, too.
 
     The latent distribution is a `StandardNormal`, another module with `log_prob(z)` and `sample(count, generator)`,
     or a `torch.distributions` one over vectors: event shape (n,), batch shape ().

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from p4torch import linalg
 from p4torch._options import check_integer
 from p4torch.errors import ArgumentError
 from p4torch.flows.bijection import Chain, Inverse, check_event
@@ -70,7 +71,8 @@ def base_log_prob(base: Base, z: Tensor) -> Tensor:
         axes = len(base.event_shape)
         if axes == 1:
             check_event(z, base.event_shape[0], complex=z.is_complex())
-    log_prob = base.log_prob(z)
+    with linalg.full_precision(z.device):
+        log_prob = base.log_prob(z)
     if log_prob.shape != z.shape[:-axes]:
         expected = f"a distribution whose log_prob(z) is of shape {tuple(z.shape[:-axes])} for z {tuple(z.shape)}"
         raise ArgumentError.of("base", expected, tuple(log_prob.shape))
@@ -88,7 +90,9 @@ def base_sample(base: Base, count: int, generator: torch.Generator | None) -> Te
         if generator is not None:
             expected = "None, since a torch distribution takes none"
             raise ArgumentError.of("generator", expected, type(generator).__name__)
-        return (base.rsample if base.has_rsample else base.sample)(torch.Size((count,)))
+        device = next((value.device for value in vars(base).values() if isinstance(value, Tensor)), torch.device("cpu"))
+        with linalg.full_precision(device):
+            return (base.rsample if base.has_rsample else base.sample)(torch.Size((count,)))
     z = base.sample(count, generator)
     if z.dim() != 2 or len(z) != count:
         raise ArgumentError.of("base", f"a distribution whose sample({count}) is of shape ({count}, n)", tuple(z.shape))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p4torch import linalg
-from p4torch.linalg.reference import reference_gradients, reference_wanted, transformed
+from p4torch.linalg.reference import exporting, reference_gradients, reference_wanted, transformed
 
 #: Multiply-adds that cost as much as the calls which the factored path makes beyond the dense one (about 40 µs at
 #: 30 to 60 billion a second): below, a whole product is cheaper than saving it.
@@ -99,8 +99,9 @@ def solve(y: Tensor, inverse: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Ten
 
 def dense_is_cheaper(x: Tensor, base: Tensor, rank: int) -> bool:
     """Whether forming A + P Qᵀ, and its gradient, takes less than the factored path: for small matrices, and where the
-    rank is not small against them. In multiply-adds, m n n' + 3 n n' k against 3 m (n + n') k and the calls."""
-    if base.dim() != 2 or linalg.autocasts(base.device):
+    rank is not small against them. In multiply-adds, m n n' + 3 n n' k against 3 m (n + n') k and the calls. An
+    exported model, for batches of any size, takes the factored path."""
+    if base.dim() != 2 or linalg.autocasts(base.device) or exporting():
         return False
     outputs, inputs = base.shape
     count = x.numel() // max(inputs, 1)

@@ -18,6 +18,12 @@ def transformed() -> bool:
     )
 
 
+def exporting() -> bool:
+    """Whether `torch.export` looks on: what is computed may then not depend on the size of a batch, which it leaves
+    open."""
+    return torch.compiler.is_exporting() if hasattr(torch.compiler, "is_exporting") else torch.compiler.is_compiling()
+
+
 def reference_wanted(*directions: Tensor | None) -> bool:
     """Whether a backward pass that gets these gradients is to go through the reference: its result will be
     differentiated (`create_graph`), or they are many at once (`is_grads_batched`, `torch.func.vmap`), for which no

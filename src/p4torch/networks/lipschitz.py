@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch._options import check_number
+from p4torch.core.identity import Identified
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError, ProjectionWarning, warn
 from p4torch.merging.joint import JointMerge
@@ -24,7 +25,7 @@ from p4torch.properties._math.shapes import check_real_matrix
 ROOM = 1e-6
 
 
-class LipschitzNetwork(JointMerge):
+class LipschitzNetwork(JointMerge, Identified):
     """S = {networks with Π_i ‖A_i‖₂ · κ <= c}, κ the constants of what has no weights: |f(x) - f(y)| <= c |x - y|, at
     every step.
 
@@ -90,6 +91,7 @@ class LipschitzNetwork(JointMerge):
             norms = self._scale(list(layers.values()), norms)
         for layer, perturbation, share in zip(layers.values(), perturbations, self._shares(norms), strict=True):
             perturbation.certificate.bound.fill_(share)
+            perturbation.bound = None  # a share is a part of the state
             perturb(layer, "weight", partial(_given, perturbation), view="matrix")
 
     @property
@@ -163,6 +165,9 @@ class LipschitzNetwork(JointMerge):
                 ProjectionWarning,
             )
         return self.model
+
+    def identity(self) -> str:
+        return f"LipschitzNetwork(bound={float(self.bound):g}, at={self.at!r})"
 
     def extra_repr(self) -> str:
         return f"bound={float(self.bound):g}, constant={self.constant:g}, at={self.at!r}"

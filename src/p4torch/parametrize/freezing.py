@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from p4torch.core.perturbation import Perturbation
+from p4torch.errors import ArgumentError
 from p4torch.linalg.reference import transformed
 
 
@@ -36,7 +37,15 @@ def refreeze(value: Tensor) -> None:
 
 
 def frozen_base(perturbation: Perturbation, base: Tensor) -> Tensor:
-    """The base for a forward pass: no gradient leads to it."""
+    """The base for a forward pass: no gradient leads to it.
+
+    Raises:
+        ArgumentError: B has another dtype.
+    """
+    first = next(iter(perturbation._parameters.values()), None)
+    if first is not None and first.dtype != base.dtype:
+        got = f"B {first.dtype} beside a base {base.dtype}: `module.to(dtype)` moves both"
+        raise ArgumentError.of(perturbation.tensor_name, "perturbed in one dtype", got)
     if not base.requires_grad or not isinstance(base, nn.Parameter):
         return base
     if transformed():

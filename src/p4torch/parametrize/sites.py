@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from p4torch._eager import eager
-from p4torch.core.perturbation import Perturbation
+from p4torch.core.perturbation import Perturbation, property_name
 from p4torch.core.shaped import check_block
 from p4torch.core.transaction import AllReduce, Member, MergeReport
 from p4torch.errors import ArgumentError, PropertyWarning, warn
+from p4torch.parametrize.containers import watch_containers
 from p4torch.parametrize.freezing import keep_frozen
 from p4torch.parametrize.lookup import perturbations
 from p4torch.parametrize.registration import register, unregister
@@ -152,6 +153,7 @@ def perturb(
     perturbation.tensor_name = tensor_name
     perturbation.untrained = tuple(name for name, value in perturbation.own_parameters() if not value.requires_grad)
     register(targets, tensor, matrix, [perturbation] if viewed is None else [perturbation, viewed])
+    watch_containers()
     for loaded in (module, *(owner for owner, _ in targets)):
         guard_checkpoints(loaded)
     warnings = [text for text in (perturbation.warning_for(*target) for target in targets) if text is not None]
@@ -226,13 +228,32 @@ def parameter_groups(model: nn.Module, **perturbation_options: Any) -> list[dict
 def finalize(model: nn.Module) -> nn.Module:
     """Merge and remove every perturbation, in place: plain modules with plain Parameters, ready for any checkpoint.
 
-    The effective weights stay as they are, also where a merge would have been refused.
+    The effective weights stay as they are, also where a merge would have been refused. A base that is not in S any
+    more, because something else has written into it, gets a `PropertyWarning`.
     """
+    known = dict[int, str]()
     for site in list(_all_targets(_modules(model))):
+        if known.setdefault(id(site.base), site.name) == site.name:
+            _warn_of_defect(site)
         unregister(site.module, site.tensor_name)
     for module in model.modules():
         unguard_checkpoints(module)
     return _unwrap(model)
+
+
+@torch.no_grad()
+def _warn_of_defect(site: Site) -> None:
+    """Merges leave no defect beyond rounding."""
+    if site.base.is_meta:
+        return
+    defect = float(site.perturbation.defect(site.base).max())
+    if not defect <= torch.finfo(site.base.dtype).eps ** 0.5:
+        warn(
+            f"the base of `{site.name}` does not lie in the set of {property_name(site.perturbation)} (defect "
+            f"{defect:.3g}): something else than merges has written into it, such as an average over training, for "
+            "which there is p4torch.training.WeightAverage. `module.weight = tensor` admits a tensor",
+            PropertyWarning,
+        )
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
 
 from p4torch.core.perturbation import Perturbation, property_name
 from p4torch.errors import ArgumentError
@@ -16,24 +17,25 @@ from p4torch.properties.low_rank_update import LowRankUpdate
 
 #: A module and the name of a tensor in it.
 Target = tuple[nn.Module, str]
+#: What wrappers call the model inside: activation checkpointing and FSDP, which leave it out of state dictionaries;
+#: torch.compile and Lightning Fabric.
+UNSAVED = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+WRAPPED = (*UNSAVED, "_orig_mod", "_forward_module", "_original_module")
+#: Those that call it `module`, as others may call a part.
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 #: What `nn.utils.weight_norm`, `spectral_norm` and `prune` call the parameters that they compute a tensor from.
 _HOOKED = ("_g", "_v", "_orig")
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """A model without what data-parallel wrappers put around it."""
-    wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    return cast(nn.Module, model.module) if wrapped else model
-
-
 def paths(model: nn.Module, every: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """All modules, each once or at `every` of its paths, with the paths that they have in the plain model."""
-    for path, module in unwrapped(model).named_modules(remove_duplicate=not every):
-        yield _uncompiled(path) if "_orig_mod" in path else path, module
-
-
-def _uncompiled(path: str) -> str:
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+    plain, modules = dict[str, str](), dict[str, nn.Module]()
+    for path, module in model.named_modules(remove_duplicate=not every):
+        parent, _, name = path.rpartition(".")
+        wrapped = name in WRAPPED or (name == "module" and isinstance(modules[parent], _WRAPPERS))
+        plain[path] = plain[parent] if wrapped else joined(plain.get(parent, ""), name)
+        modules[path] = module
+        yield plain[path], module
 
 
 def joined(path: str, name: str) -> str:

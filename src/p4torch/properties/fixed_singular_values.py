@@ -67,6 +67,15 @@ class FixedSingularValues(Shaped):
         """The tensor: admission begins a new class."""
         return tensor
 
+    def nearest(self, tensor: Tensor) -> Tensor:
+        """P diag(σ(A₀)) Qᵀ with the singular vectors of the tensor, and the sign of det A₀: nearest in norm."""
+        left, _, right = torch.linalg.svd(tensor.detach().double(), full_matrices=False)
+        values = self.values.value.clone()
+        if self.determinant is not None:
+            sign = linalg.unbatched(torch.linalg.slogdet, left @ right)[0]
+            values[..., -1] *= torch.where(sign * self.determinant.value[0] < 0, -1.0, 1.0)
+        return ((left * values[..., None, :]) @ right).to(tensor.dtype)
+
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
         """The base, as it is, is the exact element from now on, and its class the one that is kept."""

@@ -96,6 +96,10 @@ class FixedSpectrum(Shaped):
         """The tensor: admission begins a new class."""
         return tensor
 
+    def nearest(self, tensor: Tensor) -> Tensor:
+        """Raises ArgumentError: a mean of similar matrices is not similar to them."""
+        raise ArgumentError.of("tensor", "similar to A₀: there is no projection onto a similarity class", "a mean")
+
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
         """The base, as it is, is the exact element from now on, and its class the one that is kept."""

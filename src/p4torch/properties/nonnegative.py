@@ -84,5 +84,8 @@ class Nonnegative(Perturbation):
     def propose(self, base: Tensor) -> Proposal:
         return Proposal(rounded_positive(base.double() * self.b.double().exp(), base.dtype))
 
+    def identity(self) -> str:
+        return "Nonnegative()"
+
     def extra_repr(self) -> str:
         return f"floor={self.floor:g}"

@@ -82,7 +82,7 @@ class SpectralBound(Additive):
             bound = check_number("bound", bound, 1e-30)
         elif not bool(base.any(-1).any(-1).all()):
             raise ArgumentError.of("bound", "a number for a base with a matrix of zeros", "None")
-        self.at, self.method = at, method
+        self.at, self.method, self.bound = at, method, bound
         norms = norm_bound(base.detach())
         self.certificate = Certificate(base, norms if bound is None else torch.full_like(norms, bound))
         self.refresh(base)
@@ -179,6 +179,12 @@ class SpectralBound(Additive):
 
     def _within_bound(self, exact: Tensor, dtype: torch.dtype, known: Tensor) -> tuple[Tensor, Tensor]:
         return self.certificate.bring_inside(exact, dtype, known, self.method == "clip")
+
+    def identity(self) -> str:
+        """Without `method`, of projections; a bound that was not given is that of the admitted base, which a state
+        brings along."""
+        bound = "" if self.bound is None else f", bound={self.bound:g}"
+        return f"SpectralBound({super().extra_repr()}, at={self.at!r}{bound})"
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, at={self.at!r}, method={self.method!r}"

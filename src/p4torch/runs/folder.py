@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p4torch.errors import ArgumentError, CheckpointError
-from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.checkpoint import write_whole, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,8 +91,8 @@ def write_figure(path: Path, figure: Figure) -> Path:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add one line to a log."""
-    with path.open("a", encoding="utf-8") as file:
+    """Add one line to a log. Raises CheckpointError if it cannot be written."""
+    with written(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
 
 

@@ -17,6 +17,7 @@ from p4torch._options import check_integer
 from p4torch.errors import CheckpointError
 from p4torch.runs.checkpoint import write_whole
 from p4torch.runs.folder import differences, prepare, read_json, write_figure, write_json
+from p4torch.runs.lock import locked
 from p4torch.runs.pool import Pool, Progress, Report, Row, Work
 from p4torch.runs.progress import Counted, display, say
 from p4torch.runs.provenance import cores, provenance
@@ -146,8 +147,14 @@ def start(
 
 @contextmanager
 def recorded(out: Path, **fields: Any) -> Iterator[dict[str, Any]]:
-    """Write provenance.json before and after, with what is added to the record meanwhile. What it held of earlier
-    attempts is kept under "earlier"; "wall_seconds" are those of all attempts, null until this one ends."""
+    """Have the folder for this run alone, and write provenance.json before and after, with what is added to the record
+    meanwhile. What it held of earlier attempts is kept under "earlier"; "wall_seconds" are those of all attempts, null
+    until this one ends. Raises ArgumentError if another run is in the folder."""
+    with locked(out):
+        yield from _recorded(out, **fields)
+
+
+def _recorded(out: Path, **fields: Any) -> Iterator[dict[str, Any]]:
     path, record, started, before = out / "provenance.json", provenance(**fields), time.monotonic(), 0.0
     if path.exists():
         last = read_json(path)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
 from p4torch.runs.provenance import provenance
+from p4torch.training.averaging import WeightAverage
 from p4torch.training.fit import Fit
 from p4torch.training.flat_adam import FlatAdam
 
@@ -22,6 +23,7 @@ __all__ = [
     "FlatAdam",
     "MergeCallback",
     "P4TrainerCallback",
+    "WeightAverage",
     "load_checkpoint",
     "provenance",
     "save_checkpoint",

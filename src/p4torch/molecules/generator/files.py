@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from p4torch.core.identity import identities
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.flows import Flow
 from p4torch.flows.structure import with_structure
@@ -18,6 +19,7 @@ from p4torch.molecules.mixed import MixedCoordinates
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.zmatrix import ZMatrix
 from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.digest import digest
 from p4torch.runs.folder import differences
 
 _KIND = "p4torch Boltzmann generator"
@@ -33,6 +35,7 @@ def save_generator(generator: MolecularFlow, path: Path) -> None:
     copies = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
     }
+    said["sha256"] = digest([*sorted(said.items()), *sorted(copies.items())])
     try:
         write_whole(path, lambda temporary: save_file(copies, temporary, said))
     except (OSError, SafetensorError) as error:
@@ -52,6 +55,9 @@ def load_parts(path: Path, system: MolecularSystem) -> tuple[MixedCoordinates, F
         raise CheckpointError(f"`{path}` must be a generator's safetensors file: {error}") from error
     if said.get("kind") != _KIND:
         raise CheckpointError(f"`{path}` must be a generator's safetensors file, got one without its metadata")
+    saved = said.pop("sha256", None)  # which earlier versions left out
+    if saved is not None and saved != digest([*sorted(said.items()), *sorted(tensors.items())]):
+        raise CheckpointError(f"`{path}` must hold what was saved, got other bits: the file is damaged, use another")
     wrong = differences(_identity(system), {name: said.get(name) for name in _identity(system)})
     if wrong:
         raise CheckpointError(f"`{path}` must be of {system!r}: {wrong}")
@@ -67,7 +73,7 @@ def load_parts(path: Path, system: MolecularSystem) -> tuple[MixedCoordinates, F
     for part, module in (("flow", flow), ("coordinates", coordinates)):
         state = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{part}.")}
         try:
-            module.load_state_dict(with_structure(module, state))
+            module.load_state_dict({**identities(module), **with_structure(module, state)})  # the model is known
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"`{path}` must be a whole generator of model {said['model']!r}: {error}") from error
     return coordinates, flow, said["model"]

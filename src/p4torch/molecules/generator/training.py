@@ -14,13 +14,14 @@ from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.flows.structure import with_structure
 from p4torch.molecules.analysis.weights import effective_sample_size
 from p4torch.molecules.generator.encoded import Batches, Encoded
-from p4torch.molecules.generator.log_files import write_board, written
+from p4torch.molecules.generator.log_files import write_board
 from p4torch.molecules.generator.molecular_flow import MolecularFlow
 from p4torch.molecules.generator.phase_fit import PhaseFit
 from p4torch.molecules.generator.schedule import Phase, Schedule
 from p4torch.molecules.trajectory import check_frames
 from p4torch.parametrize.sites import counter_based_generator
 from p4torch.runs import folder
+from p4torch.runs.checkpoint import written
 from p4torch.runs.pool import Progress, Report
 from p4torch.training import load_checkpoint, save_checkpoint
 
@@ -216,8 +217,7 @@ class Training:
             "losses": self._since_log,
             **{name: getattr(self, name) for name in _COUNTS},
         }
-        with written(self._checkpoint):
-            save_checkpoint(self._checkpoint, state)
+        save_checkpoint(self._checkpoint, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
         wrong = folder.differences(self._identity(), self.schedule.adopted(state.get("of", {})))

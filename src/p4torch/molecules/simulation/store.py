@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from p4torch.errors import CheckpointError
-from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint, written
 
 State = dict[str, Any]
 
@@ -42,7 +42,7 @@ class Store:
     def append(self, frames: np.ndarray, energies: np.ndarray, state: State, count: int) -> None:
         """Add records, then the checkpoint that makes them count: `count` in all."""
         for path, values in ((self._frames, frames.astype(np.float32)), (self._energies, energies.astype(np.float64))):
-            with path.open("ab") as file:
+            with written(path), path.open("ab") as file:
                 file.write(values.tobytes())
                 file.flush()
                 os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from p4torch import linalg
 from p4torch.core.directions import LinearOperator, matrix_operator
+from p4torch.core.identity import fingerprint
 from p4torch.core.low_rank import LowRank, LowRankOptions
 from p4torch.errors import ArgumentError
 from p4torch.properties._math.groups import (
@@ -65,6 +66,8 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
             while rank < base.shape[-1] and tangent_dimension(left, right, rank) < least:
                 rank += 1
         super().__init__(base, rank, side="add", **options)
+        pairs = torch.cat([left.flatten(1), right.flatten(1)], -1)
+        self._fingerprint = fingerprint(torch.stack(sorted(pairs, key=fingerprint)))  # of elements in any order
         for name, matrices in (("left", left), ("right", right)):
             self.register_buffer(name, matrices.to(base))
             self.register_buffer(f"{name}_order", permutations_of(matrices))
@@ -106,6 +109,9 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
             return False
         deviation = (self.left.to(bias) @ bias - bias).abs().amax()
         return bool(deviation <= torch.finfo(bias.dtype).eps ** 0.5 * bias.abs().amax())
+
+    def identity(self) -> str:
+        return f"Equivariant(group {self._fingerprint}, {super().extra_repr()})"
 
     def extra_repr(self) -> str:
         return f"group of {len(self.left)}, {super().extra_repr()}"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from p4torch import linalg
 from p4torch.core.directions import LinearOperator, matrix_operator
+from p4torch.core.identity import fingerprint
 from p4torch.core.low_rank import LowRank, LowRankOptions
 from p4torch.errors import ArgumentError
 from p4torch.properties._math.shapes import check_real_matrix, check_square
@@ -45,6 +46,7 @@ class Masked(LinearSubspace, LowRank, kinds=("lower", "upper", "mask")):
         if mask is None:
             mask = ones.tril() if kind == "lower" else ones.triu()
         self.register_buffer("mask", _checked_mask(mask, base))
+        self._fingerprint = fingerprint(self.mask)
         lower, upper = not bool(self.mask.triu(1).any()), not bool(self.mask.tril(-1).any())
         self.upper: bool | None = None if not (lower or upper) else upper
 
@@ -97,6 +99,10 @@ class Masked(LinearSubspace, LowRank, kinds=("lower", "upper", "mask")):
     def project(self, tensor: Tensor) -> Tensor:
         """Zeros where they belong."""
         return tensor * self.mask
+
+    def identity(self) -> str:
+        zeros = repr(self.kind) if self.kind else f"mask {self._fingerprint}"
+        return f"Masked({zeros}, {super().extra_repr()})"
 
     def extra_repr(self) -> str:
         return f"{self.kind or 'mask'!r}, {int(self.mask.sum())} of {self.mask.numel()} entries, {super().extra_repr()}"
