@@ -15,12 +15,14 @@ from p4torch.errors import (
     CheckpointError,
     OptimizerError,
     P4Error,
+    ProcessWarning,
     ProjectionWarning,
     PropertyWarning,
     RecoveryWarning,
     StallWarning,
 )
-from p4torch.merging.joint import JointMerge, merge
+from p4torch.merging.batch import merge
+from p4torch.merging.joint import JointMerge
 from p4torch.merging.scheduler import MergeScheduler
 from p4torch.networks import LipschitzNetwork, Residual
 from p4torch.parametrize.sites import Site, finalize, parameter_groups, penalty, perturb, sites
@@ -66,6 +68,7 @@ __all__ = [
     "P4Error",
     "Perturbation",
     "PositiveDefinite",
+    "ProcessWarning",
     "ProjectionWarning",
     "PropertyWarning",
     "Proposal",

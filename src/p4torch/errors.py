@@ -44,6 +44,10 @@ class RecoveryWarning(UserWarning):
     """Non-finite parameters were found and replaced."""
 
 
+class ProcessWarning(UserWarning):
+    """The processes of a distributed run hold different values of what they share: all take the first one's."""
+
+
 #: Packages whose code stands between a user's call and a warning.
 _INNER = ("p4torch", "torch")
 

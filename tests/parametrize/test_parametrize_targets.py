@@ -217,7 +217,6 @@ def _perturbed() -> nn.Module:
         (lambda: nn.BatchNorm1d(3), "running_mean", "got 'running_mean', a buffer"),
         (_whole_numbers, "table", "of a floating-point dtype, got 'table', torch.int8"),
         (lambda: nn.LazyLinear(3), "weight", "an initialized parameter, got 'weight' of a lazy module"),
-        (lambda: nn.Linear(3, 3, device="meta"), "weight", "with values, on a real device, got 'weight', on meta"),
         (lambda: parametrizations.weight_norm(nn.Linear(3, 3)), "weight", "got 'weight', which has one: _WeightNorm"),
         (lambda: parametrizations.orthogonal(nn.Linear(3, 3)), "weight", "which has one: _Orthogonal"),
         (_perturbed, "weight", "which has one: LowRankUpdate"),

@@ -265,6 +265,10 @@ class Blocks(Perturbation):
                 for part in order.view(-1, *order.shape[-2:]):
                     part.copy_(self._block_order(torch.randperm(count, generator=generator), size))
 
+    @property
+    def limits_steps(self) -> bool:
+        return self.algebra.largest_norm is not None
+
     @torch.no_grad()
     def after_step(self) -> None:
         """Shorten the blocks whose image in the Lie algebra is longer than its map to the group allows."""

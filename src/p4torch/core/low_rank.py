@@ -88,7 +88,7 @@ class LowRank(Perturbation):
     @property
     def scaled_u(self) -> Tensor:
         """g U."""
-        return self.u if self.scale == 1 else self.u * self.gain
+        return self.u if self.scale == 1 else self.u * self.gain.to(self.u.dtype)
 
     def after_admission(self, base: Tensor) -> None:
         self._fit_gain(base)
@@ -182,7 +182,6 @@ class LowRank(Perturbation):
             self.sketch = GradientSketch(self._normal(generator).to(self.v), self.u.detach(), all_reduce_mean)
 
     def discard_sketch(self) -> None:
-        """Called when the schedule jumps (a resume): what `start_sketch` began is void."""
         self.sketch = None
 
     def clip_factor(self, size: Tensor, most: float) -> None:

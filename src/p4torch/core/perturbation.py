@@ -133,11 +133,19 @@ class Perturbation(Identified):
     def after_admission(self, base: Tensor) -> None:
         """A base was admitted: for what depends on it, such as the size of a step."""
 
+    @property
+    def limits_steps(self) -> bool:
+        """Whether `after_step` does anything."""
+        return type(self).after_step is not Perturbation.after_step
+
     def after_step(self) -> None:
         """The optimizer has made a step: pull B back, in place, where that led too far."""
 
     def after_commit(self, base: Tensor, report: MergeReport) -> None:
         """A merge is done, whether it was accepted or not."""
+
+    def discard_sketch(self) -> None:
+        """What was recorded for the next directions is void: the schedule jumped (a resume), or B was not finite."""
 
     # --- what it may define: matrices. Here they are dense and exact ------------------------------------------------
 

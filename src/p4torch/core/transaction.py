@@ -19,6 +19,8 @@ from p4torch.core.validation import check_fits
 #: The element-wise minimum of a mask over all processes of a distributed run.
 AllReduce = Callable[[Tensor], Tensor]
 
+_NONFINITE = "B was not finite and has been reset"
+
 
 @dataclass(frozen=True)
 class Veto:
@@ -79,6 +81,9 @@ class Mergeable(Protocol):
     def reset_where(self, where: Tensor, base: Tensor, generator: torch.Generator) -> None:
         """B <- B₀ where the mask `(...)` says so."""
 
+    def discard_sketch(self) -> None:
+        """What was recorded for the next directions is void."""
+
     def after_commit(self, base: Tensor, report: MergeReport) -> None:
         """The hook behind a merge."""
 
@@ -95,16 +100,85 @@ class Member:
 
 @dataclass(frozen=True)
 class _Decision:
-    """A merge that has been validated and not yet made: `accepted` `(...)` is what the vetoes leave."""
+    """What one process makes of a member: its candidate, vetoes, where B was `finite` `(...)` and the names of what was
+    not, and `accepted` `(...)`, what all vetoes leave."""
 
     proposal: Proposal
     vetoes: list[Veto]
+    finite: Tensor
     nonfinite: tuple[str, ...]
     accepted: Tensor
 
 
+class Transaction:
+    """A <- R_B(A), B <- B₀ for all members, in two parts. Candidates are proposed and validated when it is made; then
+    `commit` writes them, or leaves them with a reason. In between, the processes of a distributed run agree on `masks`,
+    for as many transactions as there are at once. Where B is not finite, nothing is merged and B is reset.
+
+    Args:
+        members: what merges.
+        propose: makes the candidates R_B(A), one a member.
+        force: override soft vetoes (bounds), never hard ones (finiteness, residual).
+        joint_vetoes: of members that merge all together or not at all: further reasons not to, with masks `()`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        members: Sequence[Member],
+        propose: Callable[[], list[Proposal]],
+        *,
+        force: bool = False,
+        joint_vetoes: Callable[[list[Proposal]], list[Veto]] | None = None,
+    ) -> None:
+        self.members = members
+        resets = [_reset_nonfinite(member) for member in members]
+        with linalg.full_precision(members[0].base.device):
+            proposals = propose()
+            self._decisions = [
+                _validate(member, proposal, reset, force)
+                for member, proposal, reset in zip(members, proposals, resets, strict=True)
+            ]
+            joint = None if joint_vetoes is None else [v for v in joint_vetoes(proposals) if not (force and v.soft)]
+        self._joint = joint
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """What this process accepts: where B is finite, and what may be written, two `(...)` a member."""
+        masks = [mask for decision in self._decisions for mask in (decision.finite, decision.accepted)]
+        if self._joint is not None:
+            everything = not _refusals(self.members, self._decisions, self._joint)
+            masks[1::2] = [mask.new_full(mask.shape, everything) for mask in masks[1::2]]
+        return masks
+
+    @torch.no_grad()
+    def commit(self, masks: Sequence[Tensor]) -> list[MergeReport]:
+        """Write what all processes accept: `masks`, the minimum of theirs."""
+        decisions = [
+            _reset_everywhere(member, decision, finite)
+            for member, decision, finite in zip(self.members, self._decisions, masks[::2], strict=True)
+        ]
+        otherwise = "another rank refused"
+        if self._joint is not None:
+            refused = _refusals(self.members, decisions, self._joint)
+            otherwise = f"merged together or not at all: {'; '.join(refused) or otherwise}"
+        return [
+            _commit(member, decision, accepted, otherwise)
+            for member, decision, accepted in zip(self.members, decisions, masks[1::2], strict=True)
+        ]
+
+
+def agree(masks: Sequence[Tensor], all_reduce_min: AllReduce | None) -> list[Tensor]:
+    """The minimum of many masks over all processes, in one reduction."""
+    if all_reduce_min is None or not masks:
+        return list(masks)
+    device = masks[0].device
+    agreed = all_reduce_min(torch.cat([mask.flatten().to(device) for mask in masks]))
+    parts = agreed.split([mask.numel() for mask in masks])
+    return [part.view(mask.shape).to(mask.device) for part, mask in zip(parts, masks, strict=True)]
+
+
 @eager
-@torch.no_grad()
 def merge(
     members: Sequence[Member],
     propose: Callable[[], list[Proposal]],
@@ -113,50 +187,38 @@ def merge(
     all_reduce_min: AllReduce | None = None,
     joint_vetoes: Callable[[list[Proposal]], list[Veto]] | None = None,
 ) -> list[MergeReport]:
-    """A <- R_B(A), B <- B₀ for all members: candidates are proposed and validated first, and then written, or left with
-    a reason. Where B is not finite, nothing is merged and B is reset.
-
-    Args:
-        members: what merges.
-        propose: makes the candidates R_B(A), one a member.
-        force: override soft vetoes (bounds), never hard ones (finiteness, residual).
-        all_reduce_min: over the processes of a distributed run, which all make the same decision.
-        joint_vetoes: of members that merge all together or not at all: further reasons not to, with masks `()`.
-    """
-    agreed = all_reduce_min or (lambda mask: mask)
-    resets = [_reset_nonfinite(member, agreed) for member in members]
-    with linalg.full_precision(members[0].base.device):
-        proposals = propose()
-        decisions = [
-            _validate(member, proposal, reset, force)
-            for member, proposal, reset in zip(members, proposals, resets, strict=True)
-        ]
-        joint = None if joint_vetoes is None else [v for v in joint_vetoes(proposals) if not (force and v.soft)]
-    if joint is None:
-        accepted, otherwise = [agreed(decision.accepted) for decision in decisions], "another rank refused"
-    else:
-        refused = _refusals(members, decisions, joint)
-        everything = bool(agreed(torch.tensor(not refused, device=members[0].base.device)))
-        accepted = [torch.full_like(decision.accepted, everything) for decision in decisions]
-        otherwise = f"merged together or not at all: {'; '.join(refused) or 'another rank refused'}"
-    return [
-        _commit(member, decision, mask, otherwise)
-        for member, decision, mask in zip(members, decisions, accepted, strict=True)
-    ]
+    """One `Transaction`, from its candidates to its reports; `all_reduce_min` is over the processes of a distributed
+    run, which all make the same decision."""
+    transaction = Transaction(members, propose, force=force, joint_vetoes=joint_vetoes)
+    return transaction.commit(agree(transaction.masks, all_reduce_min))
 
 
-def _reset_nonfinite(member: Member, agreed: AllReduce) -> tuple[Veto, tuple[str, ...]]:
-    """Reset B where it is not finite in some process. Where that was, and the names of the parameters that were not."""
+def _reset_nonfinite(member: Member) -> tuple[Tensor, tuple[str, ...]]:
+    """Reset B where it is not finite in this process, so that a candidate can be made of the rest. Where it was finite,
+    and the names of the parameters that were not."""
     perturbation = member.perturbation
     check_fits(member.base, "base", perturbation.base_shape, perturbation.own_parameters())
-    bad = ~agreed(_finite_b(perturbation))
+    good = _finite_b(perturbation)
     names: tuple[str, ...] = ()
-    if bool(bad.any()):
-        named = list(perturbation.own_parameters())
-        # all of them, if it was in another process
-        names = tuple(name for name, value in named if not bool(finite(value, 0))) or tuple(name for name, _ in named)
-        perturbation.reset_where(bad, member.base, member.generator)
-    return Veto("B was not finite and has been reset", bad), names
+    if not bool(good.all()):
+        names = tuple(name for name, value in perturbation.own_parameters() if not bool(finite(value, 0)))
+        perturbation.discard_sketch()
+        drawn = member.generator.get_state()
+        perturbation.reset_where(~good, member.base, member.generator)
+        member.generator.set_state(drawn)  # all processes draw again, from here
+    return good, names
+
+
+def _reset_everywhere(member: Member, decision: _Decision, good: Tensor) -> _Decision:
+    """Reset B where it was not finite in some process."""
+    perturbation = member.perturbation
+    if bool(good.all()):
+        return decision
+    perturbation.discard_sketch()
+    perturbation.reset_where(~good, member.base, member.generator)
+    names = decision.nonfinite or tuple(name for name, _ in perturbation.own_parameters())  # it was in another process
+    vetoes = [Veto(_NONFINITE, ~good), *decision.vetoes[1:]]
+    return replace(decision, vetoes=vetoes, nonfinite=names)
 
 
 def _finite_b(perturbation: Mergeable) -> Tensor:
@@ -167,14 +229,14 @@ def _finite_b(perturbation: Mergeable) -> Tensor:
     return mask
 
 
-def _validate(member: Member, proposal: Proposal, reset: tuple[Veto, tuple[str, ...]], force: bool) -> _Decision:
+def _validate(member: Member, proposal: Proposal, reset: tuple[Tensor, tuple[str, ...]], force: bool) -> _Decision:
     """All vetoes, and what they leave in this process."""
-    skips = member.perturbation.skips
-    vetoes = [reset[0], *(veto for veto in proposal.vetoes if not (force and veto.soft))]
+    skips, (good, nonfinite) = member.perturbation.skips, reset
+    vetoes = [Veto(_NONFINITE, ~good), *(veto for veto in proposal.vetoes if not (force and veto.soft))]
     if proposal.base is not None:
         vetoes.append(Veto("R_B(A) is not finite", ~finite(proposal.base, skips.dim())))
     accepted = ~torch.stack([veto.mask.expand_as(skips) for veto in vetoes]).any(0)
-    return _Decision(proposal, vetoes, reset[1], accepted)
+    return _Decision(proposal, vetoes, good, nonfinite, accepted)
 
 
 def _refusals(members: Sequence[Member], decisions: Sequence[_Decision], joint: Sequence[Veto]) -> list[str]:

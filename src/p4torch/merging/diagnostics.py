@@ -16,6 +16,7 @@ from p4torch import linalg
 from p4torch.core.transaction import MergeReport
 from p4torch.errors import StallWarning, warn
 from p4torch.merging.optimizer_state import missing_parameters
+from p4torch.parametrize.sharding import whole
 from p4torch.parametrize.sites import Site
 
 #: So many of the last attempts are looked at: more than half of them refused, or of one matrix of a stack all, is a
@@ -73,7 +74,7 @@ class Diagnostics:
 
     @torch.no_grad()
     def after(self, site: Site, report: MergeReport, before: BeforeMerge) -> None:
-        """To be called after it."""
+        """To be called after it; `name_still` later, with the site as the optimizer knows it."""
         self._refusals(site, report)
         if report.ok and not site.is_frozen:
             self._movement(site, before)
@@ -119,11 +120,16 @@ class Diagnostics:
             self.still[site.name] = 0
             return
         self.still[site.name] += 1
+
+    @torch.no_grad()
+    def name_still(self, site: Site) -> None:
+        """Warn of a site that has not moved for too long, and say why."""
         if self.still[site.name] < INTERVALS:
             return
-        gradients = [b[name].grad for name in trained]
+        b, redrawn = site.perturbation.own_parameters(), site.perturbation.directions
+        gradients = [value.grad for name, value in b if value.requires_grad and name not in redrawn]
         missing = missing_parameters(self.optimizer, site.trainable())
-        if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
+        if not any(gradient is not None and bool(whole(gradient).any()) for gradient in gradients):
             self._warn(
                 site,
                 "gradient",

@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from p4torch._eager import eager
-from p4torch.core import transaction
-from p4torch.core.transaction import AllReduce, MergeReport, Proposal, Veto
+from p4torch.core.transaction import MergeReport, Proposal, Transaction, Veto
 from p4torch.errors import ArgumentError, OptimizerError
-from p4torch.parametrize.sites import Site, Wrapper, guard_checkpoints, sites
+from p4torch.parametrize.sharding import check_shards, reshard, sharded_modules
+from p4torch.parametrize.sites import Site, Wrapper, sites
 
 
 class JointMerge(Wrapper):
@@ -43,7 +42,7 @@ class JointMerge(Wrapper):
 
     def propose(self, sites: Sequence[Site]) -> list[Proposal]:
         """The candidates, one a site, after whatever the network does to them. By default each site's own."""
-        return [site.perturbation.propose(site.base) for site in sites]
+        return _propose(sites)
 
     def vetoes(self, sites: Sequence[Site], proposals: Sequence[Proposal]) -> list[Veto]:
         """The network's own reasons not to merge; masks `()`. None by default."""
@@ -67,27 +66,33 @@ class Group:
         """The merge interval that its sites ask for: the shortest."""
         return min(site.perturbation.interval for site in self.sites)
 
-    def merge(
-        self, *, seed: int = 0, force: bool = False, all_reduce_min: AllReduce | None = None
-    ) -> list[MergeReport]:
-        """Merge all of it; a report for each site."""
+    def transaction(self, seed: int, force: bool = False) -> Transaction:
+        """The merge of all of it, with its candidates and not yet made."""
+        members = [site.member(seed) for site in self.sites]
         if self.network is None:
-            return [site.merge(seed=seed, force=force, all_reduce_min=all_reduce_min) for site in self.sites]
-        return transaction.merge(
-            [site.member(seed) for site in self.sites],
-            partial(self.network.propose, self.sites),
-            force=force,
-            all_reduce_min=all_reduce_min,
-            joint_vetoes=partial(self.network.vetoes, self.sites),
-        )
+            return Transaction(members, partial(_propose, self.sites), force=force)
+        propose, vetoes = partial(self.network.propose, self.sites), partial(self.network.vetoes, self.sites)
+        return Transaction(members, propose, force=force, joint_vetoes=vetoes)
+
+    def merge(self, *, seed: int = 0, force: bool = False) -> list[MergeReport]:
+        """Merge all of it; a report for each site."""
+        transaction = self.transaction(seed, force)
+        return transaction.commit(transaction.masks)
+
+
+def _propose(sites: Sequence[Site]) -> list[Proposal]:
+    return [site.perturbation.propose(site.base) for site in sites]
 
 
 def groups(model: nn.Module) -> list[Group]:
     """All sites of a model in groups, in the order of their first sites.
 
     Raises:
-        ArgumentError: a network in another one: a site can have part in one property only.
+        ArgumentError: a network in another one: a site can have part in one property only. A model in shards that are
+            not those of FSDP2.
     """
+    check_shards(model)
+    reshard(sharded_modules(model))
     members, owners = list(sites(model)), dict[int, JointMerge]()
     for network in (module for module in model.modules() if isinstance(module, JointMerge)):
         for module in network.model.modules():
@@ -115,18 +120,3 @@ def check_unchanged(model: nn.Module, members: Sequence[Site]) -> None:
             "`model` must have the sites and tensors with which the MergeScheduler was made; other ones: "
             f"{', '.join(changed)}. Build the optimizer and the MergeScheduler after the last `perturb`"
         )
-
-
-@eager
-def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[MergeReport]:
-    """Merge every site now: A <- R_B(A), B <- B₀. `force` overrides bounds, never finiteness or the residual.
-
-    Not between a forward and its backward pass: autograd would (rightly) refuse the backward pass. An optimizer's
-    state is not touched; in training use `MergeScheduler`.
-    """
-    merging = groups(model)
-    guard_checkpoints(model)
-    for group in merging:
-        for site in group.sites:
-            site.keep_frozen()
-    return [report for group in merging for report in group.merge(seed=seed, force=force)]

@@ -6,21 +6,25 @@ not (preconditioners, say), a reset drops the parameter's entries, and the optim
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from p4torch import linalg
-from p4torch.core.low_rank import LowRank
 from p4torch.core.transaction import MergeReport
 from p4torch.errors import ArgumentError, OptimizerError
+from p4torch.parametrize.sharding import is_sharded, local, rows
 from p4torch.parametrize.sites import Site
 
 #: What a merge does to the memory, see `p4torch.MergeScheduler`.
 OptimizerState = Literal["reset_directions", "restart", "transport", "keep", "reset"]
+
+#: Sums of entries of an optimizer's state over all of a parameter, by its name and theirs.
+Sums = dict[tuple[str, str], Tensor]
 
 #: Entries whose initial value is not zero: by the group's option of that name, or a number.
 _INITIAL: dict[str, str | float] = {
@@ -79,11 +83,26 @@ def missing_parameters(optimizer: Optimizer, named: dict[str, nn.Parameter]) -> 
 
 
 def check_optimizer(optimizer: Optimizer, option: str) -> None:
-    """Raise OptimizerError for an optimizer whose memory cannot be told apart by parameter."""
+    """Raise OptimizerError for an optimizer whose memory cannot be told apart by parameter, or not be found yet."""
+    if _shares_state(optimizer) and not hasattr(optimizer, "optim"):
+        raise OptimizerError(
+            "`optimizer` must keep state from the start: ZeroRedundancyOptimizer without overlap_with_ddp"
+        )
+    optimizer = inner(optimizer)
     if isinstance(optimizer, torch.optim.LBFGS) and option != "keep":
         raise OptimizerError(
             f"`optimizer_state` must be 'keep' for LBFGS, whose history is one for all parameters, got {option!r}"
         )
+
+
+def inner(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that keeps the state: of a ZeroRedundancyOptimizer the one for the part of this process."""
+    return cast(Any, optimizer).optim if _shares_state(optimizer) else optimizer
+
+
+def _shares_state(optimizer: Optimizer) -> bool:
+    module: Any = sys.modules.get("torch.distributed.optim")
+    return isinstance(optimizer, getattr(module, "ZeroRedundancyOptimizer", ()))
 
 
 def _group(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
@@ -114,7 +133,7 @@ def reset(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     if any(not _is_known(key, entry, group) for key, entry in state.items()):
         del optimizer.state[parameter]
         return True
-    for key, entry in state.items():
+    for key, entry in _local(state):
         initial = _INITIAL.get(key, 0.0)
         value = float(group.get(initial, 0.0)) if isinstance(initial, str) else initial
         if isinstance(entry, Tensor):
@@ -146,19 +165,22 @@ def follow(optimizer: Optimizer, parameter: nn.Parameter) -> None:
 
 
 def _follow(state: dict[str, Any], parameter: nn.Parameter, group: dict[str, Any]) -> None:
-    for key, entry in state.items():
+    for key, entry in _local(state):
         if _is_iterate(key, group):
-            if entry.shape == parameter.shape:
-                entry.copy_(parameter)
+            value = local(parameter)
+            if entry.shape == value.shape:
+                entry.copy_(value)
             else:  # Prodigy keeps every so manieth number
-                entry.copy_(parameter.flatten()[:: group.get("slice_p", 1)].view_as(entry))
+                entry.copy_(value.flatten()[:: group.get("slice_p", 1)].view_as(entry))
 
 
 @torch.no_grad()
-def redraw(optimizer: Optimizer, parameter: nn.Parameter, batch: int = 0) -> bool:
+def redraw(
+    optimizer: Optimizer, parameter: nn.Parameter, batch: int = 0, sums: dict[str, Tensor] | None = None
+) -> bool:
     """For a parameter whose coordinates were redrawn at random: clear its momentum, and give all entries the mean of
     what the optimizer knows of the gradient's size, over all dimensions but the first `batch` ones. Step counters stay.
-    False if there is no state yet.
+    False if there is no state yet. `sums` are those of entries, by name, that other processes hold parts of.
 
     After a random permutation of the coordinates an entry's own history says nothing, but the mean still does: without
     it an adaptive optimizer would make steps of full size again. Where there are entries of which it is not known what
@@ -170,20 +192,41 @@ def redraw(optimizer: Optimizer, parameter: nn.Parameter, batch: int = 0) -> boo
     group = _group(optimizer, parameter)
     if any(not _is_known(key, entry, group) for key, entry in state.items()):
         return reset(optimizer, parameter)
-    for key, entry in state.items():
+    for key, entry in _local(state):
         if not isinstance(entry, Tensor) or entry.dim() != parameter.dim() or _is_iterate(key, group):
             continue
         if key in _DIRECTED:
             entry.zero_()
+        elif sums and key in sums:
+            entry.copy_(sums[key] / parameter.numel())
         elif entry.dim() > batch:
             entry.copy_(entry.mean(tuple(range(batch, entry.dim())), keepdim=True))
     return True
 
 
+@torch.no_grad()
+def sums_of_shards(optimizer: Optimizer, sites: Sequence[Site]) -> Sums:
+    """What `redraw` needs of all processes, where a parameter is sharded and not a stack: the sum of the part that this
+    one holds, by the parameter's full name and the name of the entry."""
+    optimizer, sums = inner(optimizer), Sums()
+    for site in sites:
+        for name, value in site.perturbation.own_parameters():
+            if name in site.perturbation.permuted and is_sharded(value) and not _batch(site, value):
+                for key, entry in _local(optimizer.state.get(value, {})):
+                    if isinstance(entry, Tensor) and entry.dim() == value.dim() and key in (*_SIZES, *_INITIAL):
+                        sums[f"{site.name}.{name}", key] = linalg.in_double(entry).sum()
+    return sums
+
+
+def _local(state: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The entries of a state; of sharded ones the part of this process."""
+    return [(key, local(entry) if isinstance(entry, Tensor) else entry) for key, entry in state.items()]
+
+
 def has_nonfinite_state(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     """Whether a parameter's state holds a number that is not finite: it would stay, and spoil or stop all steps."""
-    entries = optimizer.state.get(parameter, {}).values()
-    return any(not bool(entry.isfinite().all()) for entry in entries if isinstance(entry, Tensor))
+    entries = _local(inner(optimizer).state.get(parameter, {}))
+    return any(not bool(entry.isfinite().all()) for _, entry in entries if isinstance(entry, Tensor))
 
 
 @torch.no_grad()
@@ -194,8 +237,10 @@ def transport(optimizer: Optimizer, parameter: nn.Parameter, matrix: Tensor | No
     Squares of the gradient are not mapped: by C∘C those of new directions, orthogonal to the old ones, would become
     zero, and the next steps without bound.
     """
-    state = optimizer.state.get(parameter, {})
+    state = dict(_local(optimizer.state.get(parameter, {})))
     moments = [state[key] for key in _FIRST_MOMENTS if isinstance(state.get(key), Tensor)]
+    if matrix is not None and is_sharded(parameter) and matrix.dim() > 2:
+        matrix = matrix.narrow(0, *rows(parameter))
     for moment in moments:
         if matrix is None:
             moment.zero_()
@@ -209,10 +254,13 @@ def update_after_merge(
     option: OptimizerState,
     site: Site,
     report: MergeReport,
-    previous: dict[str, Tensor],
-) -> None:
-    """Apply the option to the parameters of one merged site; `previous` are its directions before the merge. Of
-    `optimizers`, each wraps the next: the last one steps."""
+    maps: dict[str, Tensor],
+    sums: Sums | None = None,
+) -> list[str]:
+    """Apply the option to the parameters of one merged site. `maps` are those of `transport`, by the names of
+    parameters; `sums` see `redraw`. Of `optimizers`, each wraps the next: the last one steps. The full names of the
+    parameters whose memory was reset."""
+    optimizers = [inner(each) for each in optimizers]
     optimizer, perturbation, b = optimizers[-1], site.perturbation, dict(site.perturbation.own_parameters())
     redrawn = {*perturbation.directions, *perturbation.permuted}
     if report.nonfinite or (report.merged and option == "reset"):
@@ -226,17 +274,19 @@ def update_after_merge(
             reset(optimizer, b[name])
     if report.merged and not report.nonfinite and option not in ("keep", "reset"):
         for name in perturbation.permuted:
-            redraw(optimizer, b[name], _batch(site, b[name]))
+            known = {key: value for (owner, key), value in (sums or {}).items() if owner == f"{site.name}.{name}"}
+            redraw(optimizer, b[name], _batch(site, b[name]), known)
         if option == "restart":
             for name in b.keys() - redrawn:
                 transport(optimizer, b[name], None)
-        elif option == "transport" and isinstance(perturbation, LowRank):
-            for name, matrix in perturbation.transport(previous).items():
+        elif option == "transport":
+            for name, matrix in maps.items():
                 transport(optimizer, b[name], matrix)
     if report.merged or report.nonfinite:
         for each in optimizers:
             for value in b.values():
                 follow(each, value)
+    return [f"{site.name}.{name}" for name in stale if b[name].requires_grad]
 
 
 def _batch(site: Site, parameter: Tensor) -> int:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from p4torch.core.transaction import AllReduce
 from p4torch.errors import CheckpointError, RecoveryWarning, warn
 from p4torch.merging import optimizer_state as memory
+from p4torch.parametrize.sharding import cut, local, whole
 from p4torch.parametrize.sites import Site
 
 #: So many names stand in a warning.
@@ -31,23 +32,37 @@ class Recovery:
         }
 
     @torch.no_grad()
-    def recover(self, site: Site, nonfinite: Sequence[str], step: int) -> bool:
+    def health(self, site: Site) -> Tensor:
+        """What is finite at a site, in this process: its ordinary parameters that train, and what the optimizer
+        remembers of B and of them. A mask, in that order."""
+        others = _training(site)
+        health = [bool(local(value).isfinite().all()) for value in others.values()]
+        for value in (*site.trainable().values(), *others.values()):
+            health.append(not memory.has_nonfinite_state(self.optimizer, value))
+        return torch.tensor(health, dtype=torch.bool, device=site.base.device)
+
+    @torch.no_grad()
+    def recover(
+        self, site: Site, health: Tensor, nonfinite: Sequence[str], step: int, done: Sequence[str] = ()
+    ) -> bool:
         """Where ordinary parameters are not finite, bring back the good ones; forget every moment that is not, also
-        where the parameter still is. Whether anything was poisoned; then there is a warning, which also names the
-        `nonfinite` parameters of B, which have been reset."""
-        has_nonfinite_state = list(nonfinite)
-        other_parameters = {name: value for name, value in site.other_parameters().items() if value.requires_grad}
+        where the parameter still is, but for those that are `done`. `health` is that of all processes. Whether anything
+        was poisoned; then there is a warning, which also names the `nonfinite` parameters of B, which have been
+        reset."""
+        has_nonfinite_state, done, healthy = list(nonfinite), list(done), iter(health.tolist())
+        optimizer, other_parameters = memory.inner(self.optimizer), _training(site)
         for name, value in other_parameters.items():
             good = self.good[site.name].setdefault(name, torch.zeros_like(value))
-            if bool(value.isfinite().all()):
-                good.copy_(value)
+            if next(healthy):
+                local(good).copy_(local(value))
             else:
-                value.copy_(good)
-                memory.reset(self.optimizer, value)
+                local(value).copy_(local(good))
+                memory.reset(optimizer, value)
                 has_nonfinite_state.append(name)
+                done.append(name)
         for name, value in {**site.trainable(), **other_parameters}.items():
-            if memory.has_nonfinite_state(self.optimizer, value):
-                memory.reset(self.optimizer, value)
+            if not next(healthy) and name not in done:
+                memory.reset(optimizer, value)
                 has_nonfinite_state.append(f"state of {name}")
         if has_nonfinite_state:
             what = f"step {step}: non-finite {', '.join(has_nonfinite_state)} at {site.name}: reset"
@@ -76,7 +91,7 @@ class Recovery:
         values = [value for group in self.optimizer.param_groups for value in group["params"] if value.grad is not None]
         if not values:
             return False
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm([value.grad for value in values])])
+        norms = torch.stack([norm.float() for norm in torch._foreach_norm([local(value.grad) for value in values])])
         finite = norms.isfinite().all()
         if bool(finite if all_reduce_min is None else all_reduce_min(finite)):
             return False
@@ -92,16 +107,20 @@ class Recovery:
             raise CheckpointError(f"`state['good']` must have the shapes {expected}, got {got}")
 
 
+def _training(site: Site) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in site.other_parameters().items() if value.requires_grad}
+
+
 def clone_values(values: Values) -> Values:
-    """For a state, or from one."""
-    return {site: {name: value.clone() for name, value in named.items()} for site, named in values.items()}
+    """For a state: whole tensors, also where they are sharded; all processes collect them together."""
+    return {site: {name: whole(value).clone() for name, value in named.items()} for site, named in values.items()}
 
 
 def to_site_devices(values: Values, sites: Sequence[Site]) -> Values:
-    """A copy on the devices of the sites."""
-    devices = {site.name: site.base.device for site in sites}
+    """From a state: a copy on the devices of the sites, and in their shards."""
+    like = {site.name: {"": site.base, **site.other_parameters(), **site.trainable()} for site in sites}
     return {
-        site: {name: value.to(devices[site], copy=True) for name, value in named.items()}
+        site: {name: cut(value, like[site].get(name, like[site][""])) for name, value in named.items()}
         for site, named in values.items()
     }
 

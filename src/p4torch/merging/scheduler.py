@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -17,8 +16,10 @@ from p4torch.core.low_rank import Directions, LowRank
 from p4torch.core.transaction import MergeReport
 from p4torch.errors import ArgumentError, CheckpointError, OptimizerError
 from p4torch.merging import optimizer_state as memory
+from p4torch.merging.agreement import OPTIONS, agree_on_model, check_steps_on_shards, join, set_directions
+from p4torch.merging.batch import Outcome, merge_batch
 from p4torch.merging.diagnostics import Diagnostics
-from p4torch.merging.distributed import all_reduce_mean, all_reduce_min
+from p4torch.merging.gathering import batches
 from p4torch.merging.joint import Group, check_unchanged, groups
 from p4torch.merging.leaves import opened, sealed
 from p4torch.merging.optimizer_state import OptimizerState
@@ -26,6 +27,7 @@ from p4torch.merging.recovery import Recovery, clone_values, to_site_devices
 from p4torch.merging.steps import StepCounter, weak_hook
 from p4torch.merging.warmup import Warmup
 from p4torch.parametrize.freezing import frozen_parameters, refreeze
+from p4torch.parametrize.sharding import reshard, sharded_modules
 from p4torch.parametrize.sites import Site, counter_based_generator, guard_checkpoints
 
 
@@ -62,11 +64,11 @@ class MergeScheduler:
         skip_nonfinite: leave out optimizer steps whose gradients are not all finite, with a warning. It asks the
             device once a step.
         seed: of the redrawn directions, which are a pure function of (seed, site name, merge index).
-
-    In a distributed run (an initialized default process group) all ranks agree on every merge decision.
+        process_group: the processes that hold the same model, which agree on every merge. None: those over which it is
+            sharded (FSDP2), or all of an initialized default group.
 
     Raises:
-        ArgumentError: no sites, or an option out of range.
+        ArgumentError: no sites, or an option out of range; processes with different models; shards of other kinds.
         OptimizerError: the optimizer lacks parameters of a perturbation; the message names them. Also later: another
             optimizer steps, or sites were added or removed since.
     """
@@ -85,6 +87,7 @@ class MergeScheduler:
         stagger: bool = False,
         skip_nonfinite: bool = False,
         seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         every = None if every is None else check_integer("every", every, 1)
         correct_every = check_integer("correct_every", correct_every, 0)
@@ -104,17 +107,18 @@ class MergeScheduler:
             raise ArgumentError.of("rewarm", f"below `every` = {shortest}", rewarm)
         for site in self.sites:
             site.keep_frozen()
-        if directions is not None:
-            check_choice("directions", directions, get_args(Directions), "random, gradient or None")
+        set_directions(self.sites, directions)
         memory.check_optimizer(optimizer, optimizer_state)
         memory.check_holds(optimizer, {name: value for site in self.sites for name, value in site.trainable().items()})
         guard_checkpoints(model)
-        for site in self.sites:
-            if directions is not None and isinstance(site.perturbation, LowRank):
-                site.perturbation.gradient_directions = directions == "gradient"
+        check_steps_on_shards(self.sites)
         self.correct_every, self.refresh_every = correct_every, refresh_every
         self.optimizer_state, self.stagger = optimizer_state, stagger
-        self.seed = int(seed) if is_integer(seed) else seed
+        self._sharded = sharded_modules(model)
+        self._processes = join(self.sites, process_group)
+        seed = int(seed) if is_integer(seed) else seed
+        options = (every, correct_every, refresh_every, optimizer_state, directions, rewarm, stagger)
+        self.seed = agree_on_model(self._processes, self.sites, seed, dict(zip(OPTIONS, options, strict=True)))
         self.steps = 0
         self.merged = 0
         self.skipped = 0
@@ -142,13 +146,14 @@ class MergeScheduler:
 
     def _count_step(self) -> list[MergeReport]:
         self.steps += 1
+        reshard(self._sharded)
         self._rewarming.step()
         for site in self.sites:
             site.perturbation.after_step()
         due = self._due(self.steps)
         if due:
             check_unchanged(self.model, self.sites)
-        reports = [report for group in due for report in self._merge(group)]
+        reports = [report for batch in batches(due, self._processes.count) for report in self._merge(batch)]
         self._start_sketches()
         return reports
 
@@ -168,12 +173,7 @@ class MergeScheduler:
         for site in (site for group in self._due(self.steps + 1) if not group.is_frozen for site in group.sites):
             if isinstance(site.perturbation, LowRank):
                 generator = counter_based_generator(self.seed, f"{site.name}/sketch", int(site.perturbation.attempts))
-                site.perturbation.start_sketch(generator, all_reduce_mean())
-
-    def _discard_sketches(self, sites: Iterable[Site]) -> None:
-        for site in sites:
-            if isinstance(site.perturbation, LowRank):
-                site.perturbation.discard_sketch()
+                site.perturbation.start_sketch(generator, self._processes.all_reduce_mean())
 
     def attach(self) -> RemovableHandle:
         """Call `step()` by itself after each `optimizer.step()`, for loops that nobody wants to edit.
@@ -206,7 +206,7 @@ class MergeScheduler:
         """What must not train has no gradient, also if `requires_grad_(True)` came between."""
         for value in self._frozen:
             refreeze(value)
-        if self.skip_nonfinite and self._recovery.drop_nonfinite_gradients(self.steps + 1, all_reduce_min()):
+        if self.skip_nonfinite and self._recovery.drop_nonfinite_gradients(self.steps + 1, self._processes.reduction()):
             self._counter.leave_out()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -218,35 +218,32 @@ class MergeScheduler:
             self.attach()
 
     @torch.no_grad()
-    def _merge(self, group: Group) -> list[MergeReport]:
-        if group.is_frozen:
-            self._diagnostics.resting()
-            self._discard_sketches(group.sites)
-            for site in group.sites:
-                self._recovery.recover(site, (), self.steps)
-            return []
-        for site in group.sites:
-            site.keep_frozen()
-        before = [self._diagnostics.before(site) for site in group.sites]
-        directions = [
-            {name: getattr(site.perturbation, name).clone() for name in site.perturbation.directions}
-            for site in group.sites
-        ]
-        reports = group.merge(seed=self.seed, all_reduce_min=all_reduce_min())
-        for site, report, previous, was in zip(group.sites, reports, directions, before, strict=True):
-            self._diagnostics.after(site, report, was)
-            self._after(site, report, previous)
-        return reports
+    def _merge(self, batch: list[Group]) -> list[MergeReport]:
+        care = self._processes, self._recovery, self._diagnostics, self._correct
+        outcomes = merge_batch(batch, self.seed, self.optimizer, self.optimizer_state, *care)
+        for outcome in outcomes:
+            self._after(outcome)
+        return [outcome.report for outcome in outcomes if outcome.report is not None]
 
-    def _after(self, site: Site, report: MergeReport, previous: dict[str, Tensor]) -> None:
-        """What follows a merge of one site: the optimizer's memory, corrections, recovery, warming, counters."""
-        memory.update_after_merge(self._optimizers, self.optimizer_state, site, report, previous)
-        index = report.index
-        if self.refresh_every and index % self.refresh_every == 0:
+    def _correct(self, site: Site, report: MergeReport) -> None:
+        if self.refresh_every and report.index % self.refresh_every == 0:
             site.refresh()
-        elif self.correct_every and index % self.correct_every == 0:
+        elif self.correct_every and report.index % self.correct_every == 0:
             site.correct()
-        if self._recovery.recover(site, report.nonfinite, self.steps):
+
+    def _after(self, outcome: Outcome) -> None:
+        """What follows a merge of one site: the optimizer's memory, recovery, warming, counters."""
+        site, report = outcome.site, outcome.report
+        if report is None:
+            self._diagnostics.resting()
+            self._recovery.recover(site, outcome.health, (), self.steps)
+            return
+        done = memory.update_after_merge(
+            self._optimizers, self.optimizer_state, site, report, outcome.maps, outcome.sums
+        )
+        if report.ok and not site.is_frozen:
+            self._diagnostics.name_still(site)
+        if self._recovery.recover(site, outcome.health, report.nonfinite, self.steps, done):
             self._rewarming.stop(site)
         if report.merged:
             self._rewarming.start(site)
@@ -291,7 +288,9 @@ class MergeScheduler:
         self._recovery.good = to_site_devices(state["good"], self.sites)
         self._diagnostics.load_state_dict(state["diagnostics"])
         self._counter.rest()
-        self._discard_sketches(self.sites)
+        self._processes.check_resumed({key: getattr(self, key) for key in ("steps", "merged", "skipped", "seed")})
+        for site in self.sites:
+            site.perturbation.discard_sketch()
         self._start_sketches()
 
 

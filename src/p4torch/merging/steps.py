@@ -71,7 +71,8 @@ class StepCounter:
         return 0
 
     def rest(self) -> None:
-        """What B is now, it may be: merged, or loaded. Steps before count no more."""
+        """What B is now, it may be: merged, or loaded. Steps before it do not count: reading a state for
+        `torch.distributed.checkpoint` makes one, of length 0."""
         self.made, self._last = 0, self._version()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from p4torch.merging.recovery import Values
+from p4torch.parametrize.sharding import local
 from p4torch.parametrize.sites import Site
 
 
@@ -38,7 +39,8 @@ class Warmup:
                 before, factor = self.before[site.name], self.ages[site.name] / (self.steps + 1)
                 for name, value in site.trainable().items():
                     if name in before:
-                        value.copy_(torch.lerp(before[name], value, factor))
+                        part = local(value)
+                        part.copy_(torch.lerp(local(before[name]), part, factor))
                 if self.ages[site.name] == self.steps:
                     self.stop(site)
                 else:

@@ -18,9 +18,11 @@ from p4torch.core.shaped import check_block
 from p4torch.core.transaction import AllReduce, Member, MergeReport
 from p4torch.errors import ArgumentError, PropertyWarning, warn
 from p4torch.parametrize.containers import watch_containers
+from p4torch.parametrize.deferred import with_values
 from p4torch.parametrize.freezing import keep_frozen
 from p4torch.parametrize.lookup import perturbations
 from p4torch.parametrize.registration import register, unregister
+from p4torch.parametrize.sharding import check_shards, refuse_shards, reshard, sharded_modules
 from p4torch.parametrize.state_dict import guard_checkpoints as guard_checkpoints, unguard_checkpoints
 from p4torch.parametrize.targets import (
     chain_of,
@@ -115,7 +117,8 @@ def perturb(
 
     The present value becomes the frozen base: it is kept if it lies in the feasible set, else projected with a
     `ProjectionWarning`. `layer.weight` is then R_B(A); an `nn.Linear` computes with the factors directly. Build the
-    optimizer afterwards (see `parameter_groups`). A plain checkpoint loads into the perturbed module, too.
+    optimizer afterwards (see `parameter_groups`). A plain checkpoint loads into the perturbed module, too. On the meta
+    device only shapes are looked at: a checkpoint brings the values, after `to_empty`.
 
     Args:
         module: a layer, or a model that holds it.
@@ -134,8 +137,8 @@ def perturb(
         the module.
 
     Raises:
-        ArgumentError: no such parameter, or it cannot be perturbed: it is perturbed already, lazy, without values, of
-            no floating-point dtype, without such a view, or the property refuses it; nothing has changed then.
+        ArgumentError: no such parameter, or it cannot be perturbed: it is perturbed already, lazy, sharded, of no
+            floating-point dtype, without such a view, or the property refuses it; nothing has changed then.
     """
     if not callable(property) or isinstance(property, nn.Module):
         raise ArgumentError.of("property", "a class such as p4.Invertible", type(property).__name__)
@@ -143,6 +146,9 @@ def perturb(
     targets = find_targets(module, tensor_name)
     tensor = plain_parameter(*targets[0])
     viewed = view_of(*targets[0], tensor, view, _event_dim(property))
+    if tensor.is_meta:
+        with with_values(targets, tensor, viewed, _event_dim(property)):
+            return perturb(module, tensor_name, property, view=view, **options)
     matrix = tensor.detach() if viewed is None else viewed.fit(tensor.detach())
     perturbation = property(matrix, **options)
     if not isinstance(perturbation, Perturbation):
@@ -214,6 +220,8 @@ def parameter_groups(model: nn.Module, **perturbation_options: Any) -> list[dict
     `p4.parameter_groups(model, lr=3e-3)`. In it stand the first factors of all sites, then the second ones: merges
     treat those alike.
     """
+    check_shards(model)
+    reshard(sharded_modules(model))
     guard_checkpoints(model)
     for site in sites(model):
         site.keep_frozen()
@@ -230,7 +238,11 @@ def finalize(model: nn.Module) -> nn.Module:
 
     The effective weights stay as they are, also where a merge would have been refused. A base that is not in S any
     more, because something else has written into it, gets a `PropertyWarning`.
+
+    Raises:
+        ArgumentError: a model in shards.
     """
+    refuse_shards(model, "finalize")
     known = dict[int, str]()
     for site in list(_all_targets(_modules(model))):
         if known.setdefault(id(site.base), site.name) == site.name:

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from p4torch.core.perturbation import Perturbation, property_name
 from p4torch.errors import ArgumentError
+from p4torch.parametrize.sharding import is_sharded
 from p4torch.properties.low_rank_update import LowRankUpdate
 
 #: A module and the name of a tensor in it.
@@ -70,7 +71,7 @@ def plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
     """The parameter of that name.
 
     Raises:
-        ArgumentError: it is not a plain, dense, floating-point Parameter with values.
+        ArgumentError: it is not a plain, dense, floating-point Parameter.
     """
     name = repr(tensor_name)
     if parametrize.is_parametrized(module, tensor_name):
@@ -92,8 +93,8 @@ def plain_parameter(module: nn.Module, tensor_name: str) -> nn.Parameter:
         raise ArgumentError.of("tensor_name", "a parameter of a floating-point dtype", f"{name}, {tensor.dtype}")
     if tensor.layout is not torch.strided:
         raise ArgumentError.of("tensor_name", "a dense parameter", f"{name}, {tensor.layout}")
-    if tensor.is_meta:
-        raise ArgumentError.of("tensor_name", "a parameter with values, on a real device", f"{name}, on meta")
+    if is_sharded(tensor):
+        raise ArgumentError.of("tensor_name", "perturbed before `fully_shard`", f"{name}, which is sharded")
     return tensor
 
 

@@ -71,7 +71,7 @@ class AdditiveInvertible(_Entries):
 
     def forward(self, base: Tensor) -> Tensor:
         assert self.right is not None
-        return torch.addcmul(base, self.gain, self.right.squeeze(-3))
+        return torch.addcmul(base, self.gain.to(base.dtype), self.right.squeeze(-3))
 
     def exact_candidate(self, base: Tensor) -> Tensor:
         assert self.right is not None

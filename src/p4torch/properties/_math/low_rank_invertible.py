@@ -123,6 +123,10 @@ class LowRankInvertible(Invertible, LowRank):
         if self.loss_on == "inverse":
             self.v.copy_(base.mT @ self.v)
 
+    @property
+    def limits_steps(self) -> bool:
+        return self.max_update_norm is not None
+
     @torch.no_grad()
     def after_step(self) -> None:
         if self.max_update_norm is not None:
