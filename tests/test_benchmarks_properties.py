@@ -83,6 +83,7 @@ def test_shortened_steps_are_no_change_by_a_merge() -> None:
     with torch.no_grad():
         walk.site.perturbation.u.fill_(1.0)  # far beyond what the property allows
     walk.scheduler.steps = measures.EVERY - 1
+    walk.optimizer.step()  # without gradients
     walk._merge()
     assert walk.scheduler.merged == 1 and max(walk.changes) < ROUNDING
 

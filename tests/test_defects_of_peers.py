@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import p4torch as p4
 from p4torch.merging import optimizer_state as memory
+from p4torch.training import WeightAverage
 
 
 def layer_of(width: int = 4, **options: Any) -> nn.Linear:
@@ -123,10 +124,8 @@ def test_no_buffer_carries_a_graph() -> None:
     (layer(torch.randn(2, 4)).sum() + perturbation.logabsdet(base)).backward()
     assert not any(value.requires_grad for value in layer.buffers())
     copy.deepcopy(layer)
-    torch.optim.swa_utils.AveragedModel(layer).update_parameters(layer)
-    torch.optim.swa_utils.AveragedModel(
-        layer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
-    ).update_parameters(layer)
+    for decay in (None, 0.9):
+        WeightAverage(layer, decay=decay).update()
 
 
 def test_no_merge_between_forward_and_backward() -> None:

@@ -125,6 +125,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     "docs/migrating.md": (1.0,),  # a sum over 15,000 numbers; the page's table has 0.42 after as many steps
     "docs/modules.md": (0.1,),  # a spectral bound keeps it above 0
     "docs/network.md": (2.3, 2e-2),  # 2.3: x₁ + x₂, the best linear map of Lipschitz constant 1
+    "docs/own-loop.md": (0.1,),  # of a variance of 1, by a rotation, tanh and an update of rank 4 at a time
     "docs/own-property.md": (NEAR,),
     "docs/properties/fixed-rank.md": (NEAR,),
     "docs/properties/fixed-singular-values.md": (NEAR,),
@@ -146,6 +147,10 @@ GOALS: dict[str, tuple[Goal, ...]] = {
 }
 
 
+#: Pages whose loops make a few steps on random points to show what surrounds them (files, processes, another package):
+#: nothing there is to be learnt.
+SHOWN = {"docs/checkpoints.md", "docs/distributed.md", "docs/huggingface.md"}
+
 #: Where a start outside of S is part of the example.
 PROJECTED = {"docs/network.md"}
 
@@ -160,7 +165,7 @@ CHECK: dict[str, Callable[[dict[str, Any]], None]] = {"README.md": inverse_has_f
 
 
 def test_every_page_that_trains_has_its_goals() -> None:
-    assert GOALS.keys() == set(pages())
+    assert GOALS.keys() | SHOWN == set(pages()) and not GOALS.keys() & SHOWN
 
 
 @pytest.mark.slow

@@ -343,6 +343,9 @@ def _script(tmp_path: Path, mode: str) -> tuple["subprocess.Popen[str]", list[in
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored, if these tests run in the background
     )
     assert process.stdout is not None
     return process, [int(word) for word in process.stdout.readline().split()]
@@ -373,7 +376,11 @@ def test_no_worker_outlives_a_program_that_ends(tmp_path: Path, mode: str) -> No
 def test_control_c_prints_the_traceback_of_the_program_alone(tmp_path: Path, mode: str) -> None:
     process, workers = _script(tmp_path, mode)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
-    _, errors = process.communicate(timeout=PATIENCE)
+    try:
+        _, errors = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # it would compute for ever, beside all other tests
+        raise
     assert errors.count("Traceback") == 1 and "KeyboardInterrupt" in errors
     assert _eventually(lambda: not any(_alive(worker) for worker in workers))
 
