@@ -47,7 +47,7 @@ class Identified(nn.Module):
 def identities(module: nn.Module) -> dict[str, Tensor]:
     """The entries that say what the parts of a module are of, by their names in its `state_dict`."""
     parts = module.named_modules(remove_duplicate=False)
-    return {f"{path}.{KEY}" if path else KEY: part.get_extra_state() for path, part in parts if _speaks(part)}
+    return {f"{path}.{KEY}" if path else KEY: part.get_extra_state() for path, part in parts if _has_identity(part)}
 
 
 def check_identities(parts: dict[str, nn.Module], state: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ def check_identities(parts: dict[str, nn.Module], state: dict[str, Any]) -> None
     """
     silent = []
     for prefix, part in parts.items():
-        if not _speaks(part):
+        if not _has_identity(part):
             continue
         own, got = part.get_extra_state(), state.get(prefix + KEY)
         if got is not None and _decoded(got) != _decoded(own):
@@ -82,7 +82,7 @@ def fingerprint(*tensors: Tensor) -> str:
     return f"{zlib.crc32(str(numbers).encode()):08x}"
 
 
-def _speaks(part: nn.Module) -> bool:
+def _has_identity(part: nn.Module) -> bool:
     """Whether it says what it is; a class may keep something else in its entry."""
     return isinstance(part, Identified) and type(part).get_extra_state is Identified.get_extra_state
 

@@ -50,9 +50,9 @@ class Diagnostics:
         self.still: dict[str, int] = {site.name: 0 for site in sites}
         self.start: dict[str, float] = {}
         self.warned: dict[str, list[str]] = {site.name: [] for site in sites}
-        self.resting()
+        self.warn_if_all_frozen()
 
-    def resting(self) -> None:
+    def warn_if_all_frozen(self) -> None:
         """To be called at first, and where a frozen site is due: warn if nothing trains, and nothing has been merged
         yet. A schedule that pauses later rests in silence."""
         if all(site.is_frozen for site in self.sites) and not any(self.refused.values()):
@@ -74,7 +74,7 @@ class Diagnostics:
 
     @torch.no_grad()
     def after(self, site: Site, report: MergeReport, before: BeforeMerge) -> None:
-        """To be called after it; `name_still` later, with the site as the optimizer knows it."""
+        """To be called after it; `warn_if_still` later, with the site as the optimizer knows it."""
         self._refusals(site, report)
         if report.ok and not site.is_frozen:
             self._movement(site, before)
@@ -122,7 +122,7 @@ class Diagnostics:
         self.still[site.name] += 1
 
     @torch.no_grad()
-    def name_still(self, site: Site) -> None:
+    def warn_if_still(self, site: Site) -> None:
         """Warn of a site that has not moved for too long, and say why."""
         if self.still[site.name] < INTERVALS:
             return

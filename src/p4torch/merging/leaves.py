@@ -8,7 +8,7 @@ from typing import Any
 _GROWING = ("reports", "warming", "before", "diagnostics")
 
 
-def sealed(state: dict[str, Any]) -> dict[str, Any]:
+def as_leaves(state: dict[str, Any]) -> dict[str, Any]:
     """The same state with each part that grows inside of a tuple of one.
 
     `torch.distributed.checkpoint` goes through dicts, and loads those entries only that the state to be loaded into has
@@ -17,8 +17,8 @@ def sealed(state: dict[str, Any]) -> dict[str, Any]:
     return {key: (value,) if key in _GROWING else value for key, value in state.items()}
 
 
-def opened(state: Any) -> Any:
-    """The inverse of `sealed`; anything else stays as it is."""
+def from_leaves(state: Any) -> Any:
+    """The inverse of `as_leaves`; anything else stays as it is."""
     if not isinstance(state, dict):
         return state
     return {key: value[0] if isinstance(value, tuple) and len(value) == 1 else value for key, value in state.items()}

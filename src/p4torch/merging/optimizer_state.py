@@ -116,8 +116,8 @@ def unwrapped(optimizer: Optimizer) -> list[Optimizer]:
     """An optimizer and what it wraps (accelerate, Lightning, Lookahead, schedule-free), the one that steps last. Raises
     ArgumentError if that is no torch optimizer."""
     chain: list[Any] = [optimizer]
-    while inner := next((getattr(chain[-1], name) for name in _WRAPPED if hasattr(chain[-1], name)), None):
-        chain.append(inner)
+    while wrapped := next((getattr(chain[-1], name) for name in _WRAPPED if hasattr(chain[-1], name)), None):
+        chain.append(wrapped)
     if not isinstance(chain[-1], Optimizer):
         raise ArgumentError.of("optimizer", "a torch optimizer", type(chain[-1]).__name__)
     return chain

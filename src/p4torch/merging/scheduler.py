@@ -21,7 +21,7 @@ from p4torch.merging.batch import Outcome, merge_batch
 from p4torch.merging.diagnostics import Diagnostics
 from p4torch.merging.gathering import batches
 from p4torch.merging.joint import Group, check_unchanged, groups
-from p4torch.merging.leaves import opened, sealed
+from p4torch.merging.leaves import as_leaves, from_leaves
 from p4torch.merging.optimizer_state import OptimizerState
 from p4torch.merging.recovery import Recovery, clone_values, to_site_devices
 from p4torch.merging.steps import StepCounter, weak_hook
@@ -141,7 +141,7 @@ class MergeScheduler:
         one. Their reports; mostly an empty list."""
         reports = [report for _ in range(self._counter.take()) for report in self._count_step()]
         if reports:
-            self._counter.rest()
+            self._counter.restart()
         return reports
 
     def _count_step(self) -> list[MergeReport]:
@@ -151,7 +151,7 @@ class MergeScheduler:
         for site in self.sites:
             site.perturbation.after_step()
         due = self._due(self.steps)
-        if due:
+        if any(group is self.groups[0] for group in due):  # a walk through the model: once an interval, also staggered
             check_unchanged(self.model, self.sites)
         reports = [report for batch in batches(due, self._processes.count) for report in self._merge(batch)]
         self._start_sketches()
@@ -219,8 +219,8 @@ class MergeScheduler:
 
     @torch.no_grad()
     def _merge(self, batch: list[Group]) -> list[MergeReport]:
-        care = self._processes, self._recovery, self._diagnostics, self._correct
-        outcomes = merge_batch(batch, self.seed, self.optimizer, self.optimizer_state, *care)
+        parts = self._processes, self._recovery, self._diagnostics, self._correct
+        outcomes = merge_batch(batch, self.seed, self.optimizer, self.optimizer_state, *parts)
         for outcome in outcomes:
             self._after(outcome)
         return [outcome.report for outcome in outcomes if outcome.report is not None]
@@ -235,14 +235,14 @@ class MergeScheduler:
         """What follows a merge of one site: the optimizer's memory, recovery, warming, counters."""
         site, report = outcome.site, outcome.report
         if report is None:
-            self._diagnostics.resting()
+            self._diagnostics.warn_if_all_frozen()
             self._recovery.recover(site, outcome.health, (), self.steps)
             return
         done = memory.update_after_merge(
             self._optimizers, self.optimizer_state, site, report, outcome.maps, outcome.sums
         )
         if report.ok and not site.is_frozen:
-            self._diagnostics.name_still(site)
+            self._diagnostics.warn_if_still(site)
         if self._recovery.recover(site, outcome.health, report.nonfinite, self.steps, done):
             self._rewarming.stop(site)
         if report.merged:
@@ -268,12 +268,12 @@ class MergeScheduler:
             "good": clone_values(self._recovery.good),
             "diagnostics": self._diagnostics.state_dict(),
         }
-        return sealed(state)
+        return as_leaves(state)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken. Raises CheckpointError, and changes nothing, if the sites differ."""
-        state, names = opened(state), [site.name for site in self.sites]
+        state, names = from_leaves(state), [site.name for site in self.sites]
         missing = [key for key in self.state_dict() if not isinstance(state, dict) or key not in state]
         if missing:
             raise CheckpointError(f"`state` must be of a MergeScheduler, but lacks {', '.join(missing)}")
@@ -287,7 +287,7 @@ class MergeScheduler:
         self._rewarming.before = to_site_devices(state["before"], self.sites)
         self._recovery.good = to_site_devices(state["good"], self.sites)
         self._diagnostics.load_state_dict(state["diagnostics"])
-        self._counter.rest()
+        self._counter.restart()
         self._processes.check_resumed({key: getattr(self, key) for key in ("steps", "merged", "skipped", "seed")})
         for site in self.sites:
             site.perturbation.discard_sketch()

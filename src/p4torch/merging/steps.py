@@ -34,7 +34,7 @@ class StepCounter:
         """Count the steps of this one. Those before its state is loaded are none: torch's distributed checkpoints make
         one to have a state to load into."""
         optimizer.register_step_post_hook(weak_hook(self._count))
-        optimizer.register_load_state_dict_post_hook(weak_hook(self.rest))
+        optimizer.register_load_state_dict_post_hook(weak_hook(self.restart))
 
     def _count(self) -> None:
         self.made += not self._left_out
@@ -56,7 +56,7 @@ class StepCounter:
             return made
         self._idle += 1
         self._foreign = self._foreign + 1 if self._version() != self._last else 0
-        self.rest()
+        self.restart()
         if self._foreign == FOREIGN:
             raise OptimizerError(
                 f"`optimizer` must be the one that steps, but made no step in {FOREIGN} calls of `step()` in which the "
@@ -70,9 +70,9 @@ class StepCounter:
             )
         return 0
 
-    def rest(self) -> None:
-        """What B is now, it may be: merged, or loaded. Steps before it do not count: reading a state for
-        `torch.distributed.checkpoint` makes one, of length 0."""
+    def restart(self) -> None:
+        """Begin anew with B as it is now, merged or loaded. Steps that were made before and not taken do not count:
+        reading a state for `torch.distributed.checkpoint` makes one, of length 0."""
         self.made, self._last = 0, self._version()
 
 

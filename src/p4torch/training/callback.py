@@ -7,14 +7,12 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BaseFinetuning
-from torch.utils.hooks import RemovableHandle
 
-from p4torch._options import check_integer
 from p4torch.errors import ArgumentError, StallWarning
-from p4torch.merging.scheduler import MergeScheduler
+from p4torch.training.attached import AttachedScheduler
 
 
-class MergeCallback(pl.Callback):
+class MergeCallback(AttachedScheduler, pl.Callback):
     """A `MergeScheduler` for a `LightningModule`: merges every N steps of its optimizer.
 
     The scheduler hangs on the optimizer itself, so automatic and manual optimization, gradient accumulation and mixed
@@ -32,37 +30,24 @@ class MergeCallback(pl.Callback):
     """
 
     def __init__(self, every: int | None = None, *, optimizer: int = 0, **options: Any) -> None:
-        self.every = None if every is None else check_integer("every", every, 1)
-        self.optimizer, self.options = optimizer, options
-        self.scheduler: MergeScheduler | None = None
+        super().__init__(every, options)
+        self.optimizer = optimizer
         self._pending: dict[str, Any] | None = None
-        self._hook: RemovableHandle | None = None
-
-    @property
-    def merged(self) -> int:
-        """Tensors merged so far."""
-        return self.scheduler.merged if self.scheduler else 0
-
-    @property
-    def skipped(self) -> int:
-        """Merges skipped so far."""
-        return self.scheduler.skipped if self.scheduler else 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         optimizers = trainer.optimizers
         if self.optimizer >= len(optimizers):
             raise ArgumentError.of("optimizer", f"an index below {len(optimizers)}", self.optimizer)
-        self._detach()
         with warnings.catch_warnings():
             if any(
                 isinstance(callback, BaseFinetuning) for callback in cast(Any, trainer).callbacks
             ):  # it will unfreeze them
                 warnings.filterwarnings("ignore", ".*so are all perturbations of the model", StallWarning)
-            self.scheduler = MergeScheduler(pl_module, optimizers[self.optimizer], self.every, **self.options)
+            scheduler = self._make(pl_module, optimizers[self.optimizer])
         if self._pending is not None:
-            self.scheduler.load_state_dict(self._pending)
+            scheduler.load_state_dict(self._pending)
             self._pending = None
-        self._hook = self.scheduler.attach()
+        self._attach()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._detach()
@@ -78,8 +63,3 @@ class MergeCallback(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning calls this before there is an optimizer: kept until training starts."""
         self._pending = dict(state_dict) or None
-
-    def _detach(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from p4torch._options import check_integer
 from p4torch.errors import ArgumentError, CheckpointError
 from p4torch.merging.optimizer_state import unwrapped
 from p4torch.merging.scheduler import MergeScheduler
 from p4torch.parametrize.pretrained import guard_saves, pretrained_models, unguard_saves
+from p4torch.parametrize.sharding import is_sharded
 from p4torch.parametrize.sites import Site
 from p4torch.parametrize.targets import chain_of
 from p4torch.runs.checkpoint import load_checkpoint, save_checkpoint
+from p4torch.runs.digest import digest
+from p4torch.training.attached import AttachedScheduler
 from p4torch.training.undecayed import Undecayed
 
 #: In the folder of a checkpoint.
 FILE = "merges.pt"
 
 
-class P4TrainerCallback(TrainerCallback):
+class P4TrainerCallback(AttachedScheduler, TrainerCallback):
     """A `MergeScheduler` for transformers' `Trainer`: merges every N steps of its optimizer.
 
-    The scheduler hangs on the optimizer itself and counts the steps that it makes, whatever the
+    The scheduler is attached to the optimizer itself and counts the steps that it makes, whatever the
     `gradient_accumulation_steps` are. B goes into the group without weight decay of the Trainer's default optimizer;
     one of your own that decays B is refused. Each checkpoint gets a file `merges.pt` with the scheduler's state, and a
     run that is resumed from it goes on exactly where it was. `from_pretrained` reads the model of any checkpoint:
@@ -59,21 +58,9 @@ class P4TrainerCallback(TrainerCallback):
         resume_from: str | Path | None = None,
         **options: Any,
     ) -> None:
-        self.every = None if every is None else check_integer("every", every, 1)
-        self.finalize_on_save, self.resume_from, self.options = finalize_on_save, resume_from, options
-        self.scheduler: MergeScheduler | None = None
+        super().__init__(every, options)
+        self.finalize_on_save, self.resume_from = finalize_on_save, resume_from
         self._undecayed: Undecayed | None = None
-        self._hook: RemovableHandle | None = None
-
-    @property
-    def merged(self) -> int:
-        """Tensors merged so far."""
-        return self.scheduler.merged if self.scheduler else 0
-
-    @property
-    def skipped(self) -> int:
-        """Merges skipped so far."""
-        return self.scheduler.skipped if self.scheduler else 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
@@ -84,16 +71,15 @@ class P4TrainerCallback(TrainerCallback):
         if self.finalize_on_save and (_adapters_alone(model) or not any(pretrained_models(model))):
             expected = "False for a model whose weights `save_model` does not write through `save_pretrained`"
             raise ArgumentError.of("finalize_on_save", expected, f"True for {type(model).__name__}")
-        self._detach()
         optimizer = unwrapped(parts["optimizer"])[-1]
-        self.scheduler = MergeScheduler(model, optimizer, self.every, **self.options)
+        scheduler = self._make(model, optimizer)
         if self._undecayed is None or self._undecayed.optimizer is not optimizer:
-            trainable = [value for site in self.scheduler.sites for value in site.trainable().values()]
+            trainable = [value for site in scheduler.sites for value in site.trainable().values()]
             self._undecayed = Undecayed(optimizer, trainable)
         if state.global_step:
-            self._resume(self.scheduler, args, state)
+            self._resume(scheduler, args, state)
         self._save_finalized(model, False)
-        self._hook = self.scheduler.attach()
+        self._attach()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
         self._detach()
@@ -140,11 +126,6 @@ class P4TrainerCallback(TrainerCallback):
             unguard_saves(pretrained)
         guard_saves(model, perturbed=not finalized)
 
-    def _detach(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-
 
 def _adapters_alone(model: nn.Module) -> bool:
     """Whether checkpoints of the model hold PEFT's adapters only."""
@@ -157,10 +138,5 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
 
 def _digest(sites: list[Site]) -> str:
     """Of all of B, as far as it is not in shards."""
-    digest = hashlib.sha256()
-    for site in sites:
-        for name, value in site.perturbation.own_parameters():
-            if not hasattr(value, "to_local"):
-                digest.update(f"{site.name}.{name}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    named = ((f"{site.name}.{name}", value) for site in sites for name, value in site.perturbation.own_parameters())
+    return digest({name: value for name, value in named if not is_sharded(value)})
