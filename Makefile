@@ -23,7 +23,7 @@ help: ## Show the targets
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("p4torch needs Python >= 3.10; $(PYTHON) is %d.%d" % v[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[experiments,lightning,huggingface,molecules,docs,dev]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[experiments,flows,lightning,huggingface,molecules,docs,dev]" -c constraints.txt
 	@touch $@
 
 $(BENCH_STAMP): $(STAMP)
