@@ -25,6 +25,8 @@ def _bijections(features: int, hidden: tuple[int, ...], kinds: str, rank: int = 
         "c": lambda: AffineCoupling(features, hidden),
         "s": lambda: Swap(features),
         "l": lambda: InvertibleLinear(features, rank=rank, init="orthogonal"),
+        "t": lambda: InvertibleLinear(features, init="orthogonal"),
+        "u": lambda: InvertibleLinear(features, bias=False, init="reverse"),
         "n": lambda: InvertibleLinear(features, bias=False, rank=rank, init="reverse"),
         "b": BentIdentity,
     }
@@ -59,7 +61,19 @@ def _close(left: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> None:
 @pytest.mark.parametrize("hidden", [(), (4,), (5, 4), (3, 3, 3)])
 @pytest.mark.parametrize(
     ("features", "kinds"),
-    [(5, "c"), (5, "cc"), (6, "cs"), (6, "sccscs"), (6, "clcn"), (5, "lcl"), (6, "lsc"), (6, "cbcs"), (2, "csc")],
+    [
+        (5, "c"),
+        (5, "cc"),
+        (6, "cs"),
+        (6, "sccscs"),
+        (6, "clcn"),
+        (5, "lcl"),
+        (6, "lsc"),
+        (6, "cbcs"),
+        (2, "csc"),
+        (6, "ctcu"),
+        (5, "tctbc"),
+    ],
 )
 @pytest.mark.parametrize("inverse", [False, True])
 def test_values_and_gradients(features: int, kinds: str, hidden: tuple[int, ...], inverse: bool) -> None:
@@ -90,8 +104,9 @@ def test_the_reference_agrees_with_the_layers(inverse: bool) -> None:
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-def test_first_and_second_derivatives(inverse: bool) -> None:
-    chain = _bijections(4, (3,), "csl")
+@pytest.mark.parametrize("kinds", ["csl", "cst"])
+def test_first_and_second_derivatives(kinds: str, inverse: bool) -> None:
+    chain = _bijections(4, (3,), kinds)
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     tensors = _trainable(chain)
 
@@ -141,8 +156,9 @@ def test_a_singular_layer_is_no_error(rank: int) -> None:
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-def test_float32_against_float64(inverse: bool) -> None:
-    exact = _bijections(6, (8, 8), "cslcsl")
+@pytest.mark.parametrize("kinds", ["cslcsl", "cstcst"])
+def test_float32_against_float64(kinds: str, inverse: bool) -> None:
+    exact = _bijections(6, (8, 8), kinds)
     single = copy.deepcopy(exact).float()
     x = torch.randn(20, 6, dtype=torch.float64)
     mapped = []

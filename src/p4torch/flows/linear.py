@@ -18,7 +18,7 @@ from p4torch.linalg.tracked_inverse import TrackedInverse
 from p4torch.parametrize.lookup import perturbation_of
 from p4torch.parametrize.sites import perturb
 from p4torch.properties import Invertible
-from p4torch.properties._math.invertible_shapes import LowRankInvertible
+from p4torch.properties._math.invertible_shapes import BlockInvertible, LowRankInvertible
 from p4torch.properties.invertible import Form
 
 Init = Literal["identity", "reverse", "orthogonal", "scattered"] | Tensor
@@ -119,16 +119,26 @@ class InvertibleLinear(Bijection):
 
     def step(self, inverse: bool = False) -> Step | None:
         perturbation, base = perturbation_of(self, "weight")
-        if type(perturbation) is not LowRankInvertible or perturbation.form != "additive" or base.requires_grad:
+        if base.requires_grad:
             return None
-        if perturbation.sketch is not None:  # it looks at the gradient of this layer
+        kind: Kind
+        if type(perturbation) is LowRankInvertible and perturbation.form == "additive" and perturbation.sketch is None:
+            kind, gain = "linear_inverse" if inverse else "linear", 1.0
+            own = [perturbation.scaled_u, perturbation._parameters["v"]]  # by attribute it takes ten times as long
+        elif type(perturbation) is BlockInvertible and perturbation.form == "triangular" and perturbation.single_block:
+            right = cast(Tensor, perturbation._parameters["right"])
+            kind, gain = "triangular_inverse" if inverse else "triangular", perturbation._gain(right)
+            own = [right.squeeze(-3)]
+        else:  # with a sketch it looks at the gradient of this layer
             return None
-        tracked = cast(TrackedInverse, perturbation._modules["tracked"]).current(base)
-        v, bias = perturbation._parameters["v"], self._parameters.get("bias")  # by attribute it takes ten times as long
-        tensors = [base, tracked._parameters["inverse"], perturbation.scaled_u, v, *([] if bias is None else [bias])]
+        tracked, bias = (
+            cast(TrackedInverse, perturbation._modules["tracked"]).current(base),
+            self._parameters.get("bias"),
+        )
+        tensors = [base, tracked._parameters["inverse"], *own, *([] if bias is None else [bias])]
         logabsdet = cast(Tensor, tracked._buffers["logabsdet"])
-        kind: Kind = "linear_inverse" if inverse else "linear"
-        return Step(kind, self.features, tuple(cast("list[Tensor]", tensors)), -logabsdet if inverse else logabsdet)
+        constant = -logabsdet if inverse else logabsdet
+        return Step(kind, self.features, tuple(cast("list[Tensor]", tensors)), constant, gain)
 
     def extra_repr(self) -> str:
         return f"features={self.features}, bias={self.bias is not None}"

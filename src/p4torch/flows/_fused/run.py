@@ -21,11 +21,14 @@ from p4torch.flows._fused.coupling import (
     coupling_reference,
     layer_widths,
 )
+from p4torch.flows._fused.dense import FusedDense, dense_reference, triangular_inverses, triangular_weights
 from p4torch.flows._fused.linear import FusedLinears, inverse_tensors, linear_inverse_reference, linear_reference
 from p4torch.flows._fused.workspace import Pool, bytes_of
 from p4torch.linalg.reference import reference_gradients, reference_wanted
 
-Kind = Literal["coupling", "coupling_inverse", "linear", "linear_inverse", "swap"]
+Kind = Literal[
+    "coupling", "coupling_inverse", "linear", "linear_inverse", "triangular", "triangular_inverse", "dense", "swap"
+]
 
 #: The couplings, with the sign of s in log|det|.
 _SIGNS: dict[Kind, int] = {"coupling": 1, "coupling_inverse": -1}
@@ -33,23 +36,36 @@ _SIGNS: dict[Kind, int] = {"coupling": 1, "coupling_inverse": -1}
 #: Kind of each step, and how many tensors it has.
 Plan = tuple[tuple[Kind, int], ...]
 
+#: The linear layers that a run consists of, and as which of them others take part.
+_LINEAR: tuple[Kind, ...] = ("linear", "dense")
+_FORMED: dict[Kind, Kind] = {
+    "linear": "linear",
+    "linear_inverse": "linear",
+    "triangular": "dense",
+    "triangular_inverse": "dense",
+}
+
 _SHAPE, _DTYPE, _IS_CPU = attrgetter("shape"), attrgetter("dtype"), attrgetter("is_cpu")
 
 
 class Step(NamedTuple):
     """What a bijection does, for a fused run. The tensors of a "coupling" are log α and its layers, those of a "linear"
-    layer A, A⁻¹, U, V and b; their inverses have the same: see `coupling_reference` and `linear_reference`. A "swap" is
-    one of two parts of equal size. `logabsdet` `()` is the constant part of log|det|, that of A."""
+    layer A, A⁻¹, U, V and b; their inverses have the same: see `coupling_reference` and `linear_reference`. Those of a
+    "triangular" one, or its inverse, are A, A⁻¹, B and b; it becomes a "dense" one of W and b (`triangular_weights`).
+    A "swap" is one of two parts of equal size. `logabsdet` `()` is the constant part of log|det|, that of A; `gain` is
+    g, the factor of B."""
 
     kind: Kind
     features: int
     tensors: tuple[Tensor, ...] = ()
     logabsdet: Tensor | None = None
+    gain: float = 1.0
 
 
 def fusable(steps: Sequence[Step], x: Tensor) -> bool:
     """Whether a run is worth it (it has a coupling), and everything in it fits together, on the CPU. Couplings share
-    buffers, so they are of one shape; linear layers are of one rank."""
+    buffers, so they are of one shape; linear layers are of one rank, or all triangular."""
+    linears = {(_FORMED[step.kind], step.tensors[2].shape) for step in steps if step.kind in _FORMED}
     couplings = {tuple(map(_SHAPE, step.tensors)) for step in steps if step.kind in _SIGNS}
     tensors = [value for step in steps for value in step.tensors]
     return (
@@ -57,7 +73,7 @@ def fusable(steps: Sequence[Step], x: Tensor) -> bool:
         and x.is_cpu
         and x.numel() > 0
         and x.dtype in (torch.float32, torch.float64)
-        and len({step.tensors[2].shape for step in steps if step.kind in ("linear", "linear_inverse")}) < 2
+        and len(linears) < 2
         and {step.features for step in steps} == {x.shape[-1]}
         and not torch.is_autocast_enabled("cpu")
         and set(map(_DTYPE, tensors)) == {x.dtype}
@@ -68,17 +84,38 @@ def fusable(steps: Sequence[Step], x: Tensor) -> bool:
 def fused_run(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
     """z `(..., n)` and log|det| `(...)`. Differentiable any number of times (higher derivatives go through
     `run_reference`)."""
-    steps = [
-        step._replace(kind="linear", tensors=inverse_tensors(*step.tensors)) if step.kind == "linear_inverse" else step
-        for step in steps
-    ]
+    steps, changes = _formed(steps)
     plan = tuple((step.kind, len(step.tensors)) for step in steps)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     z, total = _FusedRun.apply(plan, rows, *(value for step in steps for value in step.tensors))  # type: ignore[no-untyped-call]
-    constants = [step.logabsdet for step in steps if step.logabsdet is not None]
+    constants = [*changes, *(step.logabsdet for step in steps if step.logabsdet is not None)]
     if constants:
         total = total + torch.stack(constants).sum().to(total.dtype)
     return z.reshape(x.shape), total.reshape(x.shape[:-1])
+
+
+def _formed(steps: Sequence[Step]) -> tuple[list[Step], list[Tensor]]:
+    """The steps with all linear layers as those that a run consists of, and what that adds to log|det|, `()` each."""
+    formed, changes = list(steps), []
+    for index, step in enumerate(steps):
+        if step.kind == "linear_inverse":
+            formed[index] = step._replace(kind="linear", tensors=inverse_tensors(*step.tensors))
+    for kind, function in _WEIGHTS.items():
+        places = [index for index, step in enumerate(steps) if step.kind == kind]
+        if places:
+            tensors, change = function(
+                [steps[index].tensors for index in places], [steps[index].gain for index in places]
+            )
+            changes.append(change)
+            for index, values in zip(places, tensors, strict=True):
+                formed[index] = steps[index]._replace(kind="dense", tensors=values)
+    return formed, changes
+
+
+_WEIGHTS: dict[Kind, Callable[..., tuple[list[tuple[Tensor, ...]], Tensor]]] = {
+    "triangular": triangular_weights,
+    "triangular_inverse": triangular_inverses,
+}
 
 
 def run_reference(plan: Plan, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +135,7 @@ _REFERENCES: dict[Kind, Callable[..., tuple[Tensor, Tensor]]] = {
     "coupling_inverse": coupling_inverse_reference,
     "linear": linear_reference,
     "linear_inverse": linear_inverse_reference,
+    "dense": dense_reference,
 }
 
 
@@ -113,12 +151,12 @@ class _FusedRun(torch.autograd.Function):
         space.log2_total.zero_()
         alphas = torch.stack([values[0] for kind, values in steps if kind in _SIGNS]).exp()
         factors = iter((space.signs * alphas / math.log(2)).unbind(0))
-        ctx.logdets = linears.prepare([values for kind, values in steps if kind == "linear"]) if linears else None
+        ctx.logdets = linears.prepare([values for kind, values in steps if kind in _LINEAR]) if linears else None
         linear = iter(range(len(plan)))
         for (kind, values), coupling in zip(steps, space.couplings, strict=True):
             if coupling is not None:
                 b = coupling.forward(a, b, values, next(factors), space.log2_total, space.scratch)
-            elif linears is not None and kind == "linear":
+            elif linears is not None and kind in _LINEAR:
                 a, b = linears.forward(next(linear), a, b)
             else:
                 a, b = b, a
@@ -143,19 +181,19 @@ class _FusedRun(torch.autograd.Function):
         whole: Tensor | None = grad_z.mT.clone(memory_format=torch.contiguous_format)
         a, b = whole[:kept], whole[kept:]  # type: ignore[index]
         alphas = iter(ctx.alphas.unbind(0)[::-1])
-        counts = [count for kind, count in plan if kind == "linear"]
+        counts = [count for kind, count in plan if kind in _LINEAR]
         linear = iter(range(len(counts) - 1, -1, -1))
         of_couplings: list[list[Tensor | None]] = []  # the last one first
         for (kind, values), coupling in zip(_by_step(plan, tensors)[::-1], space.couplings[::-1], strict=True):
             if coupling is not None:
                 of_couplings.append(coupling.backward(a, b, grad_total, values, next(alphas), space.scratch))
-            elif linears is not None and kind == "linear":
+            elif linears is not None and kind in _LINEAR:
                 whole, (a, b) = linears.backward(next(linear), torch.cat([a, b]) if whole is None else whole)
             else:
                 a, b, whole = b, a, None
         of_linears = iter(linears.gradients(ctx.logdets, grad_total, counts) if linears is not None else [])
         sources: dict[Kind, Iterator[list[Tensor | None]]] = dict.fromkeys(_SIGNS, iter(of_couplings[::-1]))
-        sources["linear"] = of_linears
+        sources |= dict.fromkeys(_LINEAR, of_linears)
         gradients = [value for kind, _ in plan if kind in sources for value in next(sources[kind])]
         grad_x = torch.cat([a, b]).mT if ctx.needs_input_grad[1] else None
         return None, grad_x, *gradients
@@ -169,8 +207,10 @@ class _Workspace:
             FusedCoupling(x, values, kind == "coupling_inverse") if kind in _SIGNS else None for kind, values in steps
         ]
         self.signs = x.new_tensor([_SIGNS[kind] for kind, _ in steps if kind in _SIGNS])
-        layers = [values for kind, values in steps if kind == "linear"]
-        self.linears = FusedLinears(x, layers) if layers else None
+        layers = {kind: [values for key, values in steps if key == kind] for kind in _LINEAR}
+        self.linears: FusedLinears | FusedDense | None = None
+        if layers["linear"] or layers["dense"]:
+            self.linears = FusedLinears(x, layers["linear"]) if layers["linear"] else FusedDense(x, layers["dense"])
         self.scratch = Scratch(x, next(layer_widths(values) for kind, values in steps if kind in _SIGNS))
         self.log2_total = torch.empty_like(self.scratch.raw)
         self.x = x.new_empty(x.shape[1], x.shape[0])
@@ -184,7 +224,7 @@ class _Workspace:
         """A coupling right before a linear layer writes b' into the buffer that the layer reads."""
         linear = 0
         for kind, before in zip(kinds, [None, *self.couplings], strict=False):
-            if self.linears is not None and kind == "linear":
+            if self.linears is not None and kind in _LINEAR:
                 if before is not None:
                     before.out = self.linears.parts[linear][1]
                 linear += 1
