@@ -98,7 +98,10 @@ def molecule_fit(
     system_xml: _SYSTEM_XML = None,
     temperature: Annotated[float, typer.Option(help="In K.")] = 300.0,
     models: Annotated[
-        str, typer.Option(help="rnvp, p4inv, p4inv-rank8 (or another rank), spline, spline-p4inv; several with commas.")
+        str,
+        typer.Option(
+            help="rnvp, p4inv, p4inv-rank8 (or another rank), p4inv-whole, spline, spline-p4inv; several with commas."
+        ),
     ] = "spline-p4inv",
     preset: Annotated[
         str, typer.Option(help="paper (an hour or more), quick (ten minutes), check (seconds).")
@@ -110,7 +113,9 @@ def molecule_fit(
     likelihood_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
     force_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
     energy_steps: Annotated[int | None, typer.Option(help="Instead of the preset's; 0 for none.")] = None,
-    merge_every: Annotated[int, typer.Option(help="Steps between merges of perturbed layers.")] = 20,
+    merge_every: Annotated[
+        int | None, typer.Option(help="Steps between merges of perturbed layers. Default: 20; 1,000 for p4inv-whole.")
+    ] = None,
     perturbation_rate: Annotated[
         float | None,
         typer.Option(help="Learning rate of perturbations, in learning rates of all else. Default: 0.1 / √rank."),

@@ -42,7 +42,7 @@ def small(model: str = "p4inv", system: MolecularSystem | None = None, seed: int
     def build() -> Any:
         if circle:
             return spline(coordinates.layout, mixing=True, couplings=COUPLINGS, hidden=16)
-        return affine(coordinates.layout, 1 if model == "p4inv" else None, couplings=COUPLINGS)
+        return affine(coordinates.layout, COUPLINGS, **({"rank": 1, "scale": 1.0} if model == "p4inv" else {}))
 
     return BoltzmannGenerator(system, coordinates, seeded(build, seed), model)
 

@@ -22,7 +22,12 @@ PAPERS_RNVP = 735_050
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("rnvp", PAPERS_RNVP), ("p4inv", 744_050), ("p4inv-rank8", PAPERS_RNVP + 50 * (2 * 8 * 60 + 60))],
+    [
+        ("rnvp", PAPERS_RNVP),
+        ("p4inv", 744_050),
+        ("p4inv-rank8", PAPERS_RNVP + 50 * (2 * 8 * 60 + 60)),
+        ("p4inv-whole", PAPERS_RNVP + 50 * (60 * 60 + 60)),
+    ],
 )
 def test_the_papers_numbers_of_parameters(name: str, parameters: int) -> None:
     assert LAYOUT.size == 60
@@ -31,7 +36,9 @@ def test_the_papers_numbers_of_parameters(name: str, parameters: int) -> None:
 
 def test_p4inv_starts_as_rnvp() -> None:
     """Its linear layers start as the swaps in whose place they are."""
-    rnvp, p4inv = (seeded(lambda rank=rank: affine(LAYOUT, rank, couplings=4), 0) for rank in (None, 3))
+    rnvp, p4inv = (
+        seeded(lambda options=options: affine(LAYOUT, couplings=4, **options), 0) for options in ({}, {"rank": 3})
+    )
     for first, second in zip(rnvp.bijection.bijections, p4inv.bijection.bijections, strict=True):
         if isinstance(first, Swap):
             assert isinstance(second, InvertibleLinear)
@@ -79,7 +86,9 @@ def test_creating_leaves_the_global_generator_alone_and_depends_on_the_seed() ->
 
 @pytest.mark.parametrize("name", ["glow", "p4inv-rank0", "p4inv-rank", "p4inv-rank-2", "RNVP", "spline-rank8", ""])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ArgumentError, match="`model` must be rnvp, p4inv, p4inv-rank<k>, spline or spline-p4inv"):
+    with pytest.raises(
+        ArgumentError, match="`model` must be rnvp, p4inv, p4inv-rank<k>, p4inv-whole, spline or spline-p4inv"
+    ):
         architecture(name)
     with pytest.raises(ArgumentError, match="`model`"):
         BoltzmannGenerator.create(system_of(), frames(), model=name)

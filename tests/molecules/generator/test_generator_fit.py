@@ -154,7 +154,10 @@ def test_data_that_miss_a_mode_are_refused_but_by_a_check(run: tuple[Path, str],
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--models", "glow"], "`model` must be rnvp, p4inv, p4inv-rank<k>, spline or spline-p4inv, got 'glow'"),
+        (
+            ["--models", "glow"],
+            "`model` must be rnvp, p4inv, p4inv-rank<k>, p4inv-whole, spline or spline-p4inv, got 'glow'",
+        ),
         (["--models", ""], "`models` must be one or more models"),
         (["--models", "rnvp,rnvp"], "`models` must be different"),
         (["--seeds", "1,1"], "`models` must be different"),

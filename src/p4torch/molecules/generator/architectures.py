@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from random import Random
+from typing import Any
 
 import torch
 
@@ -42,14 +43,14 @@ class Architecture:
         title: for people.
         torsions: as `MixedCoordinates` is to leave them.
         build: of a layout; draws from torch's global generator.
-        rank: of its perturbed layers, if it has any.
+        rank: of the perturbed layers, if it has any; None for whole matrices.
     """
 
     name: str
     title: str
     torsions: Torsions
     build: Callable[[Layout], Flow]
-    rank: int = 1
+    rank: int | None = 1
 
 
 def architecture(name: str) -> Architecture:
@@ -58,6 +59,7 @@ def architecture(name: str) -> Architecture:
         rnvp            50 affine couplings, each followed by a swap of the halves; latent normal distribution
         p4inv           the swaps replaced by `InvertibleLinear` of rank 1 that starts as the swap
         p4inv-rank8     the same of rank 8; or of any other rank
+        p4inv-whole     the same, with triangular factors that move whole matrices
         spline          12 rational-quadratic couplings that move random halves, on the circle for torsions; latent
                         distribution normal, but uniform for torsions
         spline-p4inv    the same, with `InvertibleLinear` of rank 8 between couplings that mixes all but the torsions
@@ -72,26 +74,28 @@ def architecture(name: str) -> Architecture:
     if rank:
         k = int(rank[1] or 1)
         title = "P4Inv" if k == 1 else f"P4Inv, rank {k}"
-        return Architecture(name, title, "standard", lambda layout: affine(layout, k), k)
+        return Architecture(name, title, "standard", lambda layout: affine(layout, rank=k, scale=1.0), k)
+    if name == "p4inv-whole":
+        return Architecture(name, "P4Inv, whole", "standard", lambda layout: affine(layout, form="triangular"), None)
     if name == "rnvp":
-        return Architecture(name, "RNVP", "standard", lambda layout: affine(layout, None))
+        return Architecture(name, "RNVP", "standard", affine)
     if name == "spline":
         return Architecture(name, "spline", "circle", lambda layout: spline(layout, mixing=False))
     if name == "spline-p4inv":
         mixed = partial(spline, mixing=True)
         return Architecture(name, "spline, P4Inv", "circle", mixed, MIXING_RANK)
-    raise ArgumentError.of("model", "rnvp, p4inv, p4inv-rank<k>, spline or spline-p4inv", repr(name))
+    raise ArgumentError.of("model", "rnvp, p4inv, p4inv-rank<k>, p4inv-whole, spline or spline-p4inv", repr(name))
 
 
-def affine(layout: Layout, rank: int | None, couplings: int = AFFINE) -> Flow:
-    """Affine couplings with swaps, or with perturbed linear layers of that rank in their place."""
+def affine(layout: Layout, couplings: int = AFFINE, **options: Any) -> Flow:
+    """Affine couplings with swaps, or with linear layers of these options in their place, which start as swaps."""
 
     def layers() -> Iterator[Bijection]:
         swap = Swap(layout.size)
         matrix = swap(torch.eye(layout.size))[0].T
         for _ in range(couplings):
             yield AffineCoupling(layout.size)
-            yield swap if rank is None else InvertibleLinear(layout.size, rank=rank, scale=1.0, init=matrix)
+            yield InvertibleLinear(layout.size, init=matrix, **options) if options else swap
 
     return Flow(Chain(layers()), StandardNormal(layout.size))
 

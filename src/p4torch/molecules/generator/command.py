@@ -29,7 +29,7 @@ class FitOptions:
     likelihood_steps: int | None
     force_steps: int | None
     energy_steps: int | None
-    merge_every: int
+    merge_every: int | None
     perturbation_rate: float | None
     data: Path | None
     samples: int | None

@@ -7,7 +7,14 @@ from dataclasses import replace
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.generator.architectures import architecture
-from p4torch.molecules.generator.schedule import MERGE_EVERY, PERTURBATION_RATE, Phase, Schedule
+from p4torch.molecules.generator.schedule import (
+    MERGE_EVERY,
+    PERTURBATION_RATE,
+    WHOLE_MERGE_EVERY,
+    WHOLE_PERTURBATION_RATE,
+    Phase,
+    Schedule,
+)
 
 #: Steps on forces, of flows that have them in their presets, or are asked to. At 3e-4 large weights grow: after 480
 #: steps the effective sample size of a flow that likelihood had brought to 85 % was 75 %, at 1e-4 it was 86 %.
@@ -30,14 +37,15 @@ def schedule(
     likelihood_steps: int | None = None,
     force_steps: int | None = None,
     energy_steps: int | None = None,
-    merge_every: int = MERGE_EVERY,
+    merge_every: int | None = None,
     perturbation_rate: float | None = None,
     seed: int = 0,
 ) -> Schedule:
     """The phases of a model, cut to the preset's share of their steps; 0 steps leave a phase out.
 
     The learning rate of perturbations is `PERTURBATION_RATE` / √rank of that of other parameters, if none is given: a
-    step of each direction moves W, and what they do together at random grows like √rank.
+    step of each direction moves W, and what they do together at random grows like √rank. Layers that move whole matrices
+    have `WHOLE_PERTURBATION_RATE`, and are merged every `WHOLE_MERGE_EVERY` steps, if no other number is given.
 
     Raises:
         ArgumentError: for another model or preset, or no steps at all.
@@ -57,5 +65,9 @@ def schedule(
             phases.append(replace(phase, steps=count))
     if not phases:
         raise ArgumentError.of("likelihood_steps", ">= 1 where force_steps = energy_steps = 0", 0)
-    rate = PERTURBATION_RATE / math.sqrt(rank) if perturbation_rate is None else perturbation_rate
-    return Schedule(tuple(phases), merge_every, rate, seed=seed)
+    if rank is None:
+        interval, rate = WHOLE_MERGE_EVERY, WHOLE_PERTURBATION_RATE
+    else:
+        interval, rate = MERGE_EVERY, PERTURBATION_RATE / math.sqrt(rank)
+    interval = interval if merge_every is None else merge_every
+    return Schedule(tuple(phases), interval, rate if perturbation_rate is None else perturbation_rate, seed=seed)

@@ -10,9 +10,13 @@ from p4torch.errors import ArgumentError
 
 #: Steps between merges. Fewer bring more directions; each costs some 2 ms a layer.
 MERGE_EVERY = 20
+#: The same for layers whose whole matrices move: they need no new directions.
+WHOLE_MERGE_EVERY = 1000
 #: Learning rate of perturbations of rank one, in learning rates of other parameters. At 1 the linear layers shake: the
 #: likelihood of flows of 50 such layers is 0.9 nats worse after 20,000 steps.
 PERTURBATION_RATE = 0.1
+#: The same for whole matrices, whose B has a scale of its own.
+WHOLE_PERTURBATION_RATE = 1.0
 
 
 @dataclass(frozen=True)
