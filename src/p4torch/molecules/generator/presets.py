@@ -44,7 +44,7 @@ def schedule(
     """The phases of a model, cut to the preset's share of their steps; 0 steps leave a phase out.
 
     The learning rate of perturbations is `PERTURBATION_RATE` / √rank of that of other parameters, if none is given: a
-    step of each direction moves W, and what they do together at random grows like √rank. Layers that move whole matrices
+    step of each direction moves W, and what they do together at random grows like √rank. Layers of whole matrices
     have `WHOLE_PERTURBATION_RATE`, and are merged every `WHOLE_MERGE_EVERY` steps, if no other number is given.
 
     Raises:
