@@ -9,7 +9,7 @@ Source: Krämer, Köhler and Noé (2020), section 3.1, equations 1 and 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -60,6 +60,10 @@ class Perturbation(Identified):
     tensor_name: str = "tensor"
     #: Parameters of B that do not train by design, whatever `requires_grad_(True)` says. `perturb` notes them.
     untrained: tuple[str, ...] = ()
+    #: Whether perturbations of several sites that are alike merge as one of a stack of matrices.
+    stackable: ClassVar[bool] = False
+    #: `attempts` as a number, with the version of the tensor that it was read from.
+    _read: tuple[int, int] | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -75,6 +79,27 @@ class Perturbation(Identified):
         batch = base.shape[: base.dim() - self.event_dim]
         self.register_buffer("attempts", torch.zeros((), dtype=torch.int64, device=base.device))
         self.register_buffer("skips", torch.zeros(batch, dtype=torch.int64, device=base.device))
+
+    @property
+    def merge_index(self) -> int:
+        """`attempts` as a number. The device is asked only after somebody else has written to it."""
+        if self._read is None or self._read[1] != self.attempts._version:
+            self._read = int(self.attempts), self.attempts._version
+        return self._read[0]
+
+    def count_merge(self) -> None:
+        """One more attempt."""
+        index = self.merge_index + 1
+        self.attempts += 1
+        self._read = index, self.attempts._version
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Perturbation:
+        self._read = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *state: Any) -> None:
+        self._read = None
+        super()._load_from_state_dict(*state)
 
     # --- what a property must define --------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ class Shaped(Perturbation):
         ArgumentError: for `rank` and `block` together; for an option that the other shape has.
     """
 
+    stackable = True
     shapes: ClassVar[tuple[type[Perturbation], ...]] = ()
 
     def __new__(cls, base: Any = None, rank: int | None = None, *args: Any, **options: Any) -> Shaped:

@@ -72,8 +72,14 @@ class Mergeable(Protocol):
     """What a merge needs of a perturbation, see `p4torch.Perturbation`."""
 
     base_shape: Size
-    attempts: Tensor
     skips: Tensor
+
+    @property
+    def merge_index(self) -> int:
+        """How many merges were attempted."""
+
+    def count_merge(self) -> None:
+        """One more of them."""
 
     def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """B."""
@@ -198,7 +204,7 @@ def _reset_nonfinite(member: Member) -> tuple[Tensor, tuple[str, ...]]:
     and the names of the parameters that were not."""
     perturbation = member.perturbation
     check_fits(member.base, "base", perturbation.base_shape, perturbation.own_parameters())
-    good = _finite_b(perturbation)
+    good = finite_b(perturbation)
     names: tuple[str, ...] = ()
     if not bool(good.all()):
         names = tuple(name for name, value in perturbation.own_parameters() if not bool(finite(value, 0)))
@@ -221,7 +227,7 @@ def _reset_everywhere(member: Member, decision: _Decision, good: Tensor) -> _Dec
     return replace(decision, vetoes=vetoes, nonfinite=names)
 
 
-def _finite_b(perturbation: Mergeable) -> Tensor:
+def finite_b(perturbation: Mergeable) -> Tensor:
     """Where all of B is finite, `(...)`. Parameters that do not carry the stack's shape count for all of it."""
     mask, batch = torch.ones_like(perturbation.skips, dtype=torch.bool), perturbation.skips.dim()
     for _, value in perturbation.own_parameters():
@@ -262,13 +268,13 @@ def _commit(member: Member, decision: _Decision, accepted: Tensor, otherwise: st
         assign(tensor, value, accepted)
     perturbation.reset_where(accepted, base, member.generator)
     perturbation.skips.copy_(torch.where(accepted, 0, perturbation.skips + 1))
-    perturbation.attempts += 1
+    perturbation.count_merge()
     merged = int(accepted.sum())
     skipped = accepted.numel() - merged
     reasons = {veto.reason: int(veto.mask.sum()) for veto in decision.vetoes if bool(veto.mask.any())}
     if skipped and not reasons:
         reasons = {otherwise: skipped}
-    report = MergeReport(int(perturbation.attempts), merged, skipped, reasons, decision.nonfinite, member.name)
+    report = MergeReport(perturbation.merge_index, merged, skipped, reasons, decision.nonfinite, member.name)
     perturbation.after_commit(base, report)
     return report
 

@@ -19,6 +19,7 @@ from p4torch.merging.gathering import batches, gathered
 from p4torch.merging.joint import Group, groups
 from p4torch.merging.optimizer_state import OptimizerState, Sums, sums_of_shards
 from p4torch.merging.recovery import Recovery
+from p4torch.merging.stacks import merge_stack
 from p4torch.parametrize.sites import Site, guard_checkpoints
 
 
@@ -59,19 +60,20 @@ def merge_batch(
     reduce = processes.reduction(list(sums.values()))
     with gathered(active) as merging:
         members = [site for group in merging for site in group.sites]
-        before = [diagnostics.before(site) for site in members]
+        before = diagnostics.before(members)
         previous = [_directions(site) for site in members]
-        transactions = [group.transaction(seed) for group in merging]
+        reports = merge_stack(members, seed) if len(merging) > 1 and processes.count == 1 else None
+        transactions = [] if reports else [group.transaction(seed) for group in merging]
         masks = [transaction.masks for transaction in transactions]
         agreed = iter(agree([mask for each in (*masks, health) for mask in each], reduce))
-        reports = [
+        reports = reports or [
             report
             for transaction, each in zip(transactions, masks, strict=True)
             for report in transaction.commit(list(islice(agreed, len(each))))
         ]
+        diagnostics.after(members, reports, before)
         maps: dict[str, dict[str, Tensor]] = {}
-        for site, report, was, old in zip(members, reports, before, previous, strict=True):
-            diagnostics.after(site, report, was)
+        for site, report, old in zip(members, reports, previous, strict=True):
             correct(site, report)
             if (
                 option == "transport"
@@ -84,8 +86,14 @@ def merge_batch(
     total = dict(zip(sums, reduce.sums, strict=True)) if reduce is not None else sums
     return [
         Outcome(site, merged.get(site.name), healthy, maps.get(site.name, {}), total)
-        for site, healthy in zip(sites, agreed, strict=True)
+        for site, healthy in zip(sites, _on_host(list(agreed)), strict=True)
     ]
+
+
+def _on_host(masks: list[Tensor]) -> list[Tensor]:
+    """Masks on the CPU, by one transfer."""
+    together = torch.cat([mask.to(masks[0].device) for mask in masks]).cpu()
+    return list(together.split([len(mask) for mask in masks]))
 
 
 def _directions(site: Site) -> dict[str, Tensor]:
@@ -107,5 +115,6 @@ def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[Merge
     reports: list[MergeReport] = []
     for batch in batches(merging, processes=1):
         with gathered(batch) as whole:
-            reports += [report for group in whole for report in group.merge(seed=seed, force=force)]
+            together = merge_stack([group.sites[0] for group in whole], seed) if len(whole) > 1 and not force else None
+            reports += together or [report for group in whole for report in group.merge(seed=seed, force=force)]
     return reports

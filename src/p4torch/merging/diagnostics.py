@@ -31,10 +31,10 @@ GROWTH, TOTAL_GROWTH = 5.0, 100.0
 
 @dataclass(frozen=True)
 class BeforeMerge:
-    """A site before a merge: the parts of B that are not redrawn, and the norm of the base `()`."""
+    """Sites before a merge: of each the parts of B that are not redrawn, and the norms of all bases `(sites,)`."""
 
-    b: dict[str, Tensor]
-    norm: Tensor
+    b: list[dict[str, Tensor]]
+    norms: Tensor
 
 
 class Diagnostics:
@@ -66,20 +66,29 @@ class Diagnostics:
             )
 
     @torch.no_grad()
-    def before(self, site: Site) -> BeforeMerge:
+    def before(self, sites: Sequence[Site]) -> BeforeMerge:
         """To be called before a merge."""
-        redrawn = site.perturbation.directions
-        b = {name: value.clone() for name, value in site.perturbation.own_parameters() if name not in redrawn}
-        return BeforeMerge(b, _norm(site.base))
+        return BeforeMerge(
+            [{name: value.clone() for name, value in _kept(site)} for site in sites],
+            _norms([site.base for site in sites]),
+        )
 
     @torch.no_grad()
-    def after(self, site: Site, report: MergeReport, before: BeforeMerge) -> None:
-        """To be called after it; `warn_if_still` later, with the site as the optimizer knows it."""
-        self._refusals(site, report)
-        if report.ok and not site.is_frozen:
-            self._movement(site, before)
-        if not report.nonfinite:
-            self._growth(site, report, before)
+    def after(self, sites: Sequence[Site], reports: Sequence[MergeReport], before: BeforeMerge) -> None:
+        """To be called after it; `warn_if_still` later, with the sites as the optimizer knows them. The device is asked
+        once, for all of them."""
+        if not sites:
+            return
+        pairs = list(zip(sites, reports, strict=True))
+        reached = [site.base if report.ok else site.perturbation(site.base) for site, report in pairs]
+        moves = [_moved(site, b) for site, b in zip(sites, before.b, strict=True)]
+        numbers = torch.stack([before.norms, _norms(reached), torch.stack(moves).to(before.norms)]).tolist()
+        for (site, report), was, now, moved in zip(pairs, *numbers, strict=True):
+            self._refusals(site, report)
+            if report.ok and not site.is_frozen:
+                self.still[site.name] = 0 if moved else self.still[site.name] + 1
+            if not report.nonfinite:
+                self._growth(site, was, now)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""
@@ -112,15 +121,6 @@ class Diagnostics:
             "it is conditioning, take a smaller learning rate or a shorter interval (`every`)",
         )
 
-    def _movement(self, site: Site, before: BeforeMerge) -> None:
-        """B₀ does not depend on where B was: B did not move where the reset left all of it as it was."""
-        b = {name: value for name, value in site.perturbation.own_parameters() if name in before.b}
-        trained = [name for name, value in b.items() if value.requires_grad]
-        if not trained or not all(torch.equal(before.b[name], b[name]) for name in trained):
-            self.still[site.name] = 0
-            return
-        self.still[site.name] += 1
-
     @torch.no_grad()
     def warn_if_still(self, site: Site) -> None:
         """Warn of a site that has not moved for too long, and say why."""
@@ -146,11 +146,7 @@ class Diagnostics:
                 "`optimizer.add_param_group({'params': [...]})`",
             )
 
-    def _growth(self, site: Site, report: MergeReport, before: BeforeMerge) -> None:
-        if "growth" in self.warned[site.name]:
-            return
-        reached = site.base if report.ok else site.perturbation(site.base)
-        was, now = torch.stack([before.norm, _norm(reached)]).tolist()
+    def _growth(self, site: Site, was: float, now: float) -> None:
         start, unit = self.start.setdefault(site.name, was), sqrt(site.base[..., :1].numel())
         if not (now <= GROWTH * max(was, unit) and now <= TOTAL_GROWTH * max(start, unit)):
             self._warn(
@@ -168,6 +164,19 @@ class Diagnostics:
             warn(f"`{site.name}`: {message}", StallWarning)
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    """The Euclidean norm of all of it, `()`, at least in single precision."""
-    return torch.linalg.vector_norm(linalg.at_least_single(tensor.detach())).float()
+def _kept(site: Site) -> list[tuple[str, Tensor]]:
+    """The parts of B that merges do not redraw."""
+    redrawn = site.perturbation.directions
+    return [(name, value) for name, value in site.perturbation.own_parameters() if name not in redrawn]
+
+
+def _moved(site: Site, before: dict[str, Tensor]) -> Tensor:
+    """Whether B moved, `()`. B₀ does not depend on where B was: it did not where the reset left it as it was."""
+    changes = [(before[name] != value).any() for name, value in _kept(site) if value.requires_grad]
+    return torch.stack(changes).any() if changes else site.base.new_ones((), dtype=torch.bool)
+
+
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norms of tensors, each as a whole, `(tensors,)`, at least in single precision."""
+    parts = [linalg.at_least_single(tensor.detach()) for tensor in tensors]
+    return torch.stack([norm.float() for norm in torch._foreach_norm(parts)]) if parts else torch.zeros(0)

@@ -12,6 +12,7 @@ from torch import Tensor, distributed as dist, nn
 
 from p4torch.errors import ArgumentError
 from p4torch.merging.joint import Group
+from p4torch.merging.stacks import stacks
 from p4torch.parametrize.sharding import is_sharded, local, rows, shard_group
 from p4torch.parametrize.sites import Site
 from p4torch.parametrize.targets import chain_of, original
@@ -26,9 +27,9 @@ _Places = list[tuple[nn.Module, str]]
 
 
 def batches(groups: Sequence[Group], processes: int) -> Iterator[list[Group]]:
-    """What is merged at once: each group by itself in one process; else as many as `BATCH_BYTES` allow."""
+    """What is merged at once: groups that are alike in one process; else as many as `BATCH_BYTES` allow."""
     if processes == 1:
-        yield from ([group] for group in groups)
+        yield from stacks(groups)
         return
     batch: list[Group] = []
     size = 0

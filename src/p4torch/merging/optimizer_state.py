@@ -223,10 +223,11 @@ def _local(state: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(key, local(entry) if isinstance(entry, Tensor) else entry) for key, entry in state.items()]
 
 
-def has_nonfinite_state(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
-    """Whether a parameter's state holds a number that is not finite: it would stay, and spoil or stop all steps."""
-    entries = _local(inner(optimizer).state.get(parameter, {}))
-    return any(not bool(entry.isfinite().all()) for _, entry in entries if isinstance(entry, Tensor))
+def has_finite_state(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor:
+    """Whether all numbers of a parameter's state are finite, `()`: others would stay, and spoil or stop all steps."""
+    entries = [entry for _, entry in _local(inner(optimizer).state.get(parameter, {})) if isinstance(entry, Tensor)]
+    masks = [entry.isfinite().all().to(parameter.device) for entry in entries]
+    return torch.stack(masks).all() if masks else torch.ones((), dtype=torch.bool, device=parameter.device)
 
 
 @torch.no_grad()

@@ -34,12 +34,17 @@ class Recovery:
     @torch.no_grad()
     def health(self, site: Site) -> Tensor:
         """What is finite at a site, in this process: its ordinary parameters that train, and what the optimizer
-        remembers of B and of them. A mask, in that order."""
+        remembers of B and of them. A mask, in that order, for which the device is not asked."""
         others = _training(site)
-        health = [bool(local(value).isfinite().all()) for value in others.values()]
+        health = [local(value).isfinite().all() for value in others.values()]
         for value in (*site.trainable().values(), *others.values()):
-            health.append(not memory.has_nonfinite_state(self.optimizer, value))
-        return torch.tensor(health, dtype=torch.bool, device=site.base.device)
+            health.append(memory.has_finite_state(self.optimizer, value))
+        device = site.base.device
+        return (
+            torch.stack([mask.to(device) for mask in health])
+            if health
+            else torch.ones(0, dtype=torch.bool, device=device)
+        )
 
     @torch.no_grad()
     def recover(

@@ -172,7 +172,7 @@ class MergeScheduler:
         """Before the step after which sites merge: record its gradient."""
         for site in (site for group in self._due(self.steps + 1) if not group.is_frozen for site in group.sites):
             if isinstance(site.perturbation, LowRank):
-                generator = counter_based_generator(self.seed, f"{site.name}/sketch", int(site.perturbation.attempts))
+                generator = counter_based_generator(self.seed, f"{site.name}/sketch", site.perturbation.merge_index)
                 site.perturbation.start_sketch(generator, self._processes.all_reduce_mean())
 
     def attach(self) -> RemovableHandle:

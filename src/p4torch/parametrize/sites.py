@@ -56,7 +56,7 @@ class Site:
 
     def member(self, seed: int) -> Member:
         """This site in a merge."""
-        generator = counter_based_generator(seed, self.name, int(self.perturbation.attempts))
+        generator = counter_based_generator(seed, self.name, self.perturbation.merge_index)
         return Member(self.name, self.perturbation, self.base, generator)
 
     def trainable(self) -> dict[str, nn.Parameter]:

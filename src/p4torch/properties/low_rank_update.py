@@ -30,6 +30,8 @@ class LowRankUpdate(LowRank):
     Source: Lialin, Shivagunde, Muckatira and Rumshisky (2023), ReLoRA, where U Vᵀ is W_B W_A.
     """
 
+    stackable = True
+
     def __init__(
         self,
         base: Tensor,

@@ -169,7 +169,7 @@ class BlockPositiveDefinite(PositiveDefinite, Blocks):
         logabsdet = 2 * linalg.slogdet(stored.double())[1]  # of L as it is stored
         change, sign = logabsdet - self.tracked.logabsdet, torch.ones_like(logabsdet)
         candidate = symmetric_from_lower(stored.double() @ stored.double().mT)
-        turn = int(self.attempts)
+        turn = self.merge_index
         return stored, self.tracked.update_to(candidate, exact, sign, change, ORDER, turn, base.dtype)
 
 
@@ -219,7 +219,7 @@ class LowRankPositiveDefinite(PositiveDefinite, LowRank):
 
     def merged(self, base: Tensor) -> tuple[Tensor, TrackedUpdate]:
         p, q = self.additive_factors(base)
-        turn = int(self.attempts)
+        turn = self.merge_index
         update = self.tracked.propose(base, p, q, ORDER, turn)
         assert update.base is not None and update.inverse is not None
         factor = linalg.add_low_rank(self.root.factor.double(), p[..., : self.rank], self.v.double()).to(base.dtype)

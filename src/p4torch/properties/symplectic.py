@@ -112,13 +112,13 @@ class Symplectic(Shaped):
     # --- merges -------------------------------------------------------------------------------------------------------
 
     def propose(self, base: Tensor) -> Proposal:
-        candidate = _corrected(self._candidate(base), int(self.attempts))
+        candidate = _corrected(self._candidate(base), self.merge_index)
         return Proposal(candidate, vetoes=[veto_nonsymplectic(candidate)])
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
         """All of M, where the probe finds more than rounding."""
-        base.copy_(_corrected(base, int(self.attempts)))
+        base.copy_(_corrected(base, self.merge_index))
 
 
 class BlockSymplectic(Symplectic, Blocks):

@@ -145,7 +145,7 @@ class LowRankUnitDeterminant(UnitDeterminant, LowRank):
         return result
 
     def tracked_update(self, base: Tensor) -> TrackedUpdate:
-        return self.tracked.current(base).propose(base, *self.additive_factors(base), ORDER, int(self.attempts))
+        return self.tracked.current(base).propose(base, *self.additive_factors(base), ORDER, self.merge_index)
 
 
 UnitDeterminant.shapes = (BlockUnitDeterminant, LowRankUnitDeterminant)

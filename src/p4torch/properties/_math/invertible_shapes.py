@@ -98,7 +98,7 @@ class AdditiveInvertible(_Entries):
         candidate = self.exact_candidate(base)
         inverse = linalg.unbatched(torch.linalg.inv_ex, candidate)[0]
         sign, change = self._change_to(base, candidate)
-        turn = int(self.attempts)
+        turn = self.merge_index
         return self.tracked.update_to(candidate, inverse, sign, change, ORDER, turn, base.dtype)
 
 

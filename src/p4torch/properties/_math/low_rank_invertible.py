@@ -96,7 +96,7 @@ class LowRankInvertible(Invertible, LowRank):
 
     def tracked_update(self, base: Tensor) -> TrackedUpdate:
         tracked = self.tracked.current(base)
-        return tracked.propose(base, *self.additive_factors(base), ORDER, int(self.attempts), in_place=True)
+        return tracked.propose(base, *self.additive_factors(base), ORDER, self.merge_index, in_place=True)
 
     # --- directions and steps -----------------------------------------------------------------------------------------
 

@@ -47,10 +47,10 @@ class Orthonormal(Shaped):
         return linalg.orthonormalized(tensor).to(tensor.dtype)
 
     def propose(self, base: Tensor) -> Proposal:
-        turn = int(self.attempts)
+        turn = self.merge_index
         return Proposal(block_reorthonormalized(reorthonormalized_if_drifted(self._candidate(base), turn), turn))
 
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
         """All of A, where the probe finds more than rounding."""
-        base.copy_(reorthonormalized_if_drifted(base, int(self.attempts)))
+        base.copy_(reorthonormalized_if_drifted(base, self.merge_index))

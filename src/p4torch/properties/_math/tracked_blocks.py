@@ -19,5 +19,5 @@ def tracked_block_update(perturbation: Blocks, tracked: TrackedInverse, base: Te
         if inverse is not None:
             exact = inverse.right_multiply(exact) if right else inverse.left_multiply(exact)
     sign, change = perturbation.determinant_change(base, torch.float64)
-    candidate, turn = perturbation.exact_candidate(base), int(perturbation.attempts)
+    candidate, turn = perturbation.exact_candidate(base), perturbation.merge_index
     return tracked.update_to(candidate, exact, sign, change, order, turn, base.dtype)
