@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -89,3 +90,76 @@ def test_a_stack_merges_as_its_sites_do_one_by_one(name: str) -> None:
         for model in (together, alone):
             generator.set_state(state)
             _move(model, generator)
+
+
+def test_a_schedule_ends_with_the_same_numbers_as_one_that_merges_site_by_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With sites of two sizes, one of them refused at times, a bias beside them, and Adam."""
+
+    def train() -> dict[str, torch.Tensor]:
+        torch.manual_seed(5)
+        model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)), nn.Linear(6, 4), nn.Linear(4, 4)).double()
+        bounds = p4.DeterminantBounds(change=(-0.3, 0.3))
+        for index in (0, 1, 2, 4):
+            p4.perturb(model[index], "weight", p4.Invertible, rank=1, bounds=bounds)
+        optimizer = torch.optim.Adam([value for value in model.parameters() if value.requires_grad], 1e-2)
+        scheduler = p4.MergeScheduler(model, optimizer, 5, seed=2)
+        for _ in range(60):
+            (model(torch.randn(8, 6).double()) - 1).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+        assert 0 < scheduler.skipped < scheduler.merged
+        return _state(model)
+
+    together = train()
+    monkeypatch.setattr("p4torch.merging.batch.merge_stack", lambda sites, seed: None)
+    for name, value in train().items():
+        torch.testing.assert_close(together[name], value, rtol=0, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("what", ["nonfinite", "refused"])
+def test_where_something_is_not_as_usual_nothing_is_done(what: str) -> None:
+    model = nn.ModuleList(p4.perturb(nn.Linear(3, 3), "weight", p4.Invertible, rank=1) for _ in range(2))
+    sites = list(p4.sites(model))
+    with torch.no_grad():
+        if what == "nonfinite":
+            sites[1].perturbation.u[0, 0] = torch.nan
+        else:  # W = A - u vᵀ is singular
+            perturbation = sites[1].perturbation
+            perturbation.v.copy_(sites[1].base.mT[:, :1])
+            perturbation.u.zero_()[0, 0] = -1 / float(perturbation.gain)
+    before = copy.deepcopy(model.state_dict())
+    assert merge_stack(sites, seed=0) is None
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+    reports = p4.merge(model)
+    assert [report.skipped for report in reports] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda layer: p4.perturb(layer, "weight", p4.Invertible, rank=2),
+        lambda layer: p4.perturb(layer, "weight", p4.Invertible, rank=1, form="exponential"),
+        lambda layer: p4.perturb(layer, "weight", p4.Invertible, rank=1, bounds="paper"),
+        lambda layer: p4.perturb(layer.double(), "weight", p4.Invertible, rank=1),
+        lambda layer: p4.perturb(layer, "weight", p4.Orthogonal, rank=1),
+    ],
+)
+def test_sites_that_are_not_alike_merge_alone(second: Callable[[nn.Linear], nn.Module]) -> None:
+    first = p4.perturb(nn.Linear(3, 3), "weight", p4.Invertible, rank=1)
+    layer = nn.Linear(3, 3)
+    nn.init.orthogonal_(layer.weight)
+    assert len(stacks(groups(nn.ModuleList([first, second(layer)])))) == 2
+
+
+def test_sites_with_other_numbers_of_merges_merge_alone() -> None:
+    model = nn.ModuleList(p4.perturb(nn.Linear(3, 3), "weight", p4.Invertible, rank=1) for _ in range(3))
+    p4.merge(model[1])
+    assert [len(stack) for stack in stacks(groups(model))] == [2, 1]
+    state = copy.deepcopy(model.state_dict())
+    fresh = nn.ModuleList(p4.perturb(nn.Linear(3, 3), "weight", p4.Invertible, rank=1) for _ in range(3))
+    assert [site.perturbation.merge_index for site in p4.sites(fresh)] == [0, 0, 0]
+    fresh.load_state_dict(state, assign=True)
+    assert [site.perturbation.merge_index for site in p4.sites(fresh)] == [0, 1, 0]
+    assert [site.perturbation.merge_index for site in p4.sites(copy.deepcopy(fresh))] == [0, 1, 0]

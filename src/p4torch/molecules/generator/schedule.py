@@ -15,8 +15,9 @@ WHOLE_MERGE_EVERY = 1000
 #: Learning rate of perturbations of rank one, in learning rates of other parameters. At 1 the linear layers shake: the
 #: likelihood of flows of 50 such layers is 0.9 nats worse after 20,000 steps.
 PERTURBATION_RATE = 0.1
-#: The same for whole matrices, whose B has a scale of its own.
-WHOLE_PERTURBATION_RATE = 1.0
+#: The same for whole matrices, whose B has a scale of its own. After 500 steps held-out -log q is 81.89, 81.86 and
+#: 81.98 at rates of 1, 0.2 and 0.05 (82.23 with swaps in their place).
+WHOLE_PERTURBATION_RATE = 0.2
 
 
 @dataclass(frozen=True)
