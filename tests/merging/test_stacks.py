@@ -28,7 +28,7 @@ class Holder(nn.Module):
         self.weight = nn.Parameter(value)
 
 
-def _model(row: Row, sites: int = SITES, seed: int = 0) -> nn.ModuleList:
+def model_of(row: Row, sites: int = SITES, seed: int = 0) -> nn.ModuleList:
     """Sites of the same property, each with a base and a B of its own."""
     generator = torch.Generator().manual_seed(seed)
     sample, shape = row.options.get("sample"), row.options.get("shape", (6, 6))
@@ -65,7 +65,7 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _alike(row: Row) -> bool:
-    model = _model(row, 1)
+    model = model_of(row, 1)
     return next(p4.sites(model)).perturbation.stackable
 
 
@@ -74,7 +74,7 @@ STACKABLE = [name for name, row in PERTURBATIONS.items() if _alike(row)]
 
 @pytest.mark.parametrize("name", STACKABLE)
 def test_a_stack_merges_as_its_sites_do_one_by_one(name: str) -> None:
-    together = _model(PERTURBATIONS[name])
+    together = model_of(PERTURBATIONS[name])
     alone = copy.deepcopy(together)
     generator = torch.Generator().manual_seed(1)
     for turn in range(3):
@@ -115,6 +115,25 @@ def test_a_schedule_ends_with_the_same_numbers_as_one_that_merges_site_by_site(m
     monkeypatch.setattr("p4torch.merging.batch.merge_stack", lambda sites, seed: None)
     for name, value in train().items():
         torch.testing.assert_close(together[name], value, rtol=0, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("sites", [1, SITES])
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_a_b_that_is_not_finite_leaves_all_as_it_was(name: str, sites: int) -> None:
+    row = PERTURBATIONS[name]
+    model = model_of(row, sites)
+    members = list(p4.sites(model))
+    if sites > 1 and not members[0].perturbation.stackable:
+        return
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        spoilt = dict(members[-1].perturbation.training_parameters())
+        value = next(value for name, value in spoilt.items() if name not in members[-1].perturbation.directions)
+        value.view(-1)[-1] = torch.nan
+    assert merge_stack(members, seed=0) is None
+    value_name = next(key for key, other in model.state_dict().items() if not torch.equal(other, before[key]))
+    for key, other in model.state_dict().items():
+        assert key == value_name or torch.equal(other, before[key]), key
 
 
 @pytest.mark.parametrize("what", ["nonfinite", "refused"])

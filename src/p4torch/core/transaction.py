@@ -204,7 +204,7 @@ def _reset_nonfinite(member: Member) -> tuple[Tensor, tuple[str, ...]]:
     and the names of the parameters that were not."""
     perturbation = member.perturbation
     check_fits(member.base, "base", perturbation.base_shape, perturbation.own_parameters())
-    good = finite_b(perturbation)
+    good = _finite_b(perturbation)
     names: tuple[str, ...] = ()
     if not bool(good.all()):
         names = tuple(name for name, value in perturbation.own_parameters() if not bool(finite(value, 0)))
@@ -227,7 +227,7 @@ def _reset_everywhere(member: Member, decision: _Decision, good: Tensor) -> _Dec
     return replace(decision, vetoes=vetoes, nonfinite=names)
 
 
-def finite_b(perturbation: Mergeable) -> Tensor:
+def _finite_b(perturbation: Mergeable) -> Tensor:
     """Where all of B is finite, `(...)`. Parameters that do not carry the stack's shape count for all of it."""
     mask, batch = torch.ones_like(perturbation.skips, dtype=torch.bool), perturbation.skips.dim()
     for _, value in perturbation.own_parameters():
@@ -292,12 +292,16 @@ def assign(tensor: Tensor, value: Tensor, where: Tensor) -> None:
 
 
 def finite(tensor: Tensor, batch: int) -> Tensor:
-    """Where all of an element of S is finite: a mask over the first `batch` dimensions.
-
-    Minimum and maximum propagate what is not finite, in a single pass; only then it matters where it is.
-    """
-    real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-    if real.numel() == 0 or bool(torch.stack(torch.aminmax(real)).isfinite().all()):
+    """Where all of an element of S is finite: a mask over the first `batch` dimensions."""
+    if bool(all_finite(tensor)):
         return torch.ones(tensor.shape[:batch], dtype=torch.bool, device=tensor.device)
     mask = tensor.isfinite()
     return mask.flatten(batch).all(-1) if mask.dim() > batch else mask
+
+
+def all_finite(tensor: Tensor) -> Tensor:
+    """Whether all numbers are finite, `()`. Minimum and maximum propagate what is not, in a single pass."""
+    real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    if real.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
+    return torch.stack(torch.aminmax(real)).isfinite().all()

@@ -56,10 +56,9 @@ def part_residual(image: Tensor, part: slice) -> Tensor:
 def correct_columns(inverse: Tensor, part: slice, off: Tensor, where: Tensor) -> None:
     """X_J <- X_J + X R_J in place for the columns J: a Newton-Schulz step, which leaves R R_J. R_J = I_J - A X_J is in
     float64: in float32 its rounding would be worse than the drift."""
-    if bool(where.any()):
-        x = linalg.at_least_single(inverse)
-        step = linalg.tall_matmul(x, off.to(x.dtype))
-        inverse[..., part] += torch.where(where[..., None, None], step, 0).to(inverse.dtype)
+    x = linalg.at_least_single(inverse)
+    step = linalg.tall_matmul(x, off.to(x.dtype))
+    inverse[..., part] += torch.where(where[..., None, None], step, 0).to(inverse.dtype)
 
 
 def corrected(base: Tensor, inverse: Tensor, order: int, rounding: Tensor, where: Tensor) -> Tensor:

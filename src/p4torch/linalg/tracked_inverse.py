@@ -239,6 +239,9 @@ def _without_drift(
     rounding = rounding_of(rounded) * unit
     drifted = ~(residual <= rounding) & nonsingular & unit.isfinite()
     correct_columns(inverse, part, off, ~drifted & (residual <= CONVERGENT))
+    loose = ~(torch.maximum(residual, before) <= LOOSE) & nonsingular
+    if not bool((drifted | loose).any()):
+        return replace(update, inverse=inverse, residual=residual)
     if bool(drifted.any()):
         inverse = corrected(rounded, inverse, order, rounding, drifted)
         residual = linalg.probe_residual(rounded, inverse, probes_of(rounded))[0]

@@ -62,7 +62,8 @@ def merge_batch(
         members = [site for group in merging for site in group.sites]
         before = diagnostics.before(members)
         previous = [_directions(site) for site in members]
-        reports = merge_stack(members, seed) if len(merging) > 1 and processes.count == 1 else None
+        single = processes.count == 1 and merging and all(group.network is None for group in merging)
+        reports = merge_stack(members, seed) if single else None
         transactions = [] if reports else [group.transaction(seed) for group in merging]
         masks = [transaction.masks for transaction in transactions]
         agreed = iter(agree([mask for each in (*masks, health) for mask in each], reduce))
@@ -115,6 +116,7 @@ def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[Merge
     reports: list[MergeReport] = []
     for batch in batches(merging, processes=1):
         with gathered(batch) as whole:
-            together = merge_stack([group.sites[0] for group in whole], seed) if len(whole) > 1 and not force else None
+            usual = not force and all(group.network is None for group in whole)
+            together = merge_stack([group.sites[0] for group in whole], seed) if usual else None
             reports += together or [report for group in whole for report in group.merge(seed=seed, force=force)]
     return reports

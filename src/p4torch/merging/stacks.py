@@ -10,7 +10,7 @@ from torch import Size, Tensor, nn
 
 from p4torch import linalg
 from p4torch.core.perturbation import Perturbation
-from p4torch.core.transaction import MergeReport, finite, finite_b
+from p4torch.core.transaction import MergeReport, Proposal, all_finite
 from p4torch.merging.joint import Group
 from p4torch.parametrize.sharding import is_sharded
 from p4torch.parametrize.sites import Site
@@ -71,28 +71,44 @@ def _comparable(value: Any) -> Hashable:
 
 
 def merge_stack(sites: Sequence[Site], seed: int) -> list[MergeReport] | None:
-    """Merge sites that are alike, if all is as usual: every B is finite, and every candidate is accepted. Otherwise
-    nothing is done, and the result is None."""
-    perturbations = [site.perturbation for site in sites]
-    stack, base = stacked(perturbations), torch.stack([site.base.detach() for site in sites])
-    with linalg.full_precision(base.device):
-        proposal = stack.propose(base)
-    places = {id(value): name for name, value in _tensors(stack).items()}
-    if proposal.base is None or any(id(tensor) not in places for tensor, _ in proposal.tracked):
+    """Merge one site, or several that are alike, if all is as usual: every B is finite, and every candidate is
+    accepted. Otherwise nothing is done, and the result is None. The device is asked once, besides for candidates."""
+    perturbations, bases = [site.perturbation for site in sites], [site.base for site in sites]
+    alone = len(sites) == 1
+    stack, base = (perturbations[0], bases[0]) if alone else (stacked(perturbations), torch.stack(bases).detach())
+    try:
+        with linalg.full_precision(base.device):
+            proposal = stack.propose(base)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # numbers that are not finite
         return None
-    good = [finite_b(stack), finite(proposal.base, stack.skips.dim()), *(~veto.mask for veto in proposal.vetoes)]
-    if not bool(torch.stack([mask.all() for mask in good]).all()):
+    finite = [all_finite(value) for _, value in stack.own_parameters()]
+    finite += [] if proposal.base is None else [all_finite(proposal.base)]
+    if not bool(torch.stack([*finite, *(~veto.mask.any() for veto in proposal.vetoes)]).all()):
         return None
-    names = [places[id(tensor)] for tensor, _ in proposal.tracked]
-    values = [proposal.base.to(base.dtype), *(value for _, value in proposal.tracked)]
-    own = [_tensors(perturbation) for perturbation in perturbations]
-    for index, value in enumerate(values):
-        targets: list[Tensor] = [
-            site.base if index == 0 else tensors[names[index - 1]] for site, tensors in zip(sites, own, strict=True)
-        ]
-        torch._foreach_copy_(targets, list(value.unbind(0)))
+    if not _write(sites, stack, proposal):
+        return None
     torch._foreach_zero_([perturbation.skips for perturbation in perturbations])
     return [_finish(site, seed) for site in sites]
+
+
+def _write(sites: Sequence[Site], stack: Perturbation, proposal: Proposal) -> bool:
+    """Write what was accepted to the sites; false, and nothing is written, if that cannot be done for a stack."""
+    if len(sites) == 1:
+        if proposal.base is not None:
+            sites[0].base.copy_(proposal.base)
+        if proposal.write is not None:
+            proposal.write(torch.ones_like(stack.skips, dtype=torch.bool))
+        for tensor, value in proposal.tracked:
+            tensor.copy_(value)
+        return True
+    places = {id(value): name for name, value in _tensors(stack).items()}
+    if proposal.base is None or any(id(tensor) not in places for tensor, _ in proposal.tracked):
+        return False
+    own = [_tensors(site.perturbation) for site in sites]
+    torch._foreach_copy_([site.base for site in sites], list(proposal.base.unbind(0)))
+    for tensor, value in proposal.tracked:
+        torch._foreach_copy_([tensors[places[id(tensor)]] for tensors in own], list(value.unbind(0)))
+    return True
 
 
 def _finish(site: Site, seed: int) -> MergeReport:
