@@ -5,46 +5,48 @@ feasible set S, the optimizer trains a cheap perturbation B, the network runs wi
 perturbation is merged into A and reset.
 """
 
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from p4torch import flows, testing
-from p4torch.core.perturbation import Perturbation
-from p4torch.core.transaction import MergeReport, Proposal, Veto
-from p4torch.errors import (
-    ArgumentError,
-    CheckpointError,
-    OptimizerError,
-    P4Error,
-    ProcessWarning,
-    ProjectionWarning,
-    PropertyWarning,
-    RecoveryWarning,
-    StallWarning,
-)
-from p4torch.merging.batch import merge
-from p4torch.merging.joint import JointMerge
-from p4torch.merging.scheduler import MergeScheduler
-from p4torch.networks import LipschitzNetwork, Residual
-from p4torch.parametrize.sites import Site, finalize, parameter_groups, penalty, perturb, sites
-from p4torch.parametrize.views import View
-from p4torch.properties import (
-    DeterminantBounds,
-    FixedRank,
-    FixedSingularValues,
-    FixedSpectrum,
-    Invertible,
-    LinearSubspace,
-    LowRankUpdate,
-    Nonnegative,
-    Orthogonal,
-    PositiveDefinite,
-    SpecialUnitary,
-    SpectralBound,
-    Stochastic,
-    Symplectic,
-    Unitary,
-    UnitDeterminant,
-)
+if TYPE_CHECKING:
+    from p4torch import flows, testing
+    from p4torch.core.perturbation import Perturbation
+    from p4torch.core.transaction import MergeReport, Proposal, Veto
+    from p4torch.errors import (
+        ArgumentError,
+        CheckpointError,
+        OptimizerError,
+        P4Error,
+        ProcessWarning,
+        ProjectionWarning,
+        PropertyWarning,
+        RecoveryWarning,
+        StallWarning,
+    )
+    from p4torch.merging.batch import merge
+    from p4torch.merging.joint import JointMerge
+    from p4torch.merging.scheduler import MergeScheduler
+    from p4torch.networks import LipschitzNetwork, Residual
+    from p4torch.parametrize.sites import Site, finalize, parameter_groups, penalty, perturb, sites
+    from p4torch.parametrize.views import View
+    from p4torch.properties import (
+        DeterminantBounds,
+        FixedRank,
+        FixedSingularValues,
+        FixedSpectrum,
+        Invertible,
+        LinearSubspace,
+        LowRankUpdate,
+        Nonnegative,
+        Orthogonal,
+        PositiveDefinite,
+        SpecialUnitary,
+        SpectralBound,
+        Stochastic,
+        Symplectic,
+        Unitary,
+        UnitDeterminant,
+    )
 
 __version__ = "0.1.0"
 
@@ -94,8 +96,36 @@ __all__ = [
     "testing",
 ]
 
+#: Packages that are at hand without an import of their own, and modules that hold the public names. Torch takes a
+#: second or more to import: that waits until one of these names is used.
+_PACKAGES = ("core", "flows", "merging", "networks", "parametrize", "properties", "testing")
+_HOMES = (
+    "flows",
+    "testing",
+    "core.perturbation",
+    "core.transaction",
+    "errors",
+    "merging.batch",
+    "merging.joint",
+    "merging.scheduler",
+    "networks",
+    "parametrize.sites",
+    "parametrize.views",
+    "properties",
+)
+
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str) -> NoReturn:
+    def __getattr__(name: str) -> Any:
+        if name == "linalg":  # which modules of the package import by this name
+            return import_module(f"{__name__}.linalg")
+        if name in _PACKAGES or name in __all__:
+            for home in _HOMES:
+                module = import_module(f"{__name__}.{home}")
+                globals().update({public: vars(module)[public] for public in __all__ if public in vars(module)})
+            return globals()[name]
         new = ": it is called 'JointMerge' now" if name == "Joint" else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{new}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

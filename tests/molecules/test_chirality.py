@@ -4,6 +4,7 @@ import mdtraj
 import pytest
 import torch
 from tests.molecules.coordinates import MOLECULES, md_frames, pdb, positions
+from tests.molecules.small_molecules import SMALL, small_molecule
 
 from p4torch.errors import ArgumentError
 from p4torch.molecules.chirality import chiral_centres, has_wrong_chirality, inverted, wrong_chirality_share
@@ -32,6 +33,12 @@ def test_a_reference_says_which_form_is_wanted() -> None:
     assert [centre.centre for centre in centres] == [centre.centre for centre in chiral_centres(topology)]
     assert has_wrong_chirality(x, centres)
     assert not has_wrong_chirality(x * MIRROR, centres)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_molecules_without_a_chiral_centre_have_none(name: str) -> None:
+    topology, x = small_molecule(name)
+    assert chiral_centres(topology, x) == chiral_centres(topology) == ()
 
 
 def test_share_is_weighted() -> None:

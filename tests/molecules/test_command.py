@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.molecules.small_molecules import SMALL, residue_of, small_files
 from tests.molecules.systems import pdb_of
 from typer.testing import CliRunner
 
 from p4torch.cli import app
-from p4torch.molecules import MolecularSystem, ReferenceData, load_frames
+from p4torch.molecules import MolecularSystem, ReferenceData, command, load_frames
 
 
 def call(*arguments: str):
@@ -121,6 +123,80 @@ def test_bad_options_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert f"Error: {message}" in result.output and "Traceback" not in result.output
 
 
+TINY = ["simulate", "--short", "--walkers", "2", "--nanoseconds", "0.004", "--adaptation-ns", "0.004", "--workers", "1"]
+
+
+@pytest.mark.slow
+def test_results_are_told_whole_in_other_encodings_without_noise(tmp_path: Path) -> None:
+    """On a terminal of Windows in western Europe, and on one of no locale; the last line names what was written."""
+
+    def said(encoding: str, *arguments: str) -> list[str]:
+        code = "from p4torch.cli import app; app(prog_name='p4torch')"
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "60", "PYTHONUTF8": "0", "LC_ALL": "C"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, "molecule", *arguments], cwd=tmp_path, capture_output=True, env=environment
+        )
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+        return done.stdout.decode(encoding).splitlines()
+
+    lines = said("cp1252", *TINY, "--seed", "3", "--out", "run")
+    assert lines[-1] == f"Summary: {Path('run') / 'summary.json'}" and (tmp_path / "run" / "summary.json").exists()
+    assert "dF" in lines[-3] and "dcdplugin" not in "".join(lines)
+    assert said("ascii", "resample", "run", "flat.dcd", "--frames", "5") == ["5 frames of equal weight: flat.dcd"]
+    assert (tmp_path / "flat.dcd").exists()
+
+
+@pytest.mark.parametrize("arguments", [["simulate"], ["simulate", "--method", "tempered"], ["fit"]])
+def test_a_dry_run_tells_the_cost_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments, "--dry-run", "--workers", "2")
+    assert result.exit_code == 0, result.output
+    first = result.output.splitlines()[0]
+    cost = re.fullmatch(
+        r"Dry run, nothing is written: about (.+) with 2 processes, ([\d.]+) [MG]B of memory, [\d.]+ [MG]B of disk",
+        first,
+    )
+    assert cost is not None and float(cost[2]) > 0 and re.search("min|h", cost[1])
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_long_run_says_so_in_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "simulate", lambda *request, **options: None)
+    result = call("simulate", "--nanoseconds", "1000", "--out", str(tmp_path / "run"))
+    first, second, *_, last = result.output.splitlines()
+    assert re.match(r"This takes about \d+ h \d+ min with .* Ctrl-C stops it at a checkpoint, --resume goes on", first)
+    assert second.startswith("MolecularSystem(") and last == f"Summary: {tmp_path / 'run' / 'summary.json'}"
+    for short in (["--short"], ["--nanoseconds", "1000", "--resume"]):
+        assert "This takes" not in call("simulate", *short, "--out", str(tmp_path / "run")).output
+
+
+def test_quiet_commands_say_nothing_and_verbose_ones_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "simulate", lambda *request, **options: None)
+    out = ["--out", str(tmp_path / "run")]
+    assert call("simulate", "--short", "-q", *out).output == ""
+    first = call("simulate", "--short", "-v", *out).output.splitlines()[0]
+    assert "Python" in first and "torch" in first and "threads of" in first
+    refused = call("simulate", "--method", "magic", "-q", *out)
+    assert refused.exit_code == 2 and refused.output.startswith("Error: `method` must be biased or tempered")
+    assert "ArgumentError" in call("simulate", "--method", "magic", "--verbose", *out).output
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_unknown_molecule_is_told_how_to_go_on(tmp_path: Path, name: str) -> None:
+    pdb, _ = small_files(name, tmp_path)
+    result = call("simulate", str(pdb), "--short", "--out", str(tmp_path / "run"))
+    assert result.exit_code == 2 and not (tmp_path / "run").exists()
+    assert f"no {residue_of(name)}" in result.output and "--system-xml" in result.output
+    assert "Hydrogens are missing" not in result.output
+
+
+def test_ambiguous_torsions_are_refused_with_their_names() -> None:
+    result = call("simulate", str(pdb_of("met-enkephalin")), "--torsions", "phi")
+    assert result.exit_code == 2 and "phi:2, phi:3, phi:4, phi:5" in result.output
+
+
 def test_help_has_an_example() -> None:
-    for command in ("simulate", "resample", "noise"):
-        assert f"p4torch molecule {command}" in call(command, "--help").output
+    for name in ("simulate", "resample", "noise"):
+        assert f"p4torch molecule {name}" in call(name, "--help").output

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mdtraj
 import numpy as np
+import openmm
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from tests.molecules.systems import shaken, system_of
 from typer.testing import CliRunner
 
 from p4torch.cli import app
 from p4torch.errors import ArgumentError
 from p4torch.molecules import BoltzmannGenerator, Samples
-from p4torch.molecules.analysis import energy_violin_figure
-from p4torch.molecules.generator.diagnostics import energy_parity, findings, uncovered_share
+from p4torch.molecules.analysis import energy_violin_figure, ramachandran_histogram
+from p4torch.molecules.conditions import solvent
+from p4torch.molecules.generator import figures
+from p4torch.molecules.generator.diagnostics import GRADES, energy_parity, findings, headline, uncovered_share
+from p4torch.molecules.generator.summary import EXPLAINED
 from p4torch.molecules.generator.table import cells, markdown
 from p4torch.molecules.generator.trajectories import write_trajectories
+from p4torch.molecules.report import Finding
 
 SYSTEM = system_of()
 #: Energies of ours and of OpenMM, both in double precision, kJ/mol.
 PARITY = 1e-6
+EFFECTIVE, DIFFERENCE = "Effective sample size", "Free-energy difference"
 
 ROW: dict[str, Any] = {
     "model": "spline-p4inv",
@@ -89,6 +98,119 @@ def test_a_fault_is_told(changes: dict[str, Any], name: str, verdict: str) -> No
     assert verdicts(**changes)[name] == verdict
 
 
+#: What a run of a poor generator told of itself, one fault at a time.
+UNTRUSTWORTHY = [
+    ({"delta_f_kT": 168.0, "delta_f_kT_error": 47.0, "md_delta_f_kT": 7.2, "md_delta_f_kT_error": 0.7}, DIFFERENCE),
+    ({"delta_f_kT": -153.0, "delta_f_kT_error": 160.0}, DIFFERENCE),
+    ({"largest_weight_share": 1.0, "samples": 100, "ess_raw": 0.01}, EFFECTIVE),
+    ({"largest_weight_share": 0.21, "ess_raw": 0.0005}, EFFECTIVE),
+    ({"largest_weight_share": 0.21, "ess_raw": 0.0005}, DIFFERENCE),
+    ({"largest_weight_share": 1.0}, "Largest weight"),
+    ({"ess_raw": None}, EFFECTIVE),
+    ({"largest_weight_share": None}, DIFFERENCE),
+]
+
+
+@pytest.mark.parametrize(("changes", "name"), UNTRUSTWORTHY)
+def test_what_cannot_be_trusted_is_poor(changes: dict[str, Any], name: str) -> None:
+    assert verdicts(**changes)[name] == "poor"
+    assert headline(findings({**ROW, **changes}, 1e-8, 0.0)).verdict == "poor"
+
+
+def test_nothing_good_is_said_of_weights_that_a_few_samples_have() -> None:
+    row = {**ROW, "ess_raw": 0.0005, "largest_weight_share": 0.21}
+    words = next(finding.words for finding in findings(row, 1e-8, 0.0) if finding.name == EFFECTIVE)
+    assert "can be trusted" in words and "Neither" in words and "right" not in words
+
+
+#: A row with one or another fault, and by how much worse another one is; errors and shares alike.
+AMOUNT = st.one_of(st.just(0.0), st.floats(0, 1), st.floats(0, 1e3))
+SHARE = st.floats(0, 1)
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "distance": AMOUNT,
+            "error": AMOUNT,
+            "md_error": AMOUNT,
+            "ess": SHARE,
+            "fall": SHARE,
+            "largest": SHARE,
+            "mirror": SHARE,
+            "residual": AMOUNT,
+            "parity": AMOUNT,
+            "uncovered": SHARE,
+            "left_out": st.integers(0, 100),
+        }
+    ),
+    st.dictionaries(st.sampled_from(["distance", "error", "md_error", "residual", "parity", "left_out"]), AMOUNT),
+    st.dictionaries(st.sampled_from(["ess", "fall", "largest", "mirror", "uncovered"]), SHARE),
+    st.sampled_from([-1, 1]),
+)
+@settings(max_examples=300)
+def test_a_worse_estimate_never_gets_a_better_grade(
+    faults: dict[str, float], more: dict[str, float], shares: dict[str, float], side: int
+) -> None:
+    worse = faults | {name: faults[name] + amount for name, amount in more.items()}
+    worse |= {name: (min if name == "ess" else max)(faults[name], share) for name, share in shares.items()}
+    before, after = (graded(values, side) for values in (faults, worse))
+    for one, other in zip(before, after, strict=True):
+        assert one.name == other.name
+        assert GRADES.index(one.verdict) <= GRADES.index(other.verdict), one.name
+    assert GRADES.index(headline(before).verdict) <= GRADES.index(headline(after).verdict)
+
+
+def graded(faults: dict[str, float], side: int) -> tuple[Finding, ...]:
+    """Findings of a generator with these faults; its ΔF is too large, or too small."""
+    small = 0.9
+    row = {
+        "ess_raw": faults["ess"],
+        "ess_at": {"100000": {"raw": small}, "200000": {"raw": small * (1 - faults["fall"])}},
+        "largest_weight_share": faults["largest"],
+        "delta_f_kT": ROW["md_delta_f_kT"] + side * faults["distance"],
+        "delta_f_kT_error": faults["error"],
+        "md_delta_f_kT_error": faults["md_error"],
+        "mirror_share": faults["mirror"],
+        "inverse_residual": faults["residual"],
+        "steps_left_out": faults["left_out"],
+        "protocol": {"stages": [{"steps": 1000}]},
+    }
+    return findings({**ROW, **row}, faults["parity"], faults["uncovered"])
+
+
+def test_the_headline_names_the_worst() -> None:
+    assert headline(findings(ROW, 1e-8, 0.0)).verdict == "good"
+    fair = headline(findings({**ROW, "mirror_share": 0.001}, 1e-8, 0.0))
+    assert fair.verdict == "fair" and "Mirror forms" in fair.words and "Largest" not in fair.words
+    poor = headline(findings({**ROW, "mirror_share": 0.001, "inverse_residual": math.nan}, 1e-8, 0.0))
+    assert poor.verdict == "poor" and "Inverse of the P4 layers" in poor.words and "Mirror" not in poor.words
+
+
+def test_parity_is_relative_to_the_energy() -> None:
+    """Atoms that clash have huge energies, whose rounding is no fault of the force field; a wrong force field is."""
+    sampled = samples()
+    frames = sampled.frames.clone()
+    frames[:, 0] = frames[:, 21] + 0.02 * (frames[:, 0] - frames[:, 21])  # no bond is between them
+    clashing = Samples(frames, SYSTEM.energy(frames.double()), sampled.log_prob, sampled.log_weights.clamp(min=-9.0))
+    assert float(clashing.energies.abs().max()) > 1e6
+    assert verdict_of_parity(energy_parity(SYSTEM, clashing)) == "good"
+    wrong = copy.copy(SYSTEM)
+    vars(wrong)["potential"] = Scaled()
+    assert verdict_of_parity(energy_parity(wrong, sampled)) == "poor"
+
+
+class Scaled:
+    """Energies that are one per cent too large."""
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        return 1.01 * SYSTEM.potential.energy(x)
+
+
+def verdict_of_parity(parity: float) -> str:
+    return next(finding.verdict for finding in findings(ROW, parity, 0.0) if finding.name == "Force-field parity")
+
+
 def test_parity_and_coverage() -> None:
     assert energy_parity(SYSTEM, samples()) < PARITY
     assert uncovered_share(torch.tensor([0.5, 0.3, 0.2]), torch.tensor([1.0, 0.0, 0.0])) == pytest.approx(0.5)
@@ -103,6 +225,37 @@ def test_the_table_has_a_column_for_each_row_and_no_empty_lines() -> None:
     assert "| ΔF weighted / kT | 3.80 ± 0.05 | 3.85 ± inf |" in text
     assert "| mean shift / kT | 0.50 ± 0.02 |  |" in text
     assert "60 at 200,000" in text
+
+
+def log_lines(nll: float) -> list[dict[str, Any]]:
+    return [{"seconds": 60.0 * k, "nll": nll - k, "ess": 0.1 * k, "energy_evaluations": 1000 * k} for k in range(3)]
+
+
+def test_likelihoods_of_other_coordinates_have_an_axis_of_their_own() -> None:
+    logs = {"RNVP": log_lines(80.0), "P4Inv": log_lines(81.0), "spline": log_lines(56.0)}
+    figure = figures.training(logs, {"RNVP": "standard", "P4Inv": "standard", "spline": "circle"})
+    drawn = {axis.get_title(): len(axis.lines) for axis in figure.axes if "−log q" in axis.get_ylabel()}
+    assert drawn == {"torsions: standard": 2, "torsions: circle": 1}
+    alone = figures.training({"RNVP": logs["RNVP"]}, {"RNVP": "standard"})
+    assert [len(axis.lines) for axis in alone.axes] == [1, 1, 1]
+
+
+def test_the_torsion_map_is_of_the_model_that_is_told_of() -> None:
+    histogram = ramachandran_histogram(torch.randn(500).clamp(-3, 3), torch.randn(500).clamp(-3, 3))
+    reference = SimpleNamespace(ramachandran=histogram, histogram=lambda frames, weights=None: histogram)
+    figure = figures.ramachandran(reference, "spline", samples())  # type: ignore[arg-type]
+    assert [axis.get_title() for axis in figure.axes][:3] == ["MD", "spline", "spline, weighted"]
+
+
+def test_a_forward_share_of_nothing_is_no_number_of_a_hundred_digits() -> None:
+    header, lines = cells([{"model": "rnvp", "ess_forward": 4.7e-100}, {"model": "spline", "ess_forward": 0.82}])
+    assert [line[header.index("forward ESS / %")] for line in lines] == ["< 0.01", "82"]
+    assert "Forward ESS" in EXPLAINED
+
+
+def test_the_solvent_is_named() -> None:
+    assert solvent(SYSTEM.openmm_system) == "implicit, generalised Born (GBSAOBCForce)"
+    assert solvent(openmm.System()) == "none: vacuum"
 
 
 def test_mdtraj_opens_the_trajectories(tmp_path: Path) -> None:

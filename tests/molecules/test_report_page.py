@@ -39,6 +39,10 @@ WIDTH, HEIGHT = 1000, 1400
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
 
+#: `npm install --prefix .venv axe-core`, as `.ci/run` does.
+AXE = next(filter(Path.is_file, [Path(__file__).parents[2] / ".venv/node_modules/axe-core/axe.min.js"]), None)
+needs_axe = pytest.mark.skipif(AXE is None, reason="no axe-core in .venv/node_modules")
+
 EVIL = "<script>alert(1)</script> & \"quoted\" 'too' </script> <img src=http://x.org/y.png>"
 
 
@@ -67,6 +71,8 @@ def page(molecule: Molecule | None = None, text: str = "words") -> Page:
         tables=(Table(text, ("quantity", "value"), (("energy", "−1.5 ± 0.2"), (text, "—")), text),),
         molecule=molecule,
         footer=text,
+        headline=Finding("Verdict", "", "fair", text),
+        facts=(("Command", text), (text, "300 K")),
     )
 
 
@@ -108,7 +114,7 @@ def test_whatever_is_given_is_shown_and_not_obeyed(tmp_path: Path) -> None:
     html = written(tmp_path / "page.html", page(molecule, EVIL))
     outline = Outline(html)
     assert "alert(1)</script>" not in html
-    assert outline.text.count(EVIL) == 13  # every text of the page once, and its title twice
+    assert outline.text.count(EVIL) == 16  # every text of the page once, and its title twice
     assert not outline.all("b")
     assert len(outline.all("script")) == 2
     assert [image["alt"] for image in outline.all("img")] == [f"Figure: {EVIL}", "Figure: second"]
@@ -237,6 +243,12 @@ def test_contents_that_cannot_be_shown_are_refused(argument: str, make: Callable
         make()
 
 
+def test_the_verdict_stands_on_top(tmp_path: Path) -> None:
+    text = Outline(written(tmp_path / "page.html", page(text="of a run"))).text
+    places = [text.index(part) for part in ("Report of a run", "Fair", "Command", "Findings")]
+    assert places == sorted(places)
+
+
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +271,23 @@ def browse(html: Path, *arguments: str) -> str:
     )
     assert "CONSOLE" not in done.stderr, done.stderr
     return done.stdout
+
+
+def accessibility_violations(html: Path, scheme: str = "light") -> list[str]:
+    """What axe-core finds fault with in a page, by rule and element."""
+    assert AXE is not None
+    run = """
+      const found = await axe.run(document, { resultTypes: ["violations"] });
+      document.documentElement.dataset.checked = found.passes.length;
+      document.documentElement.dataset.axe = JSON.stringify(found.violations.flatMap(
+        (rule) => rule.nodes.map((node) => `${rule.id}: ${node.html.slice(0, 200)} ${node.failureSummary}`)));"""
+    source = AXE.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    copy = html.with_name(f"{html.stem}-{scheme}.html")
+    copy.write_text(html.read_text("utf-8").replace("</head>", f"<script>{source}</script></head>"), encoding="utf-8")
+    dark = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    seen = root(browse(with_script(copy, run), "--dump-dom", dark))
+    assert int(str(seen["data-checked"])) > 10
+    return list(json.loads(str(seen["data-axe"])))
 
 
 def root(dom: str) -> dict[str, str | None]:
@@ -378,3 +407,46 @@ def test_one_frame_of_one_atom_is_drawn(tmp_path: Path) -> None:
     dom = browse(html, "--dump-dom")
     assert Outline(dom).all("canvas")[0]["data-drawn"] == "1"
     assert "Frame 1 of 1: 0.0 kT" in dom
+
+
+@needs_browser
+@needs_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_is_accessible(tmp_path: Path, scheme: str) -> None:
+    verdicts = ("good", "fair", "poor", "none")
+    findings = tuple(Finding(verdict, "41 %", verdict, "words") for verdict in verdicts)  # type: ignore[arg-type]
+    for headline in findings:
+        contents = replace(page(noisy()), findings=findings, headline=headline)
+        write_page(tmp_path / "page.html", contents)
+        assert accessibility_violations(tmp_path / "page.html", scheme) == []
+
+
+@needs_browser
+@needs_axe
+def test_faults_of_a_page_are_noticed(tmp_path: Path) -> None:
+    html = tmp_path / "page.html"
+    write_page(html, page(noisy()))
+    text = re.sub(r'alt="[^"]*"', "", html.read_text("utf-8")).replace("--soft: #5a6475", "--soft: #ccc")
+    html.write_text(text, "utf-8")
+    rules = {violation.partition(":")[0] for violation in accessibility_violations(html)}
+    assert {"image-alt", "color-contrast"} <= rules
+
+
+#: Bytes of a page that is sent by mail, or opened on a telephone.
+HEAVIEST = 1_500_000
+
+STORED = sorted((Path(__file__).parents[2] / "results").glob("*/report.html"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
+def test_stored_pages_are_light(path: Path) -> None:
+    assert path.stat().st_size < HEAVIEST
+
+
+@needs_browser
+@needs_axe
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
+def test_stored_pages_are_accessible(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "report.html"
+    shutil.copy(path, copy)
+    assert accessibility_violations(copy) == []

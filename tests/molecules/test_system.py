@@ -12,6 +12,7 @@ import openmm
 import pytest
 import torch
 from openmm import app, unit
+from tests.molecules.small_molecules import SMALL, residue_of, small_files
 from tests.molecules.systems import FORCE_FIELDS, MOLECULES, pdb_of, shaken, system_of
 
 from p4torch.errors import ArgumentError
@@ -317,6 +318,26 @@ def test_unknown_residues_are_named(tmp_path: Path) -> None:
         match=r"`path` must be of residues that .* got 1 that it cannot match: LIG 9 of chain B.*Modeller.delete",
     ):
         MolecularSystem.from_pdb(path)
+
+
+@pytest.mark.parametrize("forcefield", [("amber14-all.xml", "implicit/obc2.xml"), ("amber99sbildn.xml",)])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_molecule_with_its_hydrogens_that_is_unknown_is_not_told_to_add_them(
+    tmp_path: Path, name: str, forcefield: tuple[str, ...]
+) -> None:
+    path, xml = small_files(name, tmp_path)
+    with pytest.raises(ArgumentError, match=f"no {residue_of(name)}.*--system-xml") as caught:
+        MolecularSystem.from_pdb(path, forcefield)
+    assert "Hydrogens are missing" not in str(caught.value)
+    assert MolecularSystem.from_xml(xml, path).atoms > 8
+
+
+def test_missing_heavy_atoms_are_not_called_hydrogens(tmp_path: Path) -> None:
+    path = tmp_path / "no-beta.pdb"
+    path.write_text("\n".join(line for line in LINES if line[12:16].strip() not in ("CB", "O")))
+    with pytest.raises(ArgumentError, match="Atoms are missing there, or are too many") as caught:
+        MolecularSystem.from_pdb(path)
+    assert "Hydrogens are missing" not in str(caught.value)
 
 
 def test_several_molecules_are_named_with_their_distance(tmp_path: Path) -> None:

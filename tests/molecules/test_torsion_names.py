@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from openmm import app
 from tests.molecules.coordinates import MOLECULES, pdb
 
 from p4torch.errors import ArgumentError
@@ -61,3 +62,48 @@ def test_prolines_phi_is_in_a_ring() -> None:
     result = {torsion[1:3] for torsion in default_torsions(topology)}
     assert phi[1:3] not in result and phi[2:0:-1] not in result
     assert psi[1:3] in result or psi[2:0:-1] in result
+
+
+def test_backbone_bonds_are_biased_by_their_standard_torsions() -> None:
+    topology = pdb("alanine-tetrapeptide").topology
+    labels = [torsion_label(topology, torsion) for torsion in default_torsions(topology)]
+    assert labels == [f"{kind}:{residue}" for residue in (2, 3, 4) for kind in ("phi", "psi")]
+
+
+def numbered(*residues: tuple[str, str, str]) -> app.Topology:
+    """Capped alanines, with another (chain, number, insertion code) of each residue."""
+    topology, atoms = app.Topology(), []
+    source = pdb("alanine-tetrapeptide").topology
+    chains: dict[str, app.topology.Chain] = {}
+    for residue, (chain, number, code) in zip(source.residues(), residues, strict=True):
+        if chain not in chains:
+            chains[chain] = topology.addChain(chain)
+        copy = topology.addResidue(residue.name, chains[chain], number, code)
+        atoms += [topology.addAtom(atom.name, atom.element, copy) for atom in residue.atoms()]
+    for one, other in source.bonds():
+        topology.addBond(atoms[one.index], atoms[other.index])
+    return topology
+
+
+def test_insertion_codes_tell_residues_apart() -> None:
+    topology = numbered(("A", "1", ""), ("A", "2", ""), ("A", "2", "A"), ("A", "2", "B"), ("A", "3", ""))
+    torsions = parse_torsions(topology, "phi:2,phi:2A,phi:A:2B")
+    assert torsions == parse_torsions(pdb("alanine-tetrapeptide").topology, "phi:2,phi:3,phi:4")
+    assert [torsion_label(topology, torsion) for torsion in torsions] == ["phi:2", "phi:2A", "phi:2B"]
+
+
+def test_chains_that_are_numbered_alike_are_told_apart() -> None:
+    topology = numbered(("A", "1", ""), ("A", "2", ""), ("A", "3", ""), ("B", "2", ""), ("B", "3", ""))
+    torsions = parse_torsions(topology, "phi:A:2,phi:3,phi:B:2")
+    assert torsions == parse_torsions(pdb("alanine-tetrapeptide").topology, "phi:2,phi:3,phi:4")
+    assert [torsion_label(topology, torsion) for torsion in torsions] == ["phi:A:2", "phi:3", "phi:B:2"]
+    with pytest.raises(ArgumentError, match="one phi of the molecule, which has phi:A:2, phi:3, phi:B:2, got 'phi:2'"):
+        parse_torsions(topology, "phi:2")
+
+
+def test_names_that_no_chain_tells_apart_are_refused() -> None:
+    topology = numbered(("A", "1", ""), ("A", "2", ""), ("A", "2", ""), ("A", "2", ""), ("A", "3", ""))
+    first = parse_torsions(pdb("alanine-tetrapeptide").topology, "phi:2")[0]
+    assert torsion_label(topology, first) == "-".join(map(str, first))
+    with pytest.raises(ArgumentError, match="one phi of the molecule"):
+        parse_torsions(topology, "phi:2")

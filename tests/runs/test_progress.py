@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 
 import pytest
 from rich.console import Console
 
-from p4torch.runs.progress import display
+from p4torch.runs.progress import display, duration
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,23 @@ def test_lines_say_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
             shown.progressed(job, _Progress(step, "loss 1"))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "step 200/1000, loss 1, 3 min left" in text and "step 300/1000, loss 1, 2 min left" in text
+
+
+def test_bars_are_whole_on_a_narrow_terminal() -> None:
+    job = _Job(title="P4Inv, whole matrices, seed 12", steps=10_240_000)
+    console = Console(file=io.StringIO(), force_terminal=True, width=60, color_system=None)
+    with display([job], console, lambda job, row: "") as shown:
+        shown.started(job)
+        shown.progressed(job, _Progress(5_120_000, "shift 0.25 kT, ESS 44.02%, NLL 57.233"))
+        shown._bars.refresh()  # type: ignore[union-attr]
+    frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue()).replace("\r", "\n")  # type: ignore[attr-defined]
+    lines = frames.splitlines()
+    assert max(map(len, lines)) <= 60 and "…" not in frames
+    assert any(job.title in line and "50%" in line and ":" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(4.4, "4 s"), (89, "89 s"), (90, "2 min"), (7000, "117 min"), (12_000, "3 h 20 min")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

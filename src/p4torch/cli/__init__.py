@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from p4torch import __version__
 
@@ -11,17 +11,31 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit('Error: this command needs more than torch: pip install "p4torch[experiments]"') from error
 
-from p4torch.cli import molecule
+from typer.core import TyperGroup
+
+from p4torch.cli import doctor, molecule
+from p4torch.cli.output import legible
+
+
+class Group(TyperGroup):
+    """The command, whose help and results can be read on any terminal."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        legible()
+        return super().main(*args, **options)
+
 
 app = typer.Typer(
     name="p4torch",
+    cls=Group,
     help="Networks that keep their mathematical properties while they train.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
 )
 app.add_typer(molecule.app, name="molecule")
+app.command("doctor")(doctor.doctor)
 
 
 def _moved(context: typer.Context) -> None:

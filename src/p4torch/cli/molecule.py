@@ -8,10 +8,17 @@ from typing import Annotated
 import typer
 
 from p4torch.cli import options
+from p4torch.cli.output import running
 
 app = typer.Typer(
     help="Molecules: reference data and Boltzmann generators.", no_args_is_help=True, rich_markup_mode="markdown"
 )
+
+#: What can be chosen. It stands here, too, because `--help` and completion should not wait for torch.
+METHODS = ("biased", "tempered")
+MODELS = ("rnvp", "p4inv", "p4inv-rank8", "p4inv-whole", "spline", "spline-p4inv")
+PRESETS = ("check", "quick", "paper")
+PLATFORMS = ("Reference", "CPU", "CUDA", "OpenCL", "HIP")
 
 _PDB = Annotated[Path | None, typer.Argument(help="A PDB file with hydrogens. Default: alanine dipeptide.")]
 _FORCEFIELD = Annotated[
@@ -31,10 +38,10 @@ def molecule_simulate(
     forcefield: _FORCEFIELD = None,
     system_xml: _SYSTEM_XML = None,
     temperature: Annotated[float, typer.Option(help="In K.")] = 300.0,
-    method: Annotated[str, typer.Option(help="biased or tempered.")] = "biased",
+    method: Annotated[str, options.one_of(*METHODS, help="How.")] = "biased",
     torsions: Annotated[
         str | None,
-        typer.Option(help="That are biased: phi, psi, phi:2 (residue 2), 4-6-8-14 (atoms). Default: see above."),
+        typer.Option(help="That are biased: phi, psi, phi:2 (residue 2), 4-6-8-14 (atoms from 0). Default: see above."),
     ] = None,
     walkers: Annotated[int | None, typer.Option(help="Independent trajectories. Default: 4.")] = None,
     held_out: Annotated[int | None, typer.Option(help="Walkers that are kept apart, for tests. Default: 1.")] = None,
@@ -50,12 +57,15 @@ def molecule_simulate(
     replicas: Annotated[int | None, typer.Option(help="Temperatures of a ladder. Default: 5.")] = None,
     ladders: Annotated[int | None, typer.Option(help="Independent ladders. Default: 2.")] = None,
     step_fs: Annotated[float | None, typer.Option(help="Time step. Default: 2; hydrogens weigh 3 Da.")] = None,
-    platform: Annotated[str | None, typer.Option(help="OpenMM's. Default: Reference.")] = None,
+    platform: Annotated[str | None, options.one_of(*PLATFORMS, help="OpenMM's. Default: Reference.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all random numbers. Default: 0.")] = None,
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/molecule"),
     workers: _WORKERS = None,
     resume: _RESUME = False,
-    short: Annotated[bool, typer.Option("--short", help="Seconds of it, to see that it works.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="A little of it, to see that it works.")] = False,
+    dry_run: options.DRY_RUN = False,
+    verbose: options.VERBOSE = False,
+    quiet: options.QUIET = False,
 ) -> None:
     """Reference data: weighted frames of a molecule from its Boltzmann distribution, by Langevin dynamics.
 
@@ -65,9 +75,8 @@ def molecule_simulate(
 
     Example: `p4torch molecule simulate my.pdb --torsions phi,psi --nanoseconds 20 --out runs/mine`
     """
-    with options.errors():
+    with running(verbose=verbose, quiet=quiet) as console:
         options.require_molecules()
-        from rich.console import Console
 
         from p4torch.molecules.command import Molecule, make_method, run_simulation
 
@@ -88,7 +97,7 @@ def molecule_simulate(
         }
         chosen = make_method(method, settings, short=short)
         which = Molecule(pdb, options.names(forcefield), system_xml, temperature)
-        run_simulation(which, chosen, out, workers, Console(), resume=resume)
+        run_simulation(which, chosen, out, workers, console, resume=resume, dry_run=dry_run)
 
 
 @app.command("fit")
@@ -98,13 +107,11 @@ def molecule_fit(
     system_xml: _SYSTEM_XML = None,
     temperature: Annotated[float, typer.Option(help="In K.")] = 300.0,
     models: Annotated[
-        str,
-        typer.Option(
-            help="rnvp, p4inv, p4inv-rank8 (or another rank), p4inv-whole, spline, spline-p4inv; several with commas."
-        ),
+        str, options.some_of(*MODELS, help="Kinds of flow, with commas, p4inv of any rank")
     ] = "spline-p4inv",
     preset: Annotated[
-        str, typer.Option(help="paper (an hour or more), quick (ten minutes), check (seconds).")
+        str,
+        options.one_of(*PRESETS, help="check: about a minute, quick: ten or so, paper: an hour or more."),
     ] = "quick",
     data: Annotated[
         Path | None, typer.Option(help="The folder of a finished simulation. Default: one is made in the run folder.")
@@ -124,6 +131,9 @@ def molecule_fit(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/generator"),
     workers: _WORKERS = None,
     resume: _RESUME = False,
+    dry_run: options.DRY_RUN = False,
+    verbose: options.VERBOSE = False,
+    quiet: options.QUIET = False,
 ) -> None:
     """Boltzmann generators: simulate a molecule, train flows on it: by the likelihood of frames, and by the
     forces at samples, or their energies.
@@ -133,10 +143,9 @@ def molecule_fit(
 
     Example: `p4torch molecule fit my.pdb --forcefield amber14-all.xml,implicit/gbn2.xml --temperature 310`
     """
-    with options.errors():
+    with running(verbose=verbose, quiet=quiet) as console:
         options.require_molecules()
         options.require("safetensors")
-        from rich.console import Console
 
         from p4torch.molecules.command import Molecule
         from p4torch.molecules.generator.command import FitOptions, run_fit
@@ -154,7 +163,7 @@ def molecule_fit(
             samples=samples,
         )
         which = Molecule(pdb, options.names(forcefield), system_xml, temperature)
-        run_fit(which, fit_options, out, workers, Console(), resume=resume)
+        run_fit(which, fit_options, out, workers, console, resume=resume, dry_run=dry_run)
 
 
 @app.command("sample")
@@ -170,21 +179,22 @@ def molecule_sample(
     temperature: Annotated[float, typer.Option(help="In K, that it was trained for.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     out: Annotated[Path, typer.Option(help="The folder for frames and figures.")] = Path("runs/samples"),
+    verbose: options.VERBOSE = False,
+    quiet: options.QUIET = False,
 ) -> None:
     """Draw from a trained generator: weighted frames, frames of equal weight, and what they are worth.
 
     Example: `p4torch molecule sample --count 20000 --out runs/samples`
     """
-    with options.errors():
+    with running(verbose=verbose, quiet=quiet) as console:
         options.require_molecules()
         options.require("safetensors")
-        from rich.console import Console
 
         from p4torch.molecules.command import Molecule
         from p4torch.molecules.generator.sampling import run_sampling
 
         which = Molecule(pdb, options.names(forcefield), system_xml, temperature)
-        run_sampling(weights, which, count, seed, out, Console())
+        run_sampling(weights, which, count, seed, out, console)
 
 
 @app.command("resample")
@@ -194,18 +204,19 @@ def molecule_resample(
     frames: Annotated[int, typer.Option(help="How many.")] = 100_000,
     part: Annotated[str, typer.Option(help="train, held_out, or a temperature such as 300K.")] = "train",
     seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+    verbose: options.VERBOSE = False,
+    quiet: options.QUIET = False,
 ) -> None:
     """Frames of equal weight, out of weighted ones.
 
     Example: `p4torch molecule resample runs/molecule training.dcd --frames 200000`
     """
-    with options.errors():
+    with running(verbose=verbose, quiet=quiet) as console:
         options.require_molecules()
-        from rich.console import Console
 
         from p4torch.molecules.command import run_resampling
 
-        run_resampling(run, part, frames, seed, out, Console())
+        run_resampling(run, part, frames, seed, out, console)
 
 
 @app.command("noise")
@@ -220,14 +231,15 @@ def molecule_noise(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/noise"),
     workers: _WORKERS = None,
     resume: _RESUME = False,
+    verbose: options.VERBOSE = False,
+    quiet: options.QUIET = False,
 ) -> None:
     """The noise baseline: mean energies of simulated frames, and of the same frames with noise on them.
 
     Example: `p4torch molecule noise --temperatures 300,1000 --sigma 0.002`
     """
-    with options.errors():
+    with running(verbose=verbose, quiet=quiet) as console:
         options.require_molecules()
-        from rich.console import Console
 
         from p4torch.molecules.command import Molecule, run_noise
         from p4torch.molecules.simulation.noise import NoiseRun
@@ -235,4 +247,4 @@ def molecule_noise(
         kelvins = options.numbers(temperatures, "temperatures") or ()
         which = Molecule(pdb, options.names(forcefield), system_xml)
         run = NoiseRun(kelvins, sigma, nanoseconds, seed=seed)
-        run_noise(which, run, out, workers, Console(), resume=resume)
+        run_noise(which, run, out, workers, console, resume=resume)

@@ -1,10 +1,10 @@
-"""What the commands share: options as text, packages that must be there, errors in one line."""
+"""What the commands share: options as text, choices, packages that must be there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Annotated, Any
 
 import typer
 
@@ -46,11 +46,29 @@ def require_molecules() -> None:
     require("matplotlib", "mdtraj", "openmm", "pymbar", "rich", extras="experiments,molecules")
 
 
-@contextmanager
-def errors() -> Iterator[None]:
-    """Errors of ours become one line and exit code 2."""
-    try:
-        yield
-    except P4Error as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(getattr(error, "exit_code", 2)) from error
+def one_of(*values: str, help: str) -> Any:
+    """An option with its values in the help and in completion. Others are refused further down, with our words."""
+    return typer.Option(help=help, metavar=f"[{'|'.join(values)}]", autocompletion=_starting(values, commas=False))
+
+
+def some_of(*values: str, help: str) -> Any:
+    """The same of a list with commas, which may hold others, too."""
+    return typer.Option(help=f"{help}: {', '.join(values)}.", autocompletion=_starting(values, commas=True))
+
+
+def _starting(values: tuple[str, ...], *, commas: bool) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",") if commas else ("", "", incomplete)
+        return [before + comma + value for value in values if value.startswith(last)]
+
+    return complete
+
+
+#: Of every command that runs for a while.
+VERBOSE = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Versions and threads first; where an error comes from.")
+]
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors.")]
+DRY_RUN = Annotated[
+    bool, typer.Option("--dry-run", help="Measure for some seconds, tell time, memory and disk, and write nothing.")
+]

@@ -70,12 +70,15 @@ def _comparable(value: Any) -> Hashable:
     return id(value) if isinstance(value, Tensor) else cast(Hashable, value)
 
 
+@torch.no_grad()
 def merge_stack(sites: Sequence[Site], seed: int) -> list[MergeReport] | None:
     """Merge one site, or several that are alike, if all is as usual: every B is finite, and every candidate is
     accepted. Otherwise nothing is done, and the result is None. The device is asked once, besides for candidates."""
-    perturbations, bases = [site.perturbation for site in sites], [site.base for site in sites]
-    alone = len(sites) == 1
-    stack, base = (perturbations[0], bases[0]) if alone else (stacked(perturbations), torch.stack(bases).detach())
+    perturbations = [site.perturbation for site in sites]
+    if len(sites) == 1:
+        stack, base = perturbations[0], sites[0].base.detach()
+    else:
+        stack, base = stacked(perturbations), torch.stack([site.base.detach() for site in sites])
     try:
         with linalg.full_precision(base.device):
             proposal = stack.propose(base)

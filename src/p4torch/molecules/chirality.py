@@ -30,7 +30,7 @@ class ChiralCentre:
 
 
 def chiral_centres(topology: Any, reference: Tensor | None = None) -> tuple[ChiralCentre, ...]:
-    """Carbons with four neighbours that the bond graph tells apart.
+    """Carbons with four neighbours that the bond graph tells apart; none in many a molecule, such as butane.
 
     Args:
         topology: an `openmm.app.Topology` or an `mdtraj.Topology`, with hydrogens.
@@ -48,6 +48,8 @@ def chiral_centres(topology: Any, reference: Tensor | None = None) -> tuple[Chir
     check_shape(reference, len(graph), "reference")
     if reference.dim() != 2:
         raise ArgumentError.of("reference", f"of shape ({len(graph)}, 3)", tuple(reference.shape))
+    if not result:
+        return ()
     triples = [graph.neighbours[atom][:3] for atom in result]
     volumes = _signed_volumes(reference, result, triples).tolist()
     return tuple(

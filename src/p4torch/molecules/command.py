@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from p4torch.errors import ArgumentError
+from p4torch.molecules.estimate import LONG, Cost, simulation_cost
 from p4torch.molecules.simulation.data import ReferenceData, save_dcd
 from p4torch.molecules.simulation.method import Method
 from p4torch.molecules.simulation.noise import NoiseRun, measure_noise
@@ -19,6 +20,8 @@ from p4torch.molecules.simulation.run import simulate
 from p4torch.molecules.simulation.torsion_flattening import TorsionFlattening
 from p4torch.molecules.system import AMBER, MolecularSystem
 from p4torch.runs.checkpoint import write_whole
+from p4torch.runs.progress import say
+from p4torch.runs.runner import count_workers
 
 METHODS: dict[str, type[TorsionFlattening] | type[ParallelTempering]] = {
     "biased": TorsionFlattening,
@@ -34,6 +37,11 @@ class Molecule:
     forcefield: tuple[str, ...] | None = None
     system_xml: Path | None = None
     temperature: float = 300.0
+
+    @property
+    def physics(self) -> str:
+        """What the force field is called: its files."""
+        return f"System of {self.system_xml}" if self.system_xml else ", ".join(self.forcefield or AMBER)
 
     def system(self) -> MolecularSystem:
         """Raises ArgumentError for what cannot be simulated."""
@@ -63,13 +71,35 @@ def make_method(name: str, settings: Mapping[str, Any], *, short: bool) -> Metho
 
 
 def run_simulation(
-    molecule: Molecule, method: Method, out: Path, workers: int | None, console: Console, *, resume: bool
+    molecule: Molecule,
+    method: Method,
+    out: Path,
+    workers: int | None,
+    console: Console,
+    *,
+    resume: bool,
+    dry_run: bool = False,
 ) -> None:
-    """Simulate; say where the data are."""
+    """Simulate; say where the data are. A dry run says what it would cost."""
     system = molecule.system()
-    console.print(f"{system!r}", markup=False, highlight=False, soft_wrap=True)
+    method.fields(system)  # refuses what does not fit the molecule, before anything is measured
+    busy = count_workers(workers)
+    if dry_run or not resume:
+        announce(console, simulation_cost(system, method, busy), dry_run)
+    say(console, repr(system))
+    if dry_run:
+        return
     simulate(system, method, out, workers=workers, resume=resume, console=console)
-    console.print(f"Data, summary.json and figures: {out}", highlight=False, soft_wrap=True)
+    say(console, f"Frames, weights and figures: {out}")
+    say(console, f"Summary: {out / 'summary.json'}")
+
+
+def announce(console: Console, cost: Cost, dry_run: bool) -> None:
+    """What a run costs: in a dry run, and before one that takes long."""
+    if dry_run:
+        say(console, f"Dry run, nothing is written: {cost.text}")
+    elif cost.seconds > LONG:
+        say(console, f"This takes {cost.text}. Ctrl-C stops it at a checkpoint, --resume goes on.")
 
 
 def run_resampling(run: Path, part: str, frames: int, seed: int, out: Path, console: Console) -> None:
@@ -78,7 +108,7 @@ def run_resampling(run: Path, part: str, frames: int, seed: int, out: Path, cons
     if not out.parent.is_dir():
         raise ArgumentError.of("out", "a file in a folder that exists", out)
     write_whole(out, lambda path: save_dcd(path, [chosen.numpy()]))
-    console.print(f"{len(chosen)} frames of equal weight: {out}", highlight=False, soft_wrap=True)
+    say(console, f"{len(chosen)} frames of equal weight: {out}")
 
 
 def run_noise(
@@ -87,10 +117,9 @@ def run_noise(
     """Measure the noise baseline; print its table."""
     rows = measure_noise(molecule.system(), run, out, workers=workers, resume=resume, console=console)
     for row in rows:
-        console.print(
+        say(
+            console,
             f"{row['temperature_K']:g} K: mean energy {row['data_mean_kJ_mol']:.1f} kJ/mol, with noise "
             f"{row['noisy_mean_kJ_mol']:.1f} kJ/mol: {row['shift_kJ_mol']:.1f} kJ/mol or {row['shift_kT']:.1f} kT more",
-            highlight=False,
-            soft_wrap=True,
         )
-    console.print(f"Table: {out / 'noise.json'}", highlight=False, soft_wrap=True)
+    say(console, f"Table: {out / 'noise.json'}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import openmm
 import torch
@@ -85,21 +88,46 @@ def parametrise(topology: app.Topology, names: tuple[str, ...]) -> openmm.System
             raise ArgumentError.of("forcefield", "able to describe `path`", f"{names!r}: {error}") from error
         named = ", ".join(describe_residue(residue) for residue in unmatched[:6]) + (", ..." if unmatched[6:] else "")
         expected = f"of residues that {names!r} knows, complete with hydrogens"
-        got = f"{len(unmatched)} that it cannot match: {named}. {_advice(error)}"
+        got = f"{len(unmatched)} that it cannot match: {named}. {_advice(force_field, unmatched, error)}"
         raise ArgumentError.of("path", expected, got) from error
 
 
-def _advice(error: Exception) -> str:
+def _advice(force_field: app.ForceField, unmatched: Sequence[Any], error: Exception) -> str:
+    """What to do; hydrogens can be missing only where the force field has a residue with the same other atoms."""
     message = str(error).split("  For more information")[0]
-    if "missing" in message and "H atom" in message:
-        return (
-            "Hydrogens are missing: add them with openmm.app.Modeller(topology, positions).addHydrogens(forcefield), "
-            f"and write the result with openmm.app.PDBFile.writeFile. OpenMM: {message}"
-        )
-    return (
-        "Remove what is not part of the molecule (water, ions) with openmm.app.Modeller.delete, or name a force field "
-        f"that has these residues. OpenMM: {message}"
+    wrong = [residue for residue in unmatched if not _lacks_hydrogens(force_field, residue)]
+    unknown = ", ".join(dict.fromkeys(r.name for r in wrong if r.name not in force_field._templates))
+    own = (
+        "make an OpenMM System with parameters of your own and give its XML by --system-xml (the documentation's page "
+        "on molecules shows how)"
     )
+    if unknown:
+        advice = (
+            f"The force field has no {unknown}. If that is not part of the molecule (water, ions), remove it with "
+            f"openmm.app.Modeller.delete; else name a force field that has it, or {own}"
+        )
+    elif wrong:
+        advice = f"Atoms are missing there, or are too many, and not only hydrogens: complete the file, or {own}"
+    else:
+        advice = (
+            "Hydrogens are missing: add them with openmm.app.Modeller(topology, positions).addHydrogens(forcefield), "
+            "and write the result with openmm.app.PDBFile.writeFile"
+        )
+    return f"{advice}. OpenMM: {message}"
+
+
+def _lacks_hydrogens(force_field: app.ForceField, residue: Any) -> bool:
+    """Whether a template has the residue's elements, hydrogen left out, and more hydrogens than it."""
+    heavy, hydrogens = _composition(residue.atoms())
+    templates = (_composition(template.atoms) for template in force_field._templates.values())
+    return any(heavy == others and hydrogens < more for others, more in templates)
+
+
+def _composition(atoms: Iterable[Any]) -> tuple[Counter[str], int]:
+    """How many atoms of each element but hydrogen there are, and how many hydrogens."""
+    count = Counter("" if atom.element is None else atom.element.symbol for atom in atoms)
+    hydrogens = count.pop("H", 0)
+    return count, hydrogens
 
 
 def _existing(path: PathLike, argument: str) -> Path:

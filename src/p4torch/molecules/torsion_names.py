@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from p4torch.errors import ArgumentError
@@ -20,7 +22,8 @@ _BACKBONE = {
 
 
 def parse_torsions(topology: Any, text: str) -> tuple[Torsion, ...]:
-    """Torsions from "phi", "phi:2" (in residue 2) or "4-6-8-14" (atoms, from 0), with commas between them.
+    """Torsions from "phi", "phi:2" (in residue 2; "phi:2A" with its insertion code, "phi:B:2" with its chain) or
+    "4-6-8-14" (atoms, from 0), with commas between them.
 
     Raises:
         ArgumentError: a name that is unknown, missing in the molecule or found in several residues; atoms out of range.
@@ -29,7 +32,8 @@ def parse_torsions(topology: Any, text: str) -> tuple[Torsion, ...]:
 
 
 def default_torsions(topology: Any) -> tuple[Torsion, ...]:
-    """phi if the molecule is a dipeptide (one phi, in no ring); else one torsion about every rotatable bond.
+    """phi if the molecule is a dipeptide (one phi, in no ring); else one torsion about every rotatable bond: phi or psi
+    where the bond has one, else through its first heavy neighbours.
 
     Rotatable is a bond between two heavy atoms that both have other heavy neighbours, in no ring, and not between
     two planar centres of which one is nitrogen (amides).
@@ -38,33 +42,52 @@ def default_torsions(topology: Any) -> tuple[Torsion, ...]:
         ArgumentError: there is none.
     """
     graph = BondGraph.from_topology(topology)
-    phi = list(_named(topology, "phi").values())
+    phi, psi = ([named.atoms for named in _named(topology, kind)] for kind in _BACKBONE)
     if len(phi) == 1 and not graph.in_ring(phi[0][1], phi[0][2]):
         return (phi[0],)
-    result = tuple(_about(graph, i, j) for i, j in graph.bonds if _rotatable(graph, i, j))
+    backbone = {frozenset(torsion[1:3]): torsion for torsion in (*phi, *psi)}
+    bonds = (bond for bond in graph.bonds if _rotatable(graph, *bond))
+    result = tuple(backbone.get(frozenset(bond)) or _about(graph, *bond) for bond in bonds)
     if not result:
         raise ArgumentError.of("torsions", "given: the molecule has no rotatable bond", "none")
     return result
 
 
 def torsion_label(topology: Any, torsion: Torsion) -> str:
-    """ "phi:2" where it has a name, else "4-6-8-14"."""
+    """ "phi:2" where it has a name that no other torsion has ("phi:B:2" where chains are numbered alike), else
+    "4-6-8-14"."""
     for kind in _BACKBONE:
-        for residue, atoms in _named(topology, kind).items():
-            if torsion in (atoms, atoms[::-1]):
-                return f"{kind}:{residue}"
+        named = _named(topology, kind)
+        for one in named:
+            if torsion in (one.atoms, one.atoms[::-1]):
+                alone = (name for name in one.names if _with_name(named, name) == [one])
+                return next((f"{kind}:{name}" for name in alone), "-".join(map(str, torsion)))
     return "-".join(map(str, torsion))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A backbone torsion, its chain, and its residue with the insertion code."""
+
+    chain: str
+    residue: str
+    atoms: Torsion
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of its residue, without and with the chain."""
+        return self.residue, f"{self.chain}:{self.residue}"
 
 
 def _parse(topology: Any, text: str) -> Torsion:
     kind, _, residue = text.partition(":")
     if kind in _BACKBONE:
-        result = _named(topology, kind)
-        chosen = [atoms for name, atoms in result.items() if residue in ("", name)]
+        named = _named(topology, kind)
+        chosen = _with_name(named, residue) if residue else named
         if len(chosen) != 1:
-            names = ", ".join(f"{kind}:{name}" for name in result) or "none"
+            names = ", ".join(dict.fromkeys(torsion_label(topology, one.atoms) for one in named)) or "none"
             raise ArgumentError.of("torsions", f"one {kind} of the molecule, which has {names}", repr(text))
-        return chosen[0]
+        return chosen[0].atoms
     parts = text.split("-")
     if len(parts) != 4 or not all(part.isdecimal() for part in parts):
         known = ", ".join(_BACKBONE)
@@ -76,11 +99,15 @@ def _parse(topology: Any, text: str) -> Torsion:
     return i, j, k, m
 
 
-def _named(topology: Any, kind: str) -> dict[str, Torsion]:
-    """By residue."""
+def _with_name(named: Iterable[_Named], residue: str) -> list[_Named]:
+    return [one for one in named if residue in one.names]
+
+
+def _named(topology: Any, kind: str) -> list[_Named]:
+    """In the order of the residues, each of which may have one."""
     residues = {residue.index: residue for residue in topology.residues()}
     near = BondGraph.from_topology(topology).neighbours
-    result: dict[str, Torsion] = {}
+    result = []
     for index, residue in residues.items():
         atoms = []
         for name, step in _BACKBONE[kind]:
@@ -88,7 +115,8 @@ def _named(topology: Any, kind: str) -> dict[str, Torsion]:
             atoms += [atom.index for atom in other.atoms() if atom.name == name] if other is not None else []
         if len(atoms) == 4 and all(b in near[a] for a, b in itertools.pairwise(atoms)):
             i, j, k, m = atoms
-            result[residue.id] = (i, j, k, m)
+            number = f"{residue.id}{residue.insertionCode}".strip()
+            result.append(_Named(residue.chain.id.strip(), number, (i, j, k, m)))
     return result
 
 

@@ -8,7 +8,16 @@ from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from p4torch.runs.pool import Row, Titled
 
@@ -33,6 +42,9 @@ class Noted(Protocol):
         """For people."""
 
 
+#: Columns of a terminal that all there is to tell of a job needs.
+WIDE = 120
+
 J = TypeVar("J", bound=Counted)
 #: A finished job in one line.
 Result = Callable[[J, Row], str]
@@ -43,14 +55,7 @@ class Bars(Generic[J]):
 
     def __init__(self, jobs: Sequence[J], console: Console, result: Result[J]) -> None:
         self._result = result
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-        )
+        self._bars = Progress(*_columns(console.width), console=console)
         self._all = self._bars.add_task("all, steps", total=sum(job.steps for job in jobs), note="")
         self._tasks: dict[J, TaskID] = {}
         self._steps: dict[J, int] = {}
@@ -85,6 +90,14 @@ class Bars(Generic[J]):
     def _count(self, job: J, step: int) -> None:
         self._steps[job] = step
         self._bars.update(self._all, completed=sum(self._steps.values()))
+
+
+def _columns(width: int) -> tuple[ProgressColumn, ...]:
+    """On a narrow terminal counts of steps become a percentage, and notes are left out: nothing is cut short."""
+    if width < WIDE:
+        return TextColumn("{task.description}"), BarColumn(8), TaskProgressColumn(), TimeRemainingColumn(compact=True)
+    note = TextColumn("{task.fields[note]}")
+    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note
 
 
 class Lines(Generic[J]):
@@ -137,5 +150,8 @@ def say(console: Console, text: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """For people: "7 min", "40 s"."""
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    """For people: "40 s", "7 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -36,6 +36,17 @@ def provenance(**fields: Any) -> dict[str, Any]:
     }
 
 
+def described() -> str:
+    """Versions, threads and the machine in one line, for people."""
+    known = provenance()
+    versions = ", ".join(f"{name} {number}" for name, number in known["versions"].items())
+    machine = known["machine"]
+    return (
+        f"Python {known['python']}, {versions}; {known['threads']} threads of {machine['cores']} cores, "
+        f"{machine['cpu']}, {machine['system']}"
+    )
+
+
 def _command() -> str:
     program = Path(sys.argv[0])
     start = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]

@@ -92,9 +92,7 @@ def parameters_of(site: Site) -> dict[str, nn.Parameter]:
 def doubled(perturbation: Perturbation) -> Perturbation:
     """A copy in double precision."""
     exact = copy.deepcopy(perturbation)
-    exact._apply(  # type: ignore[no-untyped-call]
-        lambda value: linalg.in_double(value) if value.is_floating_point() or value.is_complex() else value
-    )
+    exact._apply(lambda value: linalg.in_double(value) if value.is_floating_point() or value.is_complex() else value)
     return exact
 
 

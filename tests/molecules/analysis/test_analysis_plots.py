@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from p4torch.molecules.analysis import (
     ramachandran_figure,
     ramachandran_histogram,
 )
+from p4torch.molecules.analysis.free_energy import FreeEnergyProfile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,6 +81,24 @@ def test_figure_is_drawn(name: str, tmp_path: Path) -> None:
         path = tmp_path / f"{name}.{ending}"
         figure.savefig(path, dpi=150)
         assert path.stat().st_size > 5_000
+
+
+def test_free_energies_of_bins_that_are_hardly_sampled_are_gaps_and_the_axis_ends() -> None:
+    edges = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    free_energy = torch.tensor([0.0, 1.0, 5.0, 9.0, math.inf, 80.0], dtype=torch.float64)
+    error = torch.tensor([0.1, 0.2, 1.5, math.inf, math.nan, 0.3], dtype=torch.float64)
+    (axis,) = free_energy_figure({"model": FreeEnergyProfile(edges, free_energy, error)}).axes
+    shown = torch.from_numpy(axis.lines[0].get_ydata())
+    assert shown.isfinite().tolist() == [True, True, False, False, False, True]
+    assert axis.get_ylim() == (0.0, 15.0)
+    (axis,) = free_energy_figure({"model": FreeEnergyProfile(edges[:3], free_energy[:2], error[:2])}).axes
+    assert 1.4 < axis.get_ylim()[1] < 2
+
+
+@pytest.mark.parametrize("make", [_ramachandran, _profiles])
+def test_torsions_are_in_radians_and_degrees(make: Callable[[], Figure]) -> None:
+    ticks = [text.get_text() for text in make().axes[0].get_xticklabels()]
+    assert ticks == ["−π\n−180°", "0\n0°", "π\n180°"]
 
 
 def test_legend_says_the_low_energy_fraction() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import mdtraj
 import pytest
+from tests.molecules.small_molecules import small_files
 from tests.molecules.systems import pdb_of
+from tests.molecules.test_report_page import AXE, CHROMIUM, HEAVIEST, accessibility_violations
 from typer.testing import CliRunner
 
 from p4torch.cli import app
@@ -41,6 +43,8 @@ def test_a_run_says_what_it_will_cost_and_leaves_a_model(run: tuple[Path, str]) 
     out, said = run
     assert re.search(r"spline: 1,419,816 parameters, 2,048 energy evaluations, about .+ on one core", said)
     assert re.search(r"All: about .+ with 1 at a time, after the simulation", said)
+    assert said.splitlines()[-1] == f"Report: {out / 'report.html'}" and (out / "report.html").exists()
+    assert "dcdplugin" not in said
     folder = out / "models" / "spline"
     row = json.loads((folder / "result.json").read_text())
     assert row["model"] == "spline" and row["samples"] == 500 and row["protocol"]["merge_every"] == 20
@@ -66,6 +70,12 @@ def test_an_own_molecule_with_a_ring_leaves_frames_figures_and_a_page(tmp_path: 
     assert samples.n_frames == 500 and samples.n_atoms == 26
     page = (out / "report.html").read_text("utf-8")
     assert "ACE-PRO-NME" in page and "Effective sample size" in page and "://" not in page
+    for said in ("amber99sbildn.xml, amber96_obc.xml", "generalised Born", "300 K", "p4torch 0.", "Command", "Started"):
+        assert said in page.partition("Findings")[0]
+    assert 'class="headline poor"' in page, "no check is a generator"
+    assert (out / "report.html").stat().st_size < HEAVIEST
+    if AXE is not None and CHROMIUM is not None:
+        assert accessibility_violations(out / "report.html") == []
 
 
 @pytest.mark.slow
@@ -224,3 +234,13 @@ def test_an_estimate_grows_with_the_steps_and_leaves_threads_as_they_were() -> N
     short, long = (schedule("spline", "check", likelihood_steps=steps, force_steps=0) for steps in (10, 10_000))
     seconds = [estimate_seconds(system, "spline", one) for one in (short, long)]
     assert 0 < 10 * seconds[0] < seconds[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["butane", "glycine"])
+def test_a_molecule_without_a_chiral_centre_is_fitted_to_the_end(name: str, tmp_path: Path) -> None:
+    pdb, xml = small_files(name, tmp_path)
+    out = tmp_path / "run"
+    result = call(*CHECK, *STEPS, "--models", "spline", "--out", str(out), str(pdb), "--system-xml", str(xml))
+    assert result.exit_code == 0, result.output
+    assert "The molecule has no chiral centre." in (out / "report.html").read_text("utf-8")

@@ -30,7 +30,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":")
 VIOLIN_BINS = 80
 """Bins of a violin's outline."""
-ANGLES = (-math.pi, 0.0, math.pi)
+ANGLES, DEGREES = (-math.pi, 0.0, math.pi), ("−π\n−180°", "0\n0°", "π\n180°")
+"""Ticks of torsions, in rad, and what stands there."""
+ERROR, CEILING = 1.0, 15.0
+"""Free energies, kT: a bin whose standard error is above the first is hardly sampled; the axis ends at the second."""
 
 
 def ramachandran_figure(panels: Mapping[str, Histogram], ceiling: float = 10.0) -> Figure:
@@ -51,8 +54,8 @@ def ramachandran_figure(panels: Mapping[str, Histogram], ceiling: float = 10.0) 
         image = axis.pcolormesh(edges, edges, shown, cmap="viridis", vmin=0, vmax=ceiling, rasterized=True)
         axis.set(aspect="equal", xlabel="φ / rad")
         axis.set_title(title, fontsize=8)
-        axis.set_xticks(ANGLES, ["−π", "0", "π"])
-        axis.set_yticks(ANGLES, ["−π", "0", "π"])
+        axis.set_xticks(ANGLES, DEGREES)
+        axis.set_yticks(ANGLES, DEGREES)
         plain(axis)
     axes[0].set_ylabel("ψ / rad")
     bar = figure.colorbar(image, ax=axes, aspect=20, pad=0.02)
@@ -89,17 +92,24 @@ def energy_figure(
 
 
 def free_energy_figure(profiles: Mapping[str, FreeEnergyProfile], torsion: str = "φ", errors: float = 2.0) -> Figure:
-    """Free-energy profiles along a torsion, by name, with bands of ± so many standard errors where those are finite."""
+    """Free-energy profiles along a torsion, by name, with bands of ± so many standard errors.
+
+    Bins that are hardly sampled (an error above `ERROR`, or none) are gaps. The axis ends at `CEILING` or below.
+    """
     figure, axis = _single(profiles, "profiles")
+    highest = 0.0
     for number, (name, profile) in enumerate(profiles.items()):
         colour, style = _look(number)
-        centres, value = profile.centres.cpu().numpy(), _gaps(profile.free_energy)
-        band = errors * _gaps(profile.error)
+        sampled = profile.free_energy.isfinite() & (profile.error <= ERROR)
+        centres, error = profile.centres.cpu().numpy(), profile.error.cpu().where(sampled.cpu(), torch.nan)
+        value = profile.free_energy.cpu().where(sampled.cpu(), torch.nan)
+        band = errors * error
         axis.plot(centres, value.numpy(), color=colour, ls=style, lw=1.2, label=name)
         axis.fill_between(centres, (value - band).numpy(), (value + band).numpy(), color=colour, alpha=0.25, lw=0)
-    axis.set(xlabel=f"{torsion} / rad", ylabel="free energy / kT", xlim=(ANGLES[0], ANGLES[-1]))
-    axis.set_xticks(ANGLES, ["−π", "0", "π"])
-    axis.set_ylim(bottom=0)
+        highest = max(highest, float((value + band).nan_to_num(0.0).max()))
+    axis.set(xlabel=f"{torsion} / rad and degrees", ylabel="free energy / kT", xlim=(ANGLES[0], ANGLES[-1]))
+    axis.set_xticks(ANGLES, DEGREES)
+    axis.set_ylim(0, min(CEILING, 1.05 * highest) or 1.0)
     plain(axis, legend=True)
     return figure
 
@@ -197,11 +207,6 @@ def _single(items: Mapping[str, object], name: str) -> tuple[Figure, Axes]:
 
 def _look(number: int) -> tuple[str, str]:
     return COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
-
-
-def _gaps(values: Tensor) -> Tensor:
-    """Values that are not finite as NaN, which leaves a gap in a line."""
-    return values.where(values.isfinite(), torch.nan).cpu()
 
 
 def _some(items: Mapping[str, object], name: str) -> None:

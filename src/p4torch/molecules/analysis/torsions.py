@@ -50,6 +50,12 @@ def in_arc(angles: Tensor, arc: Arc, name: str = "region") -> Tensor:
     return torch.remainder(angles - start, 2 * math.pi) < width % (2 * math.pi)
 
 
+def arc_text(arc: Arc) -> str:
+    """For people, in both units: "0 to 2.4 rad (0° to 138°)"."""
+    start, end = arc
+    return f"{start:g} to {end:g} rad ({math.degrees(start):.0f}° to {math.degrees(end):.0f}°)"
+
+
 def bin_index(angles: Tensor, bins: int) -> Tensor:
     """The bin of each angle out of `bins` equal ones over [−π, π); angles are taken modulo 2π."""
     return ((angles + math.pi) * (bins / (2 * math.pi))).floor().long().remainder(bins)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 import torch
 
@@ -24,8 +25,9 @@ def untrained(system: MolecularSystem, model: str) -> MolecularFlow:
     return MolecularFlow(system, coordinates, seeded(lambda: kind.build(coordinates.layout), 0), model)
 
 
+@lru_cache(maxsize=64)
 def estimate_seconds(system: MolecularSystem, model: str, schedule: Schedule) -> float:
-    """Seconds on one core, from a few steps of each phase with an untrained flow."""
+    """Seconds on one core, from a few steps of each phase with an untrained flow; measured once."""
     generator = untrained(system, model)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as jobs have

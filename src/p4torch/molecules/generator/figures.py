@@ -44,12 +44,12 @@ def energies(reference: Reference, models: Mapping[str, Samples]) -> Figure:
     return energy_violin_figure(groups, largest, origin=mean)
 
 
-def ramachandran(reference: Reference, models: Mapping[str, Samples]) -> Figure:
-    """MD and each model, without weights."""
-    panels = {"MD": reference.ramachandran}
-    return ramachandran_figure(
-        panels | {title: reference.histogram(samples.frames) for title, samples in models.items()}
-    )
+def ramachandran(reference: Reference, title: str, samples: Samples) -> Figure:
+    """MD, and one model without weights and with them."""
+    panels = {"MD": reference.ramachandran, title: reference.histogram(samples.frames)}
+    if samples.weighted:
+        panels[f"{title}, weighted"] = reference.histogram(samples.frames, samples.weights)
+    return ramachandran_figure(panels)
 
 
 def free_energies(reference: Reference, title: str, samples: Samples) -> Figure:
@@ -81,22 +81,35 @@ def sizes(models: Mapping[str, Samples]) -> Figure:
     return effective_sample_size_figure(places, growths)
 
 
-def training(logs: Mapping[str, Sequence[Line]]) -> Figure:
-    """Held-out likelihood and effective sample size (of a few samples) against time and energy evaluations."""
-    figure = blank(PAGE, 2.4)
-    axes = figure.subplots(1, 3)
+def training(logs: Mapping[str, Sequence[Line]], coordinates: Mapping[str, str]) -> Figure:
+    """Effective sample size (of a few samples) against time and energy evaluations, and held-out likelihood.
+
+    -log q depends on the coordinates: models of other ones have axes of their own.
+
+    Args:
+        logs: lines of each model, by title.
+        coordinates: what the coordinates of each model are called, by title.
+    """
+    kinds = list(dict.fromkeys(coordinates[title] for title in logs))
+    rows = 1 if len(kinds) < 2 else 2
+    figure = blank(PAGE, 2.4 * rows)
+    first, second, *rest = figure.subplots(rows, 3 if rows == 1 else 2).flatten()
+    likelihoods = dict(zip(kinds, rest, strict=False))
     for number, (title, lines) in enumerate(logs.items()):
         colour = COLOURS[number % len(COLOURS)]
         minutes = [line["seconds"] / 60 for line in lines]
-        axes[0].plot(minutes, [line.get("nll") for line in lines], color=colour, lw=1.0, label=title)
+        likelihoods[coordinates[title]].plot(minutes, [line.get("nll") for line in lines], color=colour, lw=1.0)
         percents = [100 * (line.get("ess") or 0.0) for line in lines]
-        axes[1].plot(minutes, percents, color=colour, lw=1.0)
+        first.plot(minutes, percents, color=colour, lw=1.0, label=title)
         with_energies = [(line["energy_evaluations"] / 1e6, share) for line, share in zip(lines, percents, strict=True)]
         later = [pair for pair in with_energies if pair[0] > 0]
-        axes[2].plot([x for x, _ in later], [y for _, y in later], color=colour, lw=1.0)
-    axes[0].set(xlabel="wall time / min", ylabel="held-out −log q / nats")
-    axes[1].set(xlabel="wall time / min", ylabel="ESS of 2,000 samples / %")
-    axes[2].set(xlabel="energy evaluations / 10⁶", ylabel="ESS of 2,000 samples / %")
-    for axis in axes:
-        plain(axis, legend=axis is axes[0] and bool(logs))
+        second.plot([x for x, _ in later], [y for _, y in later], color=colour, lw=1.0)
+    first.set(xlabel="wall time / min", ylabel="ESS of 2,000 samples / %")
+    second.set(xlabel="energy evaluations / 10⁶", ylabel="ESS of 2,000 samples / %")
+    for kind, axis in likelihoods.items():
+        axis.set(xlabel="wall time / min", ylabel="held-out −log q / nats")
+        if len(kinds) > 1:
+            axis.set_title(f"torsions: {kind}", fontsize=7)
+    for axis in (first, second, *likelihoods.values()):
+        plain(axis, legend=axis is first and bool(logs))
     return figure

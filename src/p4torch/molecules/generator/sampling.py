@@ -12,10 +12,10 @@ from rich.console import Console
 
 import p4torch
 from p4torch.errors import ArgumentError
-from p4torch.molecules.analysis.free_energy import free_energy_profile
+from p4torch.molecules.analysis.free_energy import POSITIVE_PHI, free_energy_profile
 from p4torch.molecules.analysis.histograms import ramachandran_histogram
 from p4torch.molecules.analysis.plots import free_energy_figure, ramachandran_figure
-from p4torch.molecules.analysis.torsions import torsion_angles
+from p4torch.molecules.analysis.torsions import arc_text, torsion_angles
 from p4torch.molecules.analysis.weights import summarize_weights
 from p4torch.molecules.command import Molecule
 from p4torch.molecules.generator.generator import BoltzmannGenerator
@@ -25,6 +25,7 @@ from p4torch.molecules.generator.trajectories import write_trajectories
 from p4torch.molecules.system import MolecularSystem
 from p4torch.runs.checkpoint import write_whole
 from p4torch.runs.folder import writable_folder
+from p4torch.runs.progress import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +48,8 @@ def run_sampling(
     for name, figure in _figures(system, samples).items():
         write_whole(out / f"{name}.png", partial(figure.savefig, format="png", dpi=200))
     for line in _words(generator, samples, seconds):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Frames, weights and figures: {out}", highlight=False, soft_wrap=True)
+        say(console, line)
+    say(console, f"Frames, weights and figures: {out}")
     return samples
 
 
@@ -75,7 +76,8 @@ def _words(generator: BoltzmannGenerator, samples: Samples, seconds: float) -> l
         difference = generator.free_energy_difference(samples)
     except ArgumentError:
         return [*lines, "Free-energy difference: one of the regions was never visited"]
-    return [*lines, f"Free-energy difference of 0 < θ < 2.4 rad: {difference.value:.2f} ± {difference.error:.2f} kT"]
+    told = f"{difference.value:.2f} ± {difference.error:.2f} kT"
+    return [*lines, f"Free-energy difference of θ from {arc_text(POSITIVE_PHI)} against the rest: {told}"]
 
 
 def _figures(system: MolecularSystem, samples: Samples) -> dict[str, Figure]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from p4torch.molecules.analysis.plots import CEILING, ERROR
+from p4torch.molecules.conditions import solvent
 from p4torch.molecules.generator import figures
-from p4torch.molecules.generator.diagnostics import energy_parity, findings, uncovered_share
+from p4torch.molecules.generator.architectures import architecture
+from p4torch.molecules.generator.diagnostics import energy_parity, findings, headline, uncovered_share
 from p4torch.molecules.generator.evaluation import floors, held_out_mean
 from p4torch.molecules.generator.job import Job, has_nll, load_nll, load_samples
 from p4torch.molecules.generator.reference import Reference
@@ -39,14 +42,36 @@ FIGURES = {
         "Of samples without weights, against the simulation's; the dotted line is the simulation's largest energy, the "
         "number above each violin the share of energies below it.",
     ),
-    "ramachandran": ("Torsions", "Free energy over two torsions, of the simulation and of samples without weights."),
-    "free-energy": ("Free energy", "Along the torsion, with bands of two standard errors."),
+    "ramachandran": (
+        "Torsions",
+        "Free energy over two torsions: of the simulation, and of the model's samples without weights and with them.",
+    ),
+    "free-energy": (
+        "Free energy",
+        "Along the torsion, with bands of two standard errors; a gap is where a bin is hardly sampled (an error above "
+        f"{ERROR:g} kT), and the axis ends at {CEILING:g} kT.",
+    ),
     "ess": (
         "Effective sample size",
         "Against the number of samples: where a line falls back, a sample came that outweighs all before it.",
     ),
-    "training": ("Training", "Held-out likelihood and effective sample size, against time and energy evaluations."),
+    "training": (
+        "Training",
+        "Effective sample size and held-out likelihood, against time and energy evaluations. -log q depends on the "
+        "coordinates: models whose torsions are other coordinates have an axis of their own.",
+    ),
 }
+
+REPORT = "report.html"
+#: Below the table.
+EXPLAINED = (
+    "± one standard error. Own coordinates: −log q depends on them, and models with others cannot be compared by it; "
+    "its difference from the first model's is that of shapes, and can. Forward ESS: the effective share of held-out "
+    "frames, weighted from the model to the Boltzmann distribution; it sees modes that samples miss. A single held-out "
+    "frame where the model has hardly any density brings it down to nothing, also for models whose samples are good. "
+    "md-held-out: held-out frames against those trained on, which no model can beat; md-noise: frames with Gaussian "
+    "noise on every coordinate."
+)
 
 
 @dataclass(frozen=True)
@@ -80,15 +105,20 @@ class Results:
         texts = {job.title: (self.models / job.name / "metrics.jsonl").read_text("utf-8") for job in self.jobs}
         return {title: [json.loads(line) for line in text.splitlines()] for title, text in texts.items()}
 
+    @property
+    def coordinates(self) -> dict[str, str]:
+        """How models have torsions, by title: only where it is the same can their -log q be compared."""
+        return {job.title: architecture(job.model).torsions for job in self.jobs}
+
     @cached_property
     def best(self) -> int:
         """The number of the job whose samples are worth most."""
         return max(range(len(self.rows)), key=lambda index: self.rows[index]["ess_raw"])
 
 
-def summarise(results: Results, out: Path) -> None:
+def summarise(results: Results, out: Path, facts: Mapping[str, str] | None = None) -> None:
     """Write `metrics.json`, `md.json`, `table.md`, figures as PNG and PDF, `samples/` of the best model, and
-    `report.html`."""
+    `report.html`, with `facts` by name: what else there is to say of how the run was made."""
     rows, samples = results.rows, results.samples
     reference, best = results.reference, results.jobs[results.best]
     baseline = floors(reference)
@@ -99,19 +129,25 @@ def summarise(results: Results, out: Path) -> None:
     chosen = samples.get(best.title) or load_samples(results.models / best.name / "samples.npz")
     figures_by_name = {
         "energies": figures.energies(reference, samples),
-        "ramachandran": figures.ramachandran(reference, dict(list(samples.items())[:2])),
+        "ramachandran": figures.ramachandran(reference, best.title, chosen),
         "free-energy": figures.free_energies(reference, best.title, chosen),
         "ess": figures.sizes(samples),
-        "training": figures.training(results.logs),
+        "training": figures.training(results.logs, results.coordinates),
     }
     for name, figure in figures_by_name.items():
         for kind in ("png", "pdf"):
             write_whole(out / f"{name}.{kind}", partial(figure.savefig, format=kind, dpi=200))
     write_trajectories(out / "samples", reference.system, chosen)
-    write_page(out / "report.html", page(results, chosen, figures_by_name, baseline))
+    write_page(out / REPORT, page(results, chosen, figures_by_name, baseline, facts or {}))
 
 
-def page(results: Results, samples: Samples, figures_by_name: dict[str, Figure], baseline: Sequence[Row]) -> Page:
+def page(
+    results: Results,
+    samples: Samples,
+    figures_by_name: dict[str, Figure],
+    baseline: Sequence[Row],
+    facts: Mapping[str, str],
+) -> Page:
     """The page of a run; its findings are of the best model, whose samples are given."""
     reference, system = results.reference, results.reference.system
     title = results.jobs[results.best].title
@@ -133,12 +169,17 @@ def page(results: Results, samples: Samples, figures_by_name: dict[str, Figure],
                 "All figures",
                 (header[0], *columns[0]),
                 tuple((name, *column) for name, column in zip(header[1:], columns[1:], strict=True)),
-                "± one standard error. md-held-out: held-out frames against those trained on, which no model can beat; "
-                "md-noise: frames with Gaussian noise on every coordinate.",
+                EXPLAINED,
             ),
         ),
         molecule=structures(reference, samples),
         footer=f"Written by p4torch. {system!r}",
+        headline=headline(diagnostics),
+        facts=(
+            ("Temperature", f"{system.temperature:g} K"),
+            ("Solvent", solvent(system.openmm_system)),
+            *facts.items(),
+        ),
     )
 
 

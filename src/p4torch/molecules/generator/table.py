@@ -8,6 +8,9 @@ from typing import Any
 
 Row = dict[str, Any]
 
+#: Shares below it are not told apart.
+LEAST = 1e-4
+
 #: Titles of the columns, and a row's cells.
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "model": lambda row: str(row["model"]) + (f", seed {row['seed']}" if row.get("seed") else ""),
@@ -16,7 +19,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "mean shift / kJ/mol": lambda row: _number(row.get("energy_shift_kJ_mol"), 2),
     "median shift / kT": lambda row: _pair(row, "energy_shift_median_kT", 2),
     "low-energy fraction": lambda row: _pair(row, "low_energy_fraction", 4),
-    "held-out −log q": lambda row: _pair(row, "nll", 3),
+    "held-out −log q, own coordinates": lambda row: _pair(row, "nll", 3),
     "−log q, less the first model's": lambda row: _pair(row, "nll_difference", 4),
     "Ramachandran TV": lambda row: _pair(row, "ramachandran_tv", 4),
     "KL": lambda row: _number(row.get("ramachandran_kl"), 4),
@@ -25,7 +28,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "ΔF weighted / kT": lambda row: _pair(row, "delta_f_kT", 2),
     "ESS raw / %": lambda row: _percent(row, "raw"),
     "ESS clipped / %": lambda row: _percent(row, "clipped"),
-    "forward ESS / %": lambda row: "" if row.get("ess_forward") is None else f"{100 * row['ess_forward']:.3g}",
+    "forward ESS / %": lambda row: _forward(row.get("ess_forward")),
     "D-form / %": lambda row: "" if row.get("mirror_share") is None else f"{100 * row['mirror_share']:.3g}",
     "layer residual": lambda row: f"{row['inverse_residual']:.1e}" if row.get("inverse_residual") else "",
     "step / ms": lambda row: f"{1e3 * row['step_seconds']:.1f}" if "step_seconds" in row else "",
@@ -47,6 +50,13 @@ def markdown(rows: Sequence[Row]) -> str:
     turned = list(zip(header, *lines, strict=True))
     first, *others = (f"| {' | '.join(line)} |" for line in turned)
     return "\n".join([first, "| --- |" + " ---: |" * len(rows), *others]) + "\n"
+
+
+def _forward(share: float | None) -> str:
+    """One held-out frame of a density close to 0 is enough for a share that says no more than that."""
+    if share is None:
+        return ""
+    return f"{100 * share:.3g}" if share >= LEAST else f"< {100 * LEAST:g}"
 
 
 def _pair(row: Row, name: str, digits: int) -> str:

@@ -115,7 +115,11 @@ class Molecule:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page says, in the order in which it stands there; sections without contents are left out.
+    """All that a page says; sections without contents are left out.
+
+    Attributes:
+        headline: what all findings come to, in one line under the title.
+        facts: names and values under the lead: what was done, with what, when.
 
     Raises:
         ArgumentError: no title.
@@ -128,6 +132,8 @@ class Page:
     tables: tuple[Table, ...]
     molecule: Molecule | None
     footer: str
+    headline: Finding | None = None
+    facts: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.title.strip():

@@ -16,6 +16,7 @@ from openmm import app
 from torch import Tensor
 
 from p4torch.errors import ArgumentError, CheckpointError
+from p4torch.molecules.plugin_messages import silent_plugins
 from p4torch.molecules.renamed import renamed_fields
 from p4torch.molecules.system import MolecularSystem
 from p4torch.molecules.trajectory import check_trajectory
@@ -65,7 +66,7 @@ class ReferenceData:
         if system is not None and config["fingerprint"] != system.fingerprint:
             raise ArgumentError.of("run", f"of {system!r}", f"data of fingerprint {config['fingerprint']}")
         weights, energies, trajectory_ids = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in _FILES)
-        with DCDTrajectoryFile(str(folder / "frames.dcd")) as file:
+        with silent_plugins(), DCDTrajectoryFile(str(folder / "frames.dcd")) as file:
             frames = torch.from_numpy(file.read()[0] / _ANGSTROMS)
         if not len(frames) == len(weights) == len(energies) == len(trajectory_ids):
             counts = (
@@ -140,7 +141,8 @@ def load_frames(path: Path | str, system: MolecularSystem) -> Tensor:
         ArgumentError: it cannot be read, is of another molecule, or has frames that are not finite.
     """
     try:
-        trajectory = mdtraj.load(str(path), top=system.mdtraj_topology)
+        with silent_plugins():
+            trajectory = mdtraj.load(str(path), top=system.mdtraj_topology)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         expected = f"a trajectory of {system.atoms} atoms that MDTraj reads"
         raise ArgumentError.of("path", expected, f"{path} ({str(error).strip().splitlines()[0]})") from error

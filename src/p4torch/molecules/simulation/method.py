@@ -34,6 +34,15 @@ class Method(ABC):
     def records(self) -> int:
         """Frames that it will leave on the disk."""
 
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """Time steps of the parts of each stage; parts of a stage run side by side, stages one after another."""
+
+    @abstractmethod
+    def thermostat(self, system: MolecularSystem) -> Thermostat:
+        """Of the dynamics, at the system's temperature."""
+
     @abstractmethod
     def short(self) -> Method:
         """Seconds of it, to see that everything works."""

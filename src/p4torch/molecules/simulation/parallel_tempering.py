@@ -70,6 +70,14 @@ class ParallelTempering(Method):
     def records(self) -> int:
         return self.ladders * self.replicas * self._exchanges(self.nanoseconds)
 
+    @property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        exchanges = self._exchanges(self.equilibration_ns) + self._exchanges(self.nanoseconds)
+        return ((self.replicas * exchanges * self.every,) * self.ladders,)
+
+    def thermostat(self, system: MolecularSystem) -> Thermostat:
+        return Thermostat(system.temperature, self.friction, self.step_fs, self.platform)
+
     def short(self) -> ParallelTempering:
         return replace(self, nanoseconds=0.005, equilibration_ns=0.001)
 
@@ -84,7 +92,7 @@ class ParallelTempering(Method):
 
     def run(self, system: MolecularSystem, out: Path, simulate: Parts) -> list[Row]:
         temperatures = self.temperatures(system)
-        start = start_of(system, Thermostat(system.temperature, self.friction, self.step_fs, self.platform))
+        start = start_of(system, self.thermostat(system))
         ladders = [
             Ladder(
                 f"ladder {index + 1}",

@@ -96,6 +96,11 @@ class TorsionFlattening(Method):
     def records(self) -> int:
         return self.walkers * self.frames
 
+    @property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        walker = self._steps(self.equilibration_ns) + self.frames * self.every
+        return (self._steps(self.adaptation_ns),) * self.adapters, (walker,) * self.walkers
+
     def short(self) -> TorsionFlattening:
         return replace(self, nanoseconds=0.02, adaptation_ns=0.02, equilibration_ns=0.002, rounds=2)
 
@@ -111,7 +116,7 @@ class TorsionFlattening(Method):
 
     def _bias(self, system: MolecularSystem, out: Path, simulate: Parts) -> TorsionBias:
         """Found by several runs, averaged, scaled and kept; or as it was kept."""
-        path, torsions, start = out / "bias.json", self._torsions(system), start_of(system, self._thermostat(system))
+        path, torsions, start = out / "bias.json", self._torsions(system), start_of(system, self.thermostat(system))
         if not path.exists():
             steps = self._steps(self.adaptation_ns)
             parts = [
@@ -124,7 +129,7 @@ class TorsionFlattening(Method):
         return TorsionBias(torsions, torch.tensor(read_json(path)["kept"], dtype=torch.float64))
 
     def _walkers(self, system: MolecularSystem, out: Path, bias: TorsionBias) -> list[Walker]:
-        start = start_of(system, self._thermostat(system))
+        start = start_of(system, self.thermostat(system))
         return [
             Walker(
                 f"walker {index + 1}",
@@ -157,7 +162,7 @@ class TorsionFlattening(Method):
         topology = system.topology
         return parse_torsions(topology, self.torsions) if self.torsions else default_torsions(topology)
 
-    def _thermostat(self, system: MolecularSystem) -> Thermostat:
+    def thermostat(self, system: MolecularSystem) -> Thermostat:
         return Thermostat(system.temperature, self.friction, self.step_fs, self.platform)
 
     def _steps(self, nanoseconds: float) -> int:
