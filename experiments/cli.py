@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from p4torch.cli import options
+from p4torch.cli.output import running
 
 app = typer.Typer(
     help="The paper's experiments: densities in two dimensions, image patches, linear problems.",
@@ -58,10 +59,8 @@ def density(
 
     Example: `python -m experiments density --targets eight-gaussians,rings --seeds 0 --steps 5000 --out runs/two`
     """
-    with options.errors():
+    with running() as console:
         options.require("matplotlib", "rich", "safetensors")
-        from rich.console import Console
-
         from experiments.command import execute
         from experiments.density.run import before, work
         from experiments.density.settings import listing, resolve, run_kind
@@ -79,7 +78,7 @@ def density(
             "lr": lr,
             "rates": rates,
         }
-        kind, console = run_kind(tune, demo, short), Console()
+        kind = run_kind(tune, demo, short)
         folder = out or Path("runs") / kind
         execute(
             partial(resolve, kind=kind, short=short),
@@ -129,10 +128,8 @@ def patches(
 
     Example: `python -m experiments patches --ranks 2,8 --every 20 --seeds 0 --out runs/ranks`
     """
-    with options.errors():
+    with running() as console:
         options.require("matplotlib", "rich", "sklearn")
-        from rich.console import Console
-
         from experiments.command import execute
         from experiments.patches.config import resolve
         from experiments.patches.run import work
@@ -151,7 +148,7 @@ def patches(
             "batch": batch,
             "layers": layers,
         }
-        execute(partial(resolve, short=short), work, overrides, out, workers, Console(), resume=resume)
+        execute(partial(resolve, short=short), work, overrides, out, workers, console, resume=resume)
 
 
 @app.command()
@@ -177,10 +174,8 @@ def linear(
 
     Example: `python -m experiments linear --suites gap,cost --seeds 0 --out runs/gap`
     """
-    with options.errors():
+    with running() as console:
         options.require("matplotlib", "rich")
-        from rich.console import Console
-
         from experiments.command import execute
         from experiments.linear.run import work
         from experiments.linear.suites import listing, resolve
@@ -190,4 +185,4 @@ def linear(
             return
         overrides = {"suites": options.names(suites), "seeds": options.integers(seeds)}
         folder = out or Path("runs/linear")
-        execute(partial(resolve, short=short), work, overrides, folder, workers, Console(), resume=resume)
+        execute(partial(resolve, short=short), work, overrides, folder, workers, console, resume=resume)

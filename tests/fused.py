@@ -58,6 +58,13 @@ def of_run(theta: Tensor) -> tuple[Tensor, ...]:
     return x, *coupling, *linear, *coupling, *moved
 
 
+def of_run_with_context(theta: Tensor) -> tuple[Tensor, ...]:
+    """The same, where the first layer of the first coupling has a bias for each point."""
+    x, alpha, weight, bias, *rest = of_run(theta)
+    bias = bias + x[:, :3]
+    return x, alpha, weight, bias, *rest
+
+
 def fused_run_of(*values: Tensor) -> Outputs:
     """A fused run where a `Chain` makes one."""
     return fused_run.run_reference(PLAN, *values) if transformed() else fused_run._FusedRun.apply(PLAN, *values)
@@ -139,4 +146,5 @@ FUSED: dict[str, Fused] = {
     ),
     "chain": Fused(fused.fused_chain, fused.chain_reference, lambda t: (t, torch.stack([t.mT @ t, t[:K]] * 2), t)),
     "run": Fused(fused_run_of, partial(fused_run.run_reference, PLAN), of_run),
+    "run-with-context": Fused(fused_run_of, partial(fused_run.run_reference, PLAN), of_run_with_context),
 }

@@ -20,7 +20,14 @@ DOCS = ROOT / "docs"
 SLOW = {"docs/molecules.md", "docs/generators.md"}
 #: A block of Python; `<!-- needs: geotorch -->` before it names packages without which it is left out.
 BLOCK = re.compile(r"(?:<!-- needs: ([\w, ]+) -->\n+)?```python\n(.*?)```", flags=re.DOTALL)
-PUBLIC = ("p4torch", "p4torch.flows", "p4torch.testing", "p4torch.training", "p4torch.molecules")
+PUBLIC = (
+    "p4torch",
+    "p4torch.flows",
+    "p4torch.flows.models",
+    "p4torch.testing",
+    "p4torch.training",
+    "p4torch.molecules",
+)
 #: Not exported, but a good start for a property of one's own.
 TO_DERIVE_FROM = {"p4torch.core.low_rank.LowRank", "p4torch.core.blocks.Blocks", "p4torch.core.shaped.Shaped"}
 DOCUMENTED = re.compile(r"^\.\. auto(?:class|exception|function|data):: (\S+)$", flags=re.MULTILINE)

@@ -152,7 +152,7 @@ class TrainingRun:
         job, target = self.job, get_target(self.job.target)
         points, log_density = held_out(job.target, job.split)
         exact = copy.deepcopy(self.flow).double()
-        samples = exact.sample(TEST_POINTS, counter_based_generator(job.seed, f"samples/{job.target}", 0))
+        samples = exact.sample(TEST_POINTS, generator=counter_based_generator(job.seed, f"samples/{job.target}", 0))
         return {
             **job.fields(),
             "parameters": measures.parameter_count(self.flow),

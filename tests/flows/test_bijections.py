@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.flows.bijections import BIJECTIONS
+from tests.flows.bijections import BIJECTIONS, CONDITIONAL
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
@@ -21,6 +21,16 @@ def _complex(features: int) -> Callable[[torch.Generator], Tensor]:
 def test_bijection(name: str) -> None:
     factory, features = BIJECTIONS[name]
     check_bijection(factory, features, sample=_complex(features) if "complex" in name else None, compile=False)
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_conditional_bijection(name: str) -> None:
+    check_bijection(*CONDITIONAL[name], compile=False)
+
+
+@pytest.mark.parametrize("name", ["coupling", "spline coupling", "linear, rank 1", "chain"])
+def test_conditional_ones_compile_without_a_graph_break(name: str) -> None:
+    check_bijection(*CONDITIONAL[name], compile=True)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from tests.flows.bijections import randomized
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.flows import SplineCoupling
+from p4torch.flows import Spline, SplineCoupling
 from p4torch.flows._fused.knots import LEAST_SLOPE, knots, knots_reference
-from p4torch.flows.spline import BOUND, rational_quadratic, wrapped
+from p4torch.flows._fused.quadratic import quadratic, quadratic_reference
+from p4torch.flows.monotone import BOUND, monotone, rational_quadratic, wrapped
 
 #: Two orders of the same few float64 operations, on numbers of up to ten.
 ROUNDING = 1e-12
@@ -53,6 +54,50 @@ def test_first_and_second_derivatives(inverse: bool) -> None:
 
     assert torch.autograd.gradcheck(both, (u, raw))
     assert torch.autograd.gradgradcheck(both, (u, raw))
+
+
+def test_a_bin_is_that_of_the_reference_with_its_derivatives() -> None:
+    raw, bound = drawn(5, 40), torch.full((40,), BOUND, dtype=torch.float64)
+    u = (2 * torch.rand(40, dtype=torch.float64) - 1) * BOUND
+    inputs = [value.detach().requires_grad_() for value in (u, *knots(u, raw, bound, inverse=False))]
+    got, expected = quadratic(*inputs), quadratic_reference(*inputs)
+    weights = [torch.randn_like(u) for _ in got]
+    torch.testing.assert_close(got, expected, rtol=ROUNDING, atol=ROUNDING)
+    gradients = (torch.autograd.grad(values, inputs, weights) for values in (got, expected))
+    torch.testing.assert_close(*gradients, rtol=ROUNDING, atol=ROUNDING)
+
+
+@given(st.integers(2, 9), st.integers(0, 2**16), st.sampled_from([0.5, 4.0]))
+def test_splines_on_the_line_as_one_node_are_those_of_the_reference(bins: int, seed: int, spread: float) -> None:
+    """With shift and scale; some points lie beyond the bound."""
+    torch.manual_seed(seed)
+    raw, u = drawn(bins, 3, 20).requires_grad_(), (spread * torch.randn(3, 20, dtype=torch.float64)).requires_grad_()
+    line = torch.zeros(3, 1, dtype=torch.bool)
+    got, expected = (monotone(u, raw, line, circular) for circular in (False, True))
+    weights = [torch.randn_like(u) for _ in got]
+    torch.testing.assert_close(got, expected, rtol=ROUNDING, atol=ROUNDING)
+    gradients = (torch.autograd.grad(values, (u, raw), weights) for values in (got, expected))
+    torch.testing.assert_close(*gradients, rtol=ROUNDING, atol=10 * ROUNDING)
+
+
+def test_derivatives_of_splines_on_the_line() -> None:
+    raw, u = drawn(3, 2, 3).requires_grad_(), torch.randn(2, 3, dtype=torch.float64).requires_grad_()
+
+    def both(u: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        return monotone(u, raw, torch.zeros(2, 1, dtype=torch.bool), circular=False)
+
+    assert torch.autograd.gradcheck(both, (u, raw))
+    assert torch.autograd.gradgradcheck(both, (u, raw))
+
+
+@pytest.mark.parametrize("circular", [(), (0, 1)])
+def test_angles_of_a_checkpoint_are_mapped_as_angles(circular: Sequence[int]) -> None:
+    """Also where the module was made with others."""
+    saved = randomized(Spline(2, circular=circular), 0.3)
+    loaded = Spline(2, circular=() if circular else (0, 1))
+    loaded.load_state_dict(saved.state_dict())
+    x = 3 * torch.randn(20, 2)
+    torch.testing.assert_close(loaded(x), saved(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("size", [1.0, 30.0])
@@ -195,5 +240,5 @@ def test_bad_options(moved: Sequence[int], options: dict[str, object], message: 
 
 
 def test_one_feature_is_too_few() -> None:
-    with pytest.raises(ArgumentError, match="`features` must be an integer >= 2, got 1"):
+    with pytest.raises(ArgumentError, match=r"`features` must be an integer >= 2.*Spline\(1\).*got 1"):
         SplineCoupling(1, (0,))

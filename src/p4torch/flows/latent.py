@@ -27,12 +27,30 @@ Base = Distribution | torch.distributions.Distribution
 
 
 def latent_features(bijection: nn.Module) -> int | None:
-    """n, where the bijection tells."""
+    """n of the latent points, where the bijection tells."""
+    return _features(bijection, latent=True)
+
+
+def data_features(bijection: nn.Module) -> int | None:
+    """n of the points of data, where the bijection tells."""
+    return _features(bijection, latent=False)
+
+
+def base_features(base: Base) -> int | None:
+    """n of a latent distribution of vectors, where it tells."""
+    if isinstance(base, torch.distributions.Distribution):
+        return base.event_shape[0]
+    features = getattr(base, "features", None)
+    return features if isinstance(features, int) else None
+
+
+def _features(bijection: nn.Module, latent: bool) -> int | None:
+    """n at one end of a bijection."""
     if isinstance(bijection, Chain):
-        members = (latent_features(member) for member in reversed(bijection.bijections))
+        members = (_features(member, latent) for member in list(bijection.bijections)[:: -1 if latent else 1])
         return next((features for features in members if features is not None), None)
     if isinstance(bijection, Inverse):
-        return latent_features(bijection.bijection)
+        return _features(bijection.bijection, not latent)
     features = getattr(bijection, "features", None)
     return features if isinstance(features, int) else None
 
@@ -44,8 +62,8 @@ def check_base(base: Base, features: int | None) -> None:
     if isinstance(base, torch.distributions.Distribution):
         _check_shapes(base, features)
         return
-    got = getattr(base, "features", None)
-    if features is not None and isinstance(got, int) and got != features:
+    got = base_features(base)
+    if None not in (features, got) and got != features:
         raise ArgumentError.of("base", f"of {features} features, as the bijection", f"{type(base).__name__} of {got}")
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from p4torch import linalg
 from p4torch.core.blocks import default_block
 from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ArgumentError
+from p4torch.flows._conditioner import conditioner
+from p4torch.flows._context import check_context_features, shown, spread
 from p4torch.flows._fused.run import Kind, Step
 from p4torch.flows._logabsdet import affine_logabsdet, solve_logabsdet
 from p4torch.flows.bijection import Bijection, check_event, check_features
@@ -68,6 +71,13 @@ class InvertibleLinear(Bijection):
 
     Complex layers map complex points; log|det| is that of the real map of 2n numbers, 2 log|det_C W|.
 
+    With a context c it is another map for each, z = W(c) x + b(c), with what a network computes from c:
+
+        b(c) = b + h(c),   W(c) = W exp(U(c) V(c)ᵀ),   log|det W(c)| = log|det W| + tr V(c)ᵀU(c)
+
+    W is merged as ever, and its tracked inverse serves all contexts: W(c)⁻¹ = exp(-U(c) V(c)ᵀ) W⁻¹. No context makes
+    W(c) singular; of the property, it keeps that alone. h and U are zero at the start.
+
     Args:
         features: n.
         bias: whether there is a b.
@@ -77,6 +87,9 @@ class InvertibleLinear(Bijection):
         init: of A.
         property: what W keeps: a class such as `p4torch.Orthogonal`, see `p4torch.perturb`.
         dtype: of the layer; that of `init`, if it is a tensor, or torch's default one otherwise.
+        context: how many features the context has, 0 for none; for real layers.
+        context_rank: columns of U(c) and V(c). 0: only b depends on c.
+        context_hidden: widths of the hidden layers of the network; () for a linear map of c.
         options: of the property.
     """
 
@@ -90,10 +103,14 @@ class InvertibleLinear(Bijection):
         *,
         property: Callable[..., Perturbation] = Invertible,
         dtype: torch.dtype | None = None,
+        context: int = 0,
+        context_rank: int = 0,
+        context_hidden: Sequence[int] = (32,),
         **options: Any,
     ) -> None:
         super().__init__()
         self.features = check_features(features)
+        self.context_features = check_context_features(context)
         matrix = initial_matrix(features, init, dtype)
         if matrix.dim() != 2:
             raise ArgumentError.of("init", f"of shape ({features}, {features})", tuple(matrix.shape))
@@ -103,21 +120,37 @@ class InvertibleLinear(Bijection):
             form = default_form(features, rank, options)
         options |= {name: value for name, value in (("rank", rank), ("form", form)) if value is not None}
         perturb(self, "weight", property, **options)
+        self.context_rank = context_rank
+        self.conditioner = conditioner(features, bias, context, context_rank, context_hidden, matrix.dtype)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         perturbation, base = perturbation_of(self, "weight")
         check_event(x, self.features, base.dtype, complex=base.is_complex())
+        if context is None or self.conditioner is None:
+            z, logabsdet = affine_logabsdet(perturbation, base, x, self.bias)
+            return z, _of_real_map(logabsdet, base)
+        x = spread(x, context)[0]
+        shift, u, v = self.conditioner(context)
+        x, growth = linalg.exponential_rows(x, u, v)
         z, logabsdet = affine_logabsdet(perturbation, base, x, self.bias)
-        return z, _of_real_map(logabsdet, base)
+        return z + shift, logabsdet + growth
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         perturbation, base = perturbation_of(self, "weight")
         check_event(z, self.features, base.dtype, complex=base.is_complex(), name="z")
         y = z if self.bias is None else z - self.bias
-        x, logabsdet = solve_logabsdet(perturbation, base, y)
-        return x, -_of_real_map(logabsdet, base)
+        if context is None or self.conditioner is None:
+            x, logabsdet = solve_logabsdet(perturbation, base, y)
+            return x, -_of_real_map(logabsdet, base)
+        y = spread(y, context)[0]
+        shift, u, v = self.conditioner(context)
+        y, logabsdet = solve_logabsdet(perturbation, base, y - shift)
+        x, growth = linalg.exponential_rows(y, -u, v)
+        return x, growth - logabsdet
 
     def step(self, inverse: bool = False) -> Step | None:
+        if self.context_features:
+            return None
         perturbation, base = perturbation_of(self, "weight")
         if base.requires_grad:
             return None
@@ -141,7 +174,7 @@ class InvertibleLinear(Bijection):
         return Step(kind, self.features, tuple(cast("list[Tensor]", tensors)), constant, gain)
 
     def extra_repr(self) -> str:
-        return f"features={self.features}, bias={self.bias is not None}"
+        return f"features={self.features}, bias={self.bias is not None}{shown(self.context_features)}"
 
 
 def _of_real_map(logabsdet: Tensor, base: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from p4torch._options import check_tensor
 from p4torch.errors import ArgumentError, P4Error
+from p4torch.flows._context import check_context, given, joint_batch, mapped
 from p4torch.flows.bijection import Bijection, Chain, Coupling
 from p4torch.flows.flow import Flow
 from p4torch.flows.latent import base_log_prob
@@ -18,7 +19,13 @@ from p4torch.linalg.reference import once_differentiable
 
 
 def path_loss(
-    flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = None, *, bound: float = math.inf
+    flow: Flow,
+    x: Tensor,
+    score: Tensor,
+    weights: Tensor | None = None,
+    *,
+    context: Tensor | None = None,
+    bound: float = math.inf,
 ) -> Tensor:
     """The mean of -log q(x) over points of p, `()`; its gradient is the path gradient of KL(p‖q), given ∇ log p.
 
@@ -42,11 +49,13 @@ def path_loss(
         x: points of p, `(..., n)`.
         score: ∇ log p there, of the same shape; where it is not finite, a point adds nothing to the gradient.
         weights: of the points, `(...)`, ∝ p / their density, for points of another one, such as q. Default: equal.
+        context: of a conditional flow, `(..., c)`; its batch broadcasts to that of the points. It gets a gradient as
+            the parameters do; the scores are ∇ₓ log p(x|c).
         bound: |v| is clipped to this, behind every layer. Where a coupling is steep, few points may have a large one,
             and dominate the gradient.
 
     Raises:
-        ArgumentError: a score, or weights, of another shape.
+        ArgumentError: a score, or weights, of another shape; a context that does not fit the flow, or the points.
         P4Error: where its gradient is differentiated.
 
     Source: Roeder, Wu and Duvenaud (2017) for the reverse divergence; Vaitl, Nicoli, Nakajima and Kessel (2022) for
@@ -58,20 +67,24 @@ def path_loss(
         raise ArgumentError.of("score", f"of the shape of x, {tuple(x.shape)}", tuple(score.shape))
     if weights is not None and weights.shape != x.shape[:-1]:
         raise ArgumentError.of("weights", f"one a point, {tuple(x.shape[:-1])}", tuple(weights.shape))
+    check_context(flow, context)
+    if context is not None and joint_batch(x.shape[:-1], context) != x.shape[:-1]:
+        raise ArgumentError.of("context", f"of one batch with the points, {tuple(x.shape[:-1])}", tuple(context.shape))
     parameters = [value for value in flow.parameters() if value.requires_grad]
     points = x.detach(), score.detach(), _shares(x, weights)
-    return cast(Tensor, _PathLoss.apply(flow, *points, bound, *parameters))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _PathLoss.apply(flow, *points, bound, context, *parameters))  # type: ignore[no-untyped-call]
 
 
-def path_loss_reference(flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = None) -> Tensor:
+def path_loss_reference(
+    flow: Flow, x: Tensor, score: Tensor, weights: Tensor | None = None, context: Tensor | None = None
+) -> Tensor:
     """The same from two passes through the whole flow."""
     shares = _shares(x, weights)
     x = x.detach().requires_grad_()
-    z, logabsdet = flow.bijection(x)
+    z, logabsdet = mapped(flow.bijection, x, context)
     log_prob = flow.base.log_prob(z) + logabsdet
     flow_score = torch.autograd.grad(log_prob.sum(), x, retain_graph=True)[0]
-    latent = z.detach().requires_grad_()
-    covector = torch.autograd.grad(flow.bijection.inverse(latent)[0], latent, _difference(score, flow_score))[0]
+    covector = _inverse_transposed(flow.bijection, z, _difference(score, flow_score), context)
     surrogate = (shares[..., None] * covector * z).sum()
     return surrogate - surrogate.detach() - (shares * log_prob.detach()).sum()
 
@@ -81,12 +94,20 @@ class _PathLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float, *parameters: Tensor
+        ctx: Any,
+        flow: Flow,
+        x: Tensor,
+        score: Tensor,
+        shares: Tensor,
+        bound: float,
+        context: Tensor | None,
+        *parameters: Tensor,
     ) -> Tensor:
+        leaf = None if context is None else context.detach().requires_grad_(context.requires_grad)
         with torch.enable_grad():
-            log_prob, gradients = _sweep(flow, x, score, shares, bound)
-        ctx.gradients = [gradients.get(value) for value in parameters]
-        ctx.save_for_backward(*parameters)
+            log_prob, gradients = _sweep(flow, x, score, shares, bound, leaf)
+        ctx.gradients = [None if value is None else gradients.get(value) for value in (leaf, *parameters)]
+        ctx.save_for_backward(*given(context), *parameters)
         return -(shares * log_prob).sum()
 
     @staticmethod
@@ -99,14 +120,16 @@ class _PathLoss(torch.autograd.Function):
         return None, None, None, None, None, *gradients
 
 
-def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float) -> tuple[Tensor, dict[Tensor, Tensor]]:
-    """log q `(...)`, and the path gradient of the mean by parameter. `flow_score` is ∇ log q at every layer of
-    the backward sweep, `covector` the share of a point times v at every layer of the forward sweep."""
+def _sweep(
+    flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float, context: Tensor | None
+) -> tuple[Tensor, dict[Tensor, Tensor]]:
+    """log q `(...)`, and the path gradient of the mean by parameter, and by context. `flow_score` is ∇ log q at every
+    layer of the backward sweep, `covector` the share of a point times v at every layer of the forward sweep."""
     records = []
     total = x.new_zeros(x.shape[:-1])
     for layer in _layers(flow.bijection):
         point = x.detach().requires_grad_()
-        x, logabsdet, slopes = _forward(layer, point)
+        x, logabsdet, slopes = _forward(layer, point, context)
         records.append((layer, point, x, logabsdet, slopes))
         total = total + logabsdet.detach()
     latent = x.detach().requires_grad_()
@@ -123,7 +146,7 @@ def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float) -
     covector = _clip_factor(covector, largest) * covector
     gradients: dict[Tensor, Tensor] = {}
     for layer, point, image, _, slopes in records:
-        parameters = [value for value in layer.parameters() if value.requires_grad]
+        parameters = [value for value in (*layer.parameters(), *given(context)) if value.requires_grad]
         if isinstance(layer, Coupling) and slopes is not None:
             # J = D + M, M from kept features to moved ones: with w = D⁻¹ g on those, J⁻ᵀ g = w + g - Jᵀ w
             growth = (-slopes.detach()).exp()
@@ -134,7 +157,7 @@ def _sweep(flow: Flow, x: Tensor, score: Tensor, shares: Tensor, bound: float) -
             grad_point, *layer_gradients = _gradients(image, [point, *parameters], moved)
             covector = moved + covector - grad_point
         else:
-            covector = _inverse_transposed(layer, image, covector)
+            covector = _inverse_transposed(layer, image, covector, context)
             layer_gradients = _gradients(image, parameters, covector)
         covector = _clip_factor(covector, largest) * covector
         for value, gradient in zip(parameters, layer_gradients, strict=True):
@@ -150,18 +173,18 @@ def _layers(bijection: Bijection) -> Iterator[Bijection]:
         yield bijection
 
 
-def _forward(layer: Bijection, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _forward(layer: Bijection, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """z, log|det|, and the logarithms of a coupling's slopes."""
     if isinstance(layer, Coupling):
-        z, slopes = layer.moves(x)
+        z, slopes = layer.moves(x, *(given(context) if layer.context_features else ()))
         return z, slopes.sum(-1), slopes
-    return *layer(x), None
+    return *mapped(layer, x, context), None
 
 
-def _inverse_transposed(layer: Bijection, z: Tensor, covector: Tensor) -> Tensor:
+def _inverse_transposed(layer: Bijection, z: Tensor, covector: Tensor, context: Tensor | None) -> Tensor:
     """J⁻ᵀ g, by the inverse."""
     latent = z.detach().requires_grad_()
-    return torch.autograd.grad(layer.inverse(latent)[0], latent, covector)[0]
+    return torch.autograd.grad(mapped(layer, latent, context, inverse=True)[0], latent, covector)[0]
 
 
 def _gradients(value: Tensor, inputs: Sequence[Tensor], covector: Tensor) -> list[Tensor]:

@@ -2,53 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from p4torch._options import check_indices, check_integer
 from p4torch.errors import ArgumentError
-from p4torch.flows._fused.knots import UNIT_SLOPE, knots
-from p4torch.flows.bijection import Coupling, check_event, check_features, check_hidden
-
-#: Beyond it a spline on the line is the identity: of standardised features, few lie there.
-BOUND = 5.0
-
-
-def rational_quadratic(u: Tensor, raw: Tensor, bound: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """The monotone rational-quadratic spline of [-b, b] onto itself, and the logarithm of its slope, `(...)` each.
-
-        y = bottom + h (s ξ² + d₀ ξ(1-ξ)) / D,   D = s + (d₀ + d₁ - 2s) ξ(1-ξ),   s = h / w,   ξ = (u - left) / w
-        dy/du = s² (d₁ ξ² + 2s ξ(1-ξ) + d₀ (1-ξ)²) / D²
-
-    u `(...)` and raw `(3k + 1, ...)` as in `p4torch.flows._fused.knots`. Outside of [-b, b] it is the identity; both
-    ends belong to the spline.
-
-    Source: Gregory and Delbourgo (1982); Durkan, Bekasov, Murray and Papamakarios (2019), neural spline flows.
-    """
-    inside = u.abs() <= bound
-    safe = torch.where(inside, u, torch.zeros_like(u))
-    left, width, bottom, height, first, last = knots(safe.detach(), raw, bound, inverse)
-    slope = height / width
-    bend = first + last - 2 * slope
-    if inverse:
-        rise = safe - bottom
-        a = height * (slope - first) + rise * bend
-        b = height * first - rise * bend
-        c = -slope * rise
-        xi = 2 * c / (-b - (b * b - 4 * a * c).clamp_min(0).sqrt())
-        value = xi * width + left
-    else:
-        xi = (safe - left) / width
-        value = bottom + height * (slope * xi * xi + first * xi * (1 - xi)) / (slope + bend * xi * (1 - xi))
-    across = xi * (1 - xi)
-    rate = slope * slope * (last * xi * xi + 2 * slope * across + first * (1 - xi) * (1 - xi))
-    logarithm = rate.log() - 2 * (slope + bend * across).log()
-    logarithm = -logarithm if inverse else logarithm
-    return torch.where(inside, value, u), torch.where(inside, logarithm, torch.zeros_like(u))
+from p4torch.flows._context import check_context_features, shown, spread
+from p4torch.flows.bijection import Coupling, check_coupled, check_event, check_hidden
+from p4torch.flows.monotone import check_angles, monotone, monotone_inverse
 
 
 class SplineCoupling(Coupling):
@@ -57,17 +22,21 @@ class SplineCoupling(Coupling):
         on the line:    z = spline(x · eᵃ + b), the identity beyond ±`BOUND`
         on the circle:  z = spline(wrap(x + b)) on [-π, π), with equal slopes at both ends
 
-    Both directions take angles beyond [-π, π), too, and wrap those that move. Angles enter the network as cosine and
-    sine, so that the flow is continuous across the cut. The network's last layer starts at zero: the
-    coupling starts as the identity.
+    Both directions take angles beyond [-π, π), too, and wrap those that move: x and x + 2π are the same point of the
+    circle, with the same density, which integrates to 1 over one turn. `check_support` refuses them. Angles enter the
+    network as cosine and sine, so that the flow is continuous across the cut. The network's last layer starts at zero:
+    the coupling starts as the identity.
+
+    The network sees a context, too. With one, all features may move, or a single one that there is.
 
     Args:
-        features: n >= 2.
-        moved: which of the features move, not all of them; the others are what the network sees.
+        features: n >= 2, or 1 with a context.
+        moved: which of the features move, without a context not all of them; the others are what the network sees.
         circular: which of all features are angles in [-π, π).
         hidden: widths of the network's hidden layers.
         bins: k of each spline.
         activation: of the network.
+        context: how many features the context has, 0 for none.
 
     Raises:
         ArgumentError: for features that do not exist, or repeat.
@@ -88,12 +57,16 @@ class SplineCoupling(Coupling):
         hidden: Sequence[int] = (64, 64),
         bins: int = 8,
         activation: Callable[[], nn.Module] = nn.SiLU,
+        *,
+        context: int = 0,
     ) -> None:
         super().__init__()
-        self.features = check_features(features, least=2)
+        self.context_features = check_context_features(context)
+        self.features = check_coupled(features, least=1 if context else 2)
         moved, circular = check_indices("moved", moved, features), check_indices("circular", circular, features)
-        if not 0 < len(moved) < features:
-            raise ArgumentError.of("moved", f"1 to {features - 1} of {features} features", list(moved))
+        most = features if context else features - 1
+        if not 0 < len(moved) <= most:
+            raise ArgumentError.of("moved", f"1 to {most} of {features} features", list(moved))
         hidden = check_hidden(hidden)
         angles = set(circular)
         kept = [index for index in range(features) if index not in set(moved)]
@@ -102,8 +75,9 @@ class SplineCoupling(Coupling):
         self._seen = [len(line), len(circle)]
         self.register_buffer("place", torch.tensor(list(moved)))
         self.register_buffer("angle", torch.tensor([[index in angles] for index in moved]))
-        self.register_buffer("kept", torch.tensor(line + circle))
-        widths = [len(line) + 2 * len(circle), *hidden]
+        self.register_buffer("kept", torch.tensor(line + circle, dtype=torch.long))
+        self._read_structure()
+        widths = [len(line) + 2 * len(circle) + context, *hidden]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), activation()]
@@ -112,49 +86,58 @@ class SplineCoupling(Coupling):
         nn.init.zeros_(last.bias)
         self.hidden, self.last = nn.Sequential(*layers), last
 
-    def moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        u, raw, scale, shift, bound = self._inputs(x)
-        u = torch.where(self.angle, wrapped(u + shift), u * scale.exp() + shift)
-        y, slope = rational_quadratic(u, raw, bound)
-        y = torch.where(self.angle, _below_pi(y), y)
-        return self._outputs(x, y), (slope + scale).mT.reshape(*x.shape[:-1], len(self.place))
+    def moves(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, u, raw = self._inputs(x, context)
+        y, slope = monotone(u, raw, self.angle, self._circular)
+        return self._outputs(x, y), slope.mT.reshape(*x.shape[:-1], len(self.place))
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        y, raw, scale, shift, bound = self._inputs(z, "z")
-        y = torch.where(self.angle, wrapped(y), y)
-        u, slope = rational_quadratic(y, raw, bound, inverse=True)
-        u = u - shift
-        u = torch.where(self.angle, wrapped(u), u * (-scale).exp())
-        return self._outputs(z, u), (slope - scale).sum(0).reshape(z.shape[:-1])
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z, y, raw = self._inputs(z, context, "z")
+        u, slope = monotone_inverse(y, raw, self.angle)
+        return self._outputs(z, u), slope.sum(0).reshape(z.shape[:-1])
 
-    def _inputs(self, x: Tensor, name: str = "x") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What moves, on columns `(m, P)`; the splines' raw parameters `(3k + 1, m, P)`, log-scale and shift `(m, P)`,
-        and bounds `(m, 1)`. On columns all that follows is fast."""
+    def check_support(self, x: Tensor, context: Tensor | None = None) -> None:
+        check_event(x, self.features)
+        seen = self.kept[len(self.kept) - self._seen[1] :]
+        check_angles(x, torch.cat([self.place[self.angle.squeeze(-1)], seen]))
+
+    def _inputs(self, x: Tensor, context: Tensor | None, name: str = "x") -> tuple[Tensor, Tensor, Tensor]:
+        """The points, as many as there are together with the contexts; and of P of them as columns, those m features
+        that move `(m, P)`, and the splines' raw parameters `(3k + 1, m, P)`."""
         check_event(x, self.features, self.last.weight.dtype, name=name)
+        conditions = []
+        if context is not None:
+            x, context = spread(x, context)
+            conditions = [context.reshape(-1, self.context_features)]
         points = x.reshape(-1, self.features)
-        seen = points[:, self.kept]
-        line, circle = seen.split(self._seen, dim=-1)
-        hidden = self.hidden(torch.cat([line, circle.cos(), circle.sin()], -1))
-        raw = torch.addmm(self.last.bias[:, None], self.last.weight, hidden.mT).unflatten(0, (3 * self.bins + 1, -1))
-        shape, first, slopes, shift = raw.split([2 * self.bins, 1, self.bins - 1, 1])
-        end = first * self.angle  # on the circle the slope at both ends, on the line those are 1
-        raw = torch.cat([shape, torch.cat([end, slopes, end]) + UNIT_SLOPE])
-        scale = (first * ~self.angle).tanh()
-        bound = torch.where(self.angle, x.new_full((), math.pi), x.new_full((), BOUND))
-        return points[:, self.place].mT, raw, scale[0], shift[0], bound
+        if self._halves:
+            seen, moved = points.split([len(self.kept), len(self.place)], dim=-1)
+        else:
+            seen, moved = points[:, self.kept], points[:, self.place]
+        if self._seen[1]:
+            line, circle = seen.split(self._seen, dim=-1)
+            seen = torch.cat([line, circle.cos(), circle.sin()], -1)
+        hidden = self.hidden(torch.cat([seen, *conditions], -1) if conditions else seen)
+        raw = torch.addmm(self.last.bias[:, None], self.last.weight, hidden.mT)
+        return x, moved.mT, raw.unflatten(0, (3 * self.bins + 1, -1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._read_structure()
+
+    def _read_structure(self) -> None:
+        """Whether angles move, and whether what moves are the last features in order: looked at once, on the host."""
+        self._circular, self._halves = True, False
+        if not self.angle.is_meta:
+            self._circular = bool(self.angle.any())
+            self._halves = [*self.kept.tolist(), *self.place.tolist()] == list(range(self.features))
 
     def _outputs(self, x: Tensor, moved: Tensor) -> Tensor:
-        return x.index_copy(-1, self.place, moved.mT.reshape(*x.shape[:-1], len(self.place)))
+        moved = moved.mT.reshape(*x.shape[:-1], len(self.place))
+        if self._halves:
+            return torch.cat([x[..., : len(self.kept)], moved], -1)
+        return x.index_copy(-1, self.place, moved)
 
     def extra_repr(self) -> str:
-        return f"features={self.features}, moved={self.place.tolist()}, bins={self.bins}"
-
-
-def wrapped(angle: Tensor) -> Tensor:
-    """The same angle in [-π, π)."""
-    return _below_pi(torch.remainder(angle + math.pi, 2 * math.pi) - math.pi)
-
-
-def _below_pi(angle: Tensor) -> Tensor:
-    """An angle in [-π, π] in [-π, π): rounding makes π of angles below it."""
-    return torch.where(angle < math.pi, angle, angle - 2 * math.pi)
+        context = shown(self.context_features)
+        return f"features={self.features}, moved={self.place.tolist()}, bins={self.bins}{context}"

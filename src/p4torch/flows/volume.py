@@ -14,6 +14,7 @@ from p4torch._options import check_tensor
 from p4torch.core.perturbation import property_name
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
+from p4torch.flows._context import mapped
 from p4torch.flows.bijection import Bijection, Chain
 from p4torch.flows.linear import InvertibleLinear
 from p4torch.flows.mlp import InvertibleMLP
@@ -39,7 +40,7 @@ class VolumePreserving(JointMerge, Bijection):
         model: a `Chain` that ends with an `InvertibleLinear` of the property `Invertible`.
 
     Raises:
-        ArgumentError: for another model.
+        ArgumentError: for another model; one whose last layer takes a context, or has a weight that depends on one.
     """
 
     def __init__(self, model: Chain) -> None:
@@ -52,6 +53,10 @@ class VolumePreserving(JointMerge, Bijection):
         kind = perturbation_of(last, "weight")[0]
         if not isinstance(kind, Invertible):
             raise ArgumentError.of("model", expected, f"one of {property_name(kind)}")
+        layers = [module for module in model.modules() if isinstance(module, InvertibleLinear)]
+        if last.context_features or any(layer.context_rank for layer in layers):
+            expected = "a Chain in which no `context` acts on the last layer, or on a W (`context_rank`)"
+            raise ArgumentError.of("model", expected, "one in which it does")
         self.features = last.features
 
     @property
@@ -59,15 +64,20 @@ class VolumePreserving(JointMerge, Bijection):
         """The layer that takes the factor at merges."""
         return cast(InvertibleLinear, cast(Chain, self.model).bijections[-1])
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, logabsdet = self.model(x)
+    @property
+    def context_features(self) -> int:  # type: ignore[override]
+        """That of the model."""
+        return cast(Chain, self.model).context_features
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        z, logabsdet = mapped(self.model, x, context)
         total = self.total()
         return z * (-total / self.features).exp(), logabsdet - total
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_tensor("z", z)
         total = self.total()
-        x, logabsdet = self.model.inverse(z * (total / self.features).exp())  # type: ignore[operator]
+        x, logabsdet = mapped(self.model, z * (total / self.features).exp(), context, inverse=True)
         return x, logabsdet + total
 
     def total(self) -> Tensor:

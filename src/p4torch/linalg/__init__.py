@@ -1,5 +1,6 @@
 """Linear algebra: precision, small matrices, low-rank perturbations, inverses, orthonormality."""
 
+from p4torch.linalg.exponential import exponential_rows as exponential_rows
 from p4torch.linalg.inversion import (
     hyperpower as hyperpower,
     inversion_residual as inversion_residual,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from p4torch.errors import ArgumentError
-from p4torch.flows.spline import wrapped
+from p4torch.flows.monotone import wrapped
 
 #: "circle": in [-π, π) rad, cut at the density's minimum. "standard": divided by their spread after the cut, too.
 Torsions = Literal["circle", "standard"]

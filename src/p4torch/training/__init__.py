@@ -13,6 +13,7 @@ from p4torch.runs.provenance import provenance
 from p4torch.training.averaging import WeightAverage
 from p4torch.training.fit import Fit
 from p4torch.training.flat_adam import FlatAdam
+from p4torch.training.lazy import LazyMergeScheduler
 
 if TYPE_CHECKING:
     from p4torch.training.callback import MergeCallback
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Fit",
     "FlatAdam",
+    "LazyMergeScheduler",
     "MergeCallback",
     "P4TrainerCallback",
     "WeightAverage",

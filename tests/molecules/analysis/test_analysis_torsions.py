@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from p4torch.errors import ArgumentError
-from p4torch.flows.spline import wrapped
+from p4torch.flows.monotone import wrapped
 from p4torch.molecules.analysis import in_arc, torsion_angles
 from p4torch.molecules.analysis.torsions import bin_index
 

@@ -11,8 +11,8 @@ that follow each other and have one are a run, which is fused if all of it fits 
     step      "coupling"  "linear"      "swap"   "coupling"   None              "swap"   "coupling"
               └────────────── one run ───────────────────┘    by itself         └─── one run ─────┘
 
-    joins     AffineCoupling with SiLU networks, InvertibleLinear of the additive low-rank form, Swap of an even number
-              of features
+    joins     AffineCoupling with SiLU networks, with a context or without, InvertibleLinear of the additive low-rank
+              form, Swap of an even number of features
     does not  everything else, subclasses of AffineCoupling, layers with hooks, directions that look at the layer's
               gradient, all layers under transforms of torch.func
     not fused a run without a coupling, with couplings of several shapes or linear layers of several ranks, on other
@@ -32,6 +32,9 @@ separate blocks: a coupling replaces b, a swap exchanges them, and a linear laye
                   of each coupling      a, b, y and dy/dp of the hidden layers, tanh, e^s, b'
                   of each linear layer  x = [a; b] and [z; Vᵀ x; 1]
               The lease ends with the graph, and the buffers serve the next step.
+
+    context   a coupling's networks see [a; c]: what the first layer makes of c is added to its bias, which is then one
+              for each point, by autograd, before the node. A linear layer with a context is no step.
 
     inverse   `Chain.inverse` plans the layers in the reverse order, each with the step of its inverse:
                   "coupling_inverse"    the same node's step with b = (b' - t) e^-s

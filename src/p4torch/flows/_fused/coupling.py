@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 def coupling_reference(x: Tensor, log_alpha: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
     """[a, b] -> [a, b · e^s + t] for points `(P, n)` and log|det| = Σ s `(P,)`, with s = tanh(f(a)) · exp(log α),
-    t = g(a). `layers` are weights `(2, out, in)` and biases `(2, 1, out)` of f and g in turn, SiLU between them."""
+    t = g(a). `layers` are weights `(2, out, in)` and biases `(2, 1, out)` of f and g in turn, SiLU between them; the
+    first bias may be one for each point, `(2, P, out)`: see `with_context`."""
     a, b = x.split([layers[0].shape[-1], layers[-1].shape[-1]], dim=-1)
     log_scale, shift = _scale_and_shift(a, log_alpha, layers)
     return torch.cat([a, b * log_scale.exp() + shift], dim=-1), log_scale.sum(-1)
@@ -30,6 +31,15 @@ def _scale_and_shift(a: Tensor, log_alpha: Tensor, layers: Sequence[Tensor]) -> 
     for index, (weight, bias) in enumerate(zip(layers[0::2], layers[1::2], strict=True)):
         y = torch.baddbmm(bias, F.silu(y) if index else y, weight.mT)
     return torch.tanh(y[0]) * log_alpha.exp(), y[1]
+
+
+def with_context(context: Tensor, kept: int, log_alpha: Tensor, *layers: Tensor) -> tuple[Tensor, ...]:
+    """The tensors of a coupling whose networks see [a, c], for points with contexts `(P, c)`, as those of one whose
+    networks see a: the first layer W [a; c] + d = W_a a + (W_c c + d) has a bias for each point, `(2, P, out)`."""
+    weight, bias, *rest = layers
+    columns = context.mT.expand(2, *context.mT.shape)
+    shift = torch.baddbmm(bias.mT, weight[..., kept:], columns).mT
+    return log_alpha, weight[..., :kept], shift, *rest
 
 
 class Scratch:
@@ -85,7 +95,7 @@ class FusedCoupling:
         `log2_total`; `tensors` are log α and the layers, `factor` is ±α / log 2."""
         self.a, self.b = a, b
         flat = scratch.flat if self.flat is None else self.flat
-        torch.addmm(tensors[2].view(-1, 1), tensors[1].flatten(0, 1), a, out=flat)
+        torch.addmm(tensors[2].mT.flatten(0, 1), tensors[1].flatten(0, 1), a, out=flat)
         after = [*self.slope[1:], scratch.layers[-1]]
         for index, (p, y, sigmoid) in enumerate(zip(self.slope, self.y, scratch.layers, strict=False)):
             torch.sigmoid(p, out=sigmoid)
@@ -127,7 +137,8 @@ class FusedCoupling:
             gradients += [grad.sum(-1, keepdim=True).mT, torch.bmm(grad, self.y_t[index])]
             grad = torch.bmm(tensors[2 * index + 3].mT, grad, out=scratch.layers[index]).mul_(self.slope[index])
         first = tensors[1]
-        gradients += [grad.sum(-1, keepdim=True).mT, (self.a @ scratch.flat_t).mT.view_as(first), grad_log_alpha]
+        of_bias = grad.sum(-1, keepdim=True) if tensors[2].shape[1] == 1 else grad.clone()  # of one for each point
+        gradients += [of_bias.mT, (self.a @ scratch.flat_t).mT.view_as(first), grad_log_alpha]
         grad_a.addmm_(first.flatten(0, 1).mT, scratch.flat)
         return gradients[::-1]
 

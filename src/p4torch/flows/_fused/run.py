@@ -14,12 +14,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from p4torch.flows._context import joint_batch
 from p4torch.flows._fused.coupling import (
     FusedCoupling,
     Scratch,
     coupling_inverse_reference,
     coupling_reference,
     layer_widths,
+    with_context,
 )
 from p4torch.flows._fused.dense import FusedDense, dense_reference, triangular_inverses, triangular_weights
 from p4torch.flows._fused.linear import FusedLinears, inverse_tensors, linear_inverse_reference, linear_reference
@@ -53,25 +55,27 @@ class Step(NamedTuple):
     layer A, A⁻¹, U, V and b; their inverses have the same: see `coupling_reference` and `linear_reference`. Those of a
     "triangular" one, or its inverse, are A, A⁻¹, B and b; it becomes a "dense" one of W and b (`triangular_weights`).
     A "swap" is one of two parts of equal size. `logabsdet` `()` is the constant part of log|det|, that of A; `gain` is
-    g, the factor of B."""
+    g, the factor of B. A conditional coupling has a `context` `(..., c)`."""
 
     kind: Kind
     features: int
     tensors: tuple[Tensor, ...] = ()
     logabsdet: Tensor | None = None
     gain: float = 1.0
+    context: Tensor | None = None
 
 
 def fusable(steps: Sequence[Step], x: Tensor) -> bool:
     """Whether a run is worth it (it has a coupling), and everything in it fits together, on the CPU. Couplings share
-    buffers, so they are of one shape; linear layers are of one rank, or all triangular."""
+    buffers, so their layers are of the same widths; linear layers are of one rank, or all triangular."""
     linears = {(_FORMED[step.kind], step.tensors[2].shape) for step in steps if step.kind in _FORMED}
-    couplings = {tuple(map(_SHAPE, step.tensors)) for step in steps if step.kind in _SIGNS}
-    tensors = [value for step in steps for value in step.tensors]
+    couplings = {tuple(layer_widths(step.tensors)) for step in steps if step.kind in _SIGNS}
+    contexts = [step.context for step in steps if step.context is not None]
+    tensors = [*contexts, *(value for step in steps for value in step.tensors)]
     return (
         len(couplings) == 1
         and x.is_cpu
-        and x.numel() > 0
+        and all(points.numel() > 0 for points in (x, *contexts))
         and x.dtype in (torch.float32, torch.float64)
         and len(linears) < 2
         and {step.features for step in steps} == {x.shape[-1]}
@@ -82,9 +86,12 @@ def fusable(steps: Sequence[Step], x: Tensor) -> bool:
 
 
 def fused_run(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
-    """z `(..., n)` and log|det| `(...)`. Differentiable any number of times (higher derivatives go through
-    `run_reference`)."""
-    steps, changes = _formed(steps)
+    """z `(..., n)` and log|det| `(...)`, of the batch that points and contexts have together. Differentiable any number
+    of times (higher derivatives go through `run_reference`)."""
+    for step in steps:
+        if step.context is not None:
+            x = x.expand(*joint_batch(x.shape[:-1], step.context), x.shape[-1])
+    steps, changes = _formed([_plain(step, x.shape[:-1]) for step in steps])
     plan = tuple((step.kind, len(step.tensors)) for step in steps)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     z, total = _FusedRun.apply(plan, rows, *(value for step in steps for value in step.tensors))  # type: ignore[no-untyped-call]
@@ -94,12 +101,20 @@ def fused_run(x: Tensor, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
     return z.reshape(x.shape), total.reshape(x.shape[:-1])
 
 
+def _plain(step: Step, batch: torch.Size) -> Step:
+    """The step as the node knows it: the inverse of a linear layer is a linear layer, and a context acts on the bias of
+    a coupling. Autograd sees both."""
+    if step.kind == "linear_inverse":
+        return step._replace(kind="linear", tensors=inverse_tensors(*step.tensors))
+    if step.context is None:
+        return step
+    context = step.context.expand(*batch, step.context.shape[-1]).reshape(batch.numel(), step.context.shape[-1])
+    return step._replace(tensors=with_context(context, step.features - step.features // 2, *step.tensors))
+
+
 def _formed(steps: Sequence[Step]) -> tuple[list[Step], list[Tensor]]:
-    """The steps with all linear layers as those that a run consists of, and what that adds to log|det|, `()` each."""
+    """The steps with all triangular layers as dense ones, and what that adds to log|det|, `()` each."""
     formed, changes = list(steps), []
-    for index, step in enumerate(steps):
-        if step.kind == "linear_inverse":
-            formed[index] = step._replace(kind="linear", tensors=inverse_tensors(*step.tensors))
     for kind, function in _WEIGHTS.items():
         places = [index for index, step in enumerate(steps) if step.kind == kind]
         if places:

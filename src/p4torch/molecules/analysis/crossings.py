@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from p4torch.errors import ArgumentError
-from p4torch.flows.spline import wrapped
+from p4torch.flows.monotone import wrapped
 from p4torch.molecules.analysis.inputs import series, trajectory_index
 from p4torch.molecules.analysis.torsions import Arc, in_arc
 from p4torch.molecules.renamed import renamed_keywords

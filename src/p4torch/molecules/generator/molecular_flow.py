@@ -108,7 +108,7 @@ class MolecularFlow(nn.Module):
         return Samples.cat([self._draw(size, generator) for size in sizes])
 
     def _draw(self, count: int, generator: torch.Generator | None) -> Samples:
-        z, log_prob = self.flow.sample_with_log_prob(count, generator)
+        z, log_prob = self.flow.sample_with_log_prob(count, generator=generator)
         z, log_prob = z.double(), log_prob.double()
         x, logabsdet = self.coordinates.inverse(z)
         energies = self.potential.unregularised(x)

@@ -1,0 +1,1 @@
+"""One-line density estimators against those of zuko and nflows, with their defaults."""
