@@ -13,6 +13,7 @@ from torch import Tensor
 import p4torch as p4
 from p4torch import linalg
 from p4torch.properties._math import diagonals
+from p4torch.representations import cyclic, rotations2d, so3, symmetric
 
 Factory = Callable[[Tensor], p4.Perturbation]
 
@@ -79,6 +80,10 @@ def toeplitz(generator: torch.Generator) -> Tensor:
 def circulant(generator: torch.Generator) -> Tensor:
     """One of size 64 with entries ~ N(0, 1/64)."""
     return diagonals.circulant(torch.randn(64, generator=generator, dtype=torch.float64) / 8)
+
+
+#: Representations of SO(3) on 7 outputs and 8 inputs: vectors and invariants on both sides.
+VECTORS = (2 * so3(1) + so3(0), so3(0) + so3(1) + so3(0) + so3(1))
 
 
 def quick(**options: Any) -> dict[str, Any]:
@@ -263,6 +268,17 @@ PERTURBATIONS: dict[str, Row] = {
     "equivariant-pair": Row(
         partial(p4.LinearSubspace, group=(turns(3), shifts(6, 3))),
         {"shape": (4, 6), "tangent": 4, "compile": False, "steps": 300},
+    ),
+    "intertwining": Row(
+        partial(p4.LinearSubspace, representation=VECTORS),
+        {"shape": (7, 8), "tangent": 6, "steps": 300},
+        Large((64, 64), partial(p4.LinearSubspace, representation=16 * so3(1) + 16 * so3(0))),
+    ),
+    "intertwining-turns": Row(partial(p4.LinearSubspace, algebra=rotations2d((1, 1, 2)).algebra), quick(tangent=10)),
+    "intertwining-permutations": Row(
+        partial(p4.LinearSubspace, generators=(symmetric(3) * symmetric(3)).generators),
+        quick(shape=(9, 9), tangent=14),
+        Large((64, 64), partial(p4.LinearSubspace, generators=cyclic(64).generators)),
     ),
     "fixed-spectrum": Row(partial(p4.FixedSpectrum, rank=1)),
     "fixed-spectrum-rank2": Row(partial(p4.FixedSpectrum, rank=2), {"compile": False, "steps": 300}, large=Large()),

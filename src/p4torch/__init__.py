@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from p4torch import flows, testing
+    from p4torch import flows, representations, testing
     from p4torch.core.perturbation import Perturbation
     from p4torch.core.transaction import MergeReport, Proposal, Veto
     from p4torch.errors import (
@@ -92,15 +92,17 @@ __all__ = [
     "parameter_groups",
     "penalty",
     "perturb",
+    "representations",
     "sites",
     "testing",
 ]
 
 #: Packages that are at hand without an import of their own, and modules that hold the public names. Torch takes a
 #: second or more to import: that waits until one of these names is used.
-_PACKAGES = ("core", "flows", "merging", "networks", "parametrize", "properties", "testing")
+_PACKAGES = ("core", "flows", "merging", "networks", "parametrize", "properties", "representations", "testing")
 _HOMES = (
     "flows",
+    "representations",
     "testing",
     "core.perturbation",
     "core.transaction",

@@ -137,6 +137,7 @@ WRITTEN = {
     "lower": "Masked('lower', rank=1)",
     "masked": "Masked(mask f4e5df71, rank=1)",
     "equivariant": "Equivariant(group 26ae6aac, rank=1)",
+    "intertwining": "Intertwining(representation 2b61efb1)",
 }
 
 

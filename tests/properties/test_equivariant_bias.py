@@ -13,6 +13,7 @@ from tests.constructors import shifts
 from torch import Tensor, nn
 
 import p4torch as p4
+from p4torch.representations import Representation, su2
 
 #: Outputs of float32, of size about 1.
 ROUNDING = 1e-6
@@ -44,12 +45,61 @@ def trained(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def test_a_bias_that_trains_is_said_to_break_it_once_by_path() -> None:
+#: Of the same group: all its matrices, one of which it is made, and that as a representation.
+GIVEN: dict[str, dict[str, Any]] = {
+    "group": {"group": GROUP},
+    "generators": {"generators": GROUP[1:2]},
+    "representation": {"representation": Representation(GROUP[1:2])},
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_bias_that_trains_is_kept_invariant(name: str) -> None:
     model = nn.Sequential(nn.ReLU(), nn.Linear(4, 4))
-    model, said = perturbed(model, "1.weight")
-    (text,) = said
-    assert text.startswith("`1.weight`: the layer is not equivariant") and "bias=False" in text and "'column'" in text
-    assert off(model) > ROUNDING
+    with pytest.warns(p4.ProjectionWarning, match="`1.bias` does not lie in"):
+        p4.perturb(model, "1.weight", p4.LinearSubspace, **GIVEN[name])
+    assert [site.name for site in p4.sites(model)] == ["1.weight", "1.bias"]
+    start = model[1].bias.detach().clone()
+    assert off(model) <= ROUNDING and off(trained(model)) <= ROUNDING
+    assert bool((model[1].bias != start).all())
+
+
+def test_a_tied_bias_stays_tied() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].bias = model[0].bias
+    for index in range(2):
+        p4.perturb(model, f"{index}.weight", p4.LinearSubspace, representation=Representation(GROUP[1:2]))
+    assert len(list(p4.sites(model))) == 3 and off(trained(model)) <= ROUNDING
+    assert torch.equal(model[0].bias, model[1].bias)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"group": torch.stack([torch.eye(4), -torch.eye(4)])},
+        {"generators": -torch.eye(4).unsqueeze(0)},
+        {"algebra": su2(0.5).algebra},
+    ],
+)
+def test_a_bias_is_refused_where_none_is_invariant(options: dict[str, Any]) -> None:
+    layer = nn.Linear(4, 4)
+    with pytest.raises(p4.ArgumentError, match="`module` must be made with bias=False: no bias but 0 is invariant"):
+        p4.perturb(layer, "weight", p4.LinearSubspace, **options)
+    assert type(layer) is nn.Linear and layer.weight.requires_grad
+    layer = nn.Linear(4, 4, bias=False)
+    p4.perturb(layer, "weight", p4.LinearSubspace, **options)
+
+
+def test_a_layer_on_meta_gets_both() -> None:
+    layer = nn.Linear(4, 4, device="meta")
+    p4.perturb(layer, "weight", p4.LinearSubspace, representation=Representation(GROUP[1:2]))
+    plain = nn.Linear(4, 4)
+    with torch.no_grad():
+        plain.weight.copy_(torch.eye(4))
+        plain.bias.fill_(0.5)
+    same = p4.perturb(plain, "weight", p4.LinearSubspace, representation=Representation(GROUP[1:2]))
+    layer.to_empty(device="cpu").load_state_dict(same.state_dict())
+    assert torch.equal(layer(torch.ones(4)), same(torch.ones(4)))
 
 
 @pytest.mark.parametrize("kind", ["circulant", "symmetric"])

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 import p4torch as p4
 from p4torch import linalg
 from p4torch.properties._math import diagonals, groups
-from p4torch.properties._subspaces import Circulant, Equivariant, Masked, Symmetric, Toeplitz, circulant, toeplitz
+from p4torch.properties._subspaces import (
+    Circulant,
+    Equivariant,
+    Intertwining,
+    Masked,
+    Symmetric,
+    Toeplitz,
+    circulant,
+    toeplitz,
+)
 
 #: A few products and small solves in float64.
 EXACT = 1e-10
@@ -40,6 +49,7 @@ KINDS: dict[str, tuple[type[p4.Perturbation], dict[str, Any]]] = {
     "upper": (Masked, {"kind": "upper"}),
     "mask": (Masked, {"mask": MASK}),
     "group": (Equivariant, {"group": permutations(3, 3)}),
+    "generators": (Intertwining, {"generators": permutations(3, 3)[1:]}),
 }
 
 
@@ -72,6 +82,11 @@ def test_each_kind_moves_by_its_formula() -> None:
                 diagonals.circulant_labels if kind is Circulant else lambda n, at: diagonals.toeplitz_labels(n, n, at)
             )
             expected = perturbation.a[labels(6, base.device)]
+        elif kind is Intertwining:
+            products = drawn(20, 6, 6)  # their means over the group span S
+            means = torch.stack([g @ products @ g.mT for g in permutations(3, 3).double()]).mean(0).flatten(1)
+            expected = (change.flatten() @ torch.linalg.pinv(means) @ means).reshape(6, 6)
+            assert float(change.detach().norm()) > EXACT
         else:
             product = perturbation.u @ perturbation.v.mT
             if kind is Symmetric:
@@ -91,7 +106,7 @@ def test_a_plain_layer_is_projected_and_an_element_kept(name: str) -> None:
     weight = layer.weight.detach().clone()
     with pytest.warns(p4.ProjectionWarning, match=r"defect 0\.\d+"):
         p4.perturb(layer, "weight", p4.LinearSubspace, **KINDS[name][1])
-    (site,) = p4.sites(layer)
+    site = next(p4.sites(layer))
     distance = (layer.weight.detach() - weight).norm() / weight.norm()
     torch.testing.assert_close(site.perturbation.defect(weight), distance.double(), rtol=SINGLE, atol=0)
     if name != "group":  # the nearest element
@@ -117,9 +132,9 @@ def test_layers_train_merge_and_stay_in_the_set(name: str, dtype: torch.dtype) -
         layer(drawn(4, 6, dtype=dtype)).square().mean().backward()
         optimizer.step()
         scheduler.step()
-    (site,) = p4.sites(layer)
+    site, *biases = p4.sites(layer)
     eps = torch.finfo(dtype).eps
-    assert scheduler.merged == 3
+    assert scheduler.merged == 3 * (1 + len(biases)) and len(biases) == (name in ("group", "generators"))
     assert float(site.perturbation.defect(site.base)) <= eps
     assert float(site.perturbation.defect(layer.weight)) <= 8 * eps
 
@@ -395,9 +410,12 @@ def test_groups_that_do_not_fit() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "`kind, mask, group` must be given, exactly one of them, got none"),
-        ({"kind": "lower", "mask": MASK}, "exactly one of them, got kind and mask"),
-        ({"mask": MASK, "group": permutations(3, 3)}, "exactly one of them, got mask and group"),
+        ({}, "representation` must be given, exactly one of them, or generators and algebra, got none"),
+        ({"kind": "lower", "mask": MASK}, "exactly one of them, or generators and algebra, got kind and mask"),
+        (
+            {"mask": MASK, "group": permutations(3, 3)},
+            "exactly one of them, or generators and algebra, got mask and group",
+        ),
         (
             {"kind": "hermitian"},
             "`kind` must be one of circulant, lower, upper, symmetric, skew, toeplitz, got 'hermitian'",

@@ -14,7 +14,8 @@ import p4torch as p4
 
 #: Sets that hold all positive multiples of their elements.
 CONES = ("invertible", "low-rank-update", "fixed-rank", "nonnegative", "positive-definite", "symmetric", "skew")
-CONES = (*CONES, "circulant", "toeplitz", "lower", "upper", "masked", "equivariant", "fixed-spectrum", "fixed-singular")
+CONES = (*CONES, "circulant", "toeplitz", "lower", "upper", "masked", "equivariant", "intertwining")
+CONES = (*CONES, "fixed-spectrum", "fixed-singular")
 #: Of those, the ones of which only a share of all tensors is a part.
 PROPER = CONES[2:-2]
 SCALES = [

@@ -153,6 +153,11 @@ class Perturbation(Identified):
         default: nothing does."""
         return None
 
+    def companions(self, module: nn.Module, tensor_name: str) -> dict[str, Callable[[Tensor], Perturbation]]:
+        """Other tensors of a module, vectors, that `perturb` puts a perturbation on, too, and which one: the module has
+        the property only with them. None by default. Raises ArgumentError where there is none that they could keep."""
+        return {}
+
     # --- what it may define: hooks that do nothing by default -------------------------------------------------------
 
     def after_admission(self, base: Tensor) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from p4torch._eager import eager
 from p4torch.core.perturbation import Perturbation, property_name
@@ -155,6 +156,7 @@ def perturb(
         raise ArgumentError.of("property", "a Perturbation class", f"one that makes {type(perturbation).__name__}")
     for owner, name in targets:
         check_embedding(owner, name, perturbation, viewed is not None)
+    companions = [(owner, perturbation.companions(owner, name)) for owner, name in targets]
     perturbation.trainable = tensor.requires_grad  # what `finalize` gives back
     perturbation.tensor_name = tensor_name
     perturbation.untrained = tuple(name for name, value in perturbation.own_parameters() if not value.requires_grad)
@@ -162,10 +164,20 @@ def perturb(
     watch_containers()
     for loaded in (module, *(owner for owner, _ in targets)):
         guard_checkpoints(loaded)
+    _perturb_companions(module, companions)
     warnings = [text for text in (perturbation.warning_for(*target) for target in targets) if text is not None]
     if warnings:
         warn(f"`{tensor_name}`: {warnings[0]}", PropertyWarning)
     return module
+
+
+def _perturb_companions(model: nn.Module, companions: list[tuple[nn.Module, dict[str, Callable[..., Any]]]]) -> None:
+    """Perturb what goes with a tensor, by its path, since it may be tied."""
+    for owner, properties in companions:
+        for name, property in properties.items():
+            if not is_parametrized(owner, name):
+                path = next(path for path, module in paths(model) if module is owner)
+                perturb(model, joined(path, name), property, view="column")
 
 
 def _event_dim(property: Callable[..., Perturbation]) -> int:

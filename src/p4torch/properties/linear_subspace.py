@@ -13,9 +13,12 @@ from p4torch.core.perturbation import Perturbation
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
 
+#: Options that say which subspace it is, in the place of a kind.
+OPTIONS = ("mask", "group", "generators", "algebra", "representation")
+
 
 class LinearSubspace(Perturbation):
-    """S = a linear subspace of the matrices `(..., n, m)`, given by a kind, a mask or a group:
+    """S = a linear subspace of the matrices `(..., n, m)`, given by a kind, a mask, a group or a representation:
 
         LinearSubspace(base, "symmetric")       A = Aᵀ                            U Vᵀ + V Uᵀ
         LinearSubspace(base, "skew")            A = -Aᵀ                           U Vᵀ - V Uᵀ
@@ -24,6 +27,9 @@ class LinearSubspace(Perturbation):
         LinearSubspace(base, "lower" | "upper") 0 above | below the diagonal      U Vᵀ inside
         LinearSubspace(base, mask=M)            0 where M is false                M ∘ (U Vᵀ)
         LinearSubspace(base, group=ρ)           ρ_out(g) A = A ρ_in(g) for all g  mean of ρ_out(g) U Vᵀ ρ_in(g)⁻¹
+        LinearSubspace(base, generators=ρ)      the same, of what generates it    Σ a_i E_i, E a basis of S
+        LinearSubspace(base, algebra=X)         X_out A = A X_in for all X        Σ a_i E_i
+        LinearSubspace(base, representation=ρ)  both, of a `Representation`       Σ a_i E_i
 
     R_B(A) = A + the last column, which B = (U, V), of k columns, or the coordinates a make. B₀: U = 0 and V ~ N(0, 1),
     or a = 0. A stays in S whatever B is; rounding is projected away at every merge, which is exact. Nothing is tracked.
@@ -33,22 +39,27 @@ class LinearSubspace(Perturbation):
     Args:
         base: `(..., n, m)`, real. One that is not in S is projected: to the nearest matrix of S, for a group to the
             mean of ρ_out(g) A ρ_in(g)⁻¹. The warning states the distance, relative to the norm.
-        kind: one of those above, if neither `mask` nor `group` is given.
+        kind: one of those above, if nothing of what follows is given.
         rank: k >= 1, for kinds with U and V. 1 by default; for a group as many as it takes to reach n directions.
         mask: a boolean tensor `(n, m)`.
         group: all matrices of a finite group, `(g, n, n)`, that S commutes with; or two representations of it, of
             outputs and inputs, `((g, n, n), (g, m, m))`, in the same order.
-            A layer is equivariant without a bias, or with one that is invariant, ρ_out(g) b = b. That is a property of
-            the same kind: perturb the bias first, with `group=(ρ_out, torch.ones(g, 1, 1))` and `view="column"`.
-            `p4torch.perturb` warns of another one.
-        options: `scale`, `directions`, `train_directions` of `p4torch.core.low_rank.LowRank`, for kinds with U and V.
+        generators: matrices `(g, n, n)` that generate a group, finite or not, or a pair for outputs and inputs.
+        algebra: matrices `(k, n, n)` that span a Lie algebra, X, or a pair: S commutes with all exp(t X). May be given
+            beside `generators`.
+        representation: a `p4torch.representations.Representation`, or a pair of them for outputs and inputs.
+        options: `scale`, `directions`, `train_directions` of `p4torch.core.low_rank.LowRank`, for kinds with U and V;
+            `scale` for those with a basis.
+
+    A layer is equivariant without a bias, or with one that is invariant, ρ_out(g) b = b. Of a weight under a group or a
+    representation, `p4torch.perturb` projects the bias onto those and perturbs it, too.
 
     Raises:
         ArgumentError: for a base that is not a real, finite matrix of a fitting shape; for options that say nothing or
-            two things; for a group whose matrices are no group, saying why.
+            two things; for a group whose matrices are no group, saying why; where S holds nothing but 0.
 
     Source: Serre (1977), Linear Representations of Finite Groups, section 2.2, for the mean over a group (Reynolds);
-    Davis (1979), Circulant Matrices, section 3.2.
+    Finzi, Welling and Wilson (2021), for bases from generators; Davis (1979), Circulant Matrices, section 3.2.
     """
 
     _kinds: ClassVar[dict[str, type[LinearSubspace]]] = {}
@@ -84,12 +95,13 @@ class LinearSubspace(Perturbation):
 def _class_for(base: Tensor, kind: str | None = None, *arguments: Any, **options: Any) -> type[LinearSubspace]:
     """The class that the options ask for."""
     known = LinearSubspace._kinds
-    named = {"kind": kind, "mask": options.get("mask"), "group": options.get("group")}
+    named = {"kind": kind} | {name: options.get(name) for name in OPTIONS}
     given = [name for name, value in named.items() if value is not None]
-    if len(given) != 1:
-        raise ArgumentError.of("kind, mask, group", "given, exactly one of them", " and ".join(given) or "none")
-    if kind is not None and (not isinstance(kind, str) or kind not in known or kind in ("mask", "group")):
-        names = ", ".join(name for name in known if name not in ("mask", "group"))
+    if len(given) != 1 and given != ["generators", "algebra"]:
+        expected = "given, exactly one of them, or generators and algebra"
+        raise ArgumentError.of(", ".join(named), expected, " and ".join(given) or "none")
+    if kind is not None and (not isinstance(kind, str) or kind not in known or kind in OPTIONS):
+        names = ", ".join(name for name in known if name not in OPTIONS)
         raise ArgumentError.of("kind", f"one of {names}", repr(kind))
     name = given[0] if kind is None else kind
     chosen = known[name]

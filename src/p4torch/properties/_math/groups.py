@@ -20,7 +20,7 @@ CONDITION = 1e8
 def representations(group: Group, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
     """ρ_out(g) `(g, n, n)` and ρ_in(g)⁻ᵀ `(g, m, m)` in float64, each pair once. Raises ArgumentError for what is no
     group, and says why."""
-    pair = isinstance(group, (tuple, list)) and len(group) == 2 and _dimensions(group[0]) == 3
+    pair = is_pair(group)
     parts = [*group] if pair else [group, group]
     names = ("group[0]", "group[1]") if pair else ("group", "group")
     if not pair and outputs != inputs:
@@ -33,6 +33,11 @@ def representations(group: Group, outputs: int, inputs: int) -> tuple[Tensor, Te
         raise ArgumentError.of("group", "two representations of as many elements", f"{len(left)} and {len(right)}")
     kept, inverses = _check_group(left, right, max(left_eps, right_eps) ** 0.5)
     return left[kept], right[inverses].mT
+
+
+def is_pair(group: Any) -> bool:
+    """Whether it is two lists of matrices, and not one."""
+    return isinstance(group, (tuple, list)) and len(group) == 2 and _dimensions(group[0]) == 3
 
 
 def reynolds(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:

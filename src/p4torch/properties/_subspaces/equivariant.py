@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from p4torch import linalg
 from p4torch.core.directions import LinearOperator, matrix_operator
 from p4torch.core.identity import fingerprint
 from p4torch.core.low_rank import LowRank, LowRankOptions
+from p4torch.core.perturbation import Perturbation
 from p4torch.errors import ArgumentError
+from p4torch.properties._math import biases
 from p4torch.properties._math.groups import (
     Group,
     commutant_dimension,
@@ -88,27 +91,13 @@ class Equivariant(LinearSubspace, LowRank, kinds=("group",)):
         """The mean of ρ_out(g) A ρ_in(g)⁻¹."""
         return reynolds(tensor, self.left.double(), self.right.double()).to(tensor.dtype)
 
-    def warning_for(self, module: nn.Module, tensor_name: str) -> str | None:
-        """A bias that is not invariant, or would not stay so."""
-        name = tensor_name.replace("weight", "bias")
-        bias = getattr(module, name, None)
-        if name == tensor_name or not isinstance(bias, Tensor) or self._keeps_invariant(module, name, bias.detach()):
-            return None
-        return (
-            f"the layer is not equivariant, since nothing keeps its `{name}` b at ρ_out(g) b = b. Make the layer with "
-            f"bias=False; or perturb `{name}` before, with group=(ρ_out, ones of shape (g, 1, 1)) and view='column'"
-        )
+    def companions(self, module: nn.Module, tensor_name: str) -> dict[str, Callable[[Tensor], Perturbation]]:
+        """A bias, among the invariant vectors."""
+        invariant = partial(LinearSubspace, group=(self.left, torch.ones(len(self.left), 1, 1)))
+        return biases.companions(module, tensor_name, self.left.shape[-1], invariant)
 
-    def _keeps_invariant(self, module: nn.Module, name: str, bias: Tensor) -> bool:
-        """Whether a bias is invariant and stays so: frozen, or perturbed inside the invariant vectors."""
-        if parametrize.is_parametrized(module, name):
-            trains = not isinstance(module.parametrizations[name][0], Equivariant)  # type: ignore[index]
-        else:
-            trains = getattr(module, name).requires_grad
-        if trains or bias.shape != self.left.shape[-1:]:
-            return False
-        deviation = (self.left.to(bias) @ bias - bias).abs().amax()
-        return bool(deviation <= torch.finfo(bias.dtype).eps ** 0.5 * bias.abs().amax())
+    def warning_for(self, module: nn.Module, tensor_name: str) -> str | None:
+        return biases.warning_for(module, tensor_name, self.left, torch.ones(len(self.left)), Equivariant)
 
     def identity(self) -> str:
         return f"Equivariant(group {self._fingerprint}, {super().extra_repr()})"
