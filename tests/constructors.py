@@ -203,6 +203,15 @@ PERTURBATIONS: dict[str, Row] = {
         partial(p4.SpectralBound, bound=1.0, rank=2, at="merge", method="scale"),
         {"shape": (7, 4), "compile": False, "steps": 300},
     ),
+    "convolution-bound": Row(
+        p4.ConvolutionBound,  # bound: the kernel's own norm, so that steps are scaled
+        {"shape": (4, 3, 3, 2), "batch": False, "tangent": 72, "steps": 300},
+        Large((16, 8, 3, 2)),
+    ),
+    "convolution-bound-merge": Row(
+        partial(p4.ConvolutionBound, at="merge", stride=(1, 2), groups=2, size=(8, 6), padding=1),
+        {"shape": (4, 3, 2, 3), "batch": False, "tangent": 72, "compile": False, "steps": 300},
+    ),
     "fixed-rank": Row(partial(p4.FixedRank, rank=2), {"shape": (7, 5), "tangent": 20}, Large()),  # r(n + m - r)
     "fixed-rank-dense": Row(partial(p4.FixedRank, rank=3), {"tangent": 27, "compile": False, "steps": 300}),
     "nonnegative": Row(

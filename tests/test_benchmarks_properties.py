@@ -113,4 +113,5 @@ def test_rows_of_missing_properties_say_so() -> None:
 
 
 def test_all_properties_are_subjects() -> None:
-    assert set(properties.__all__) <= {subject.kind for subject in SUBJECTS}
+    kernels = {"ConvolutionBound"}  # of no linear layer
+    assert set(properties.__all__) - kernels <= {subject.kind for subject in SUBJECTS}

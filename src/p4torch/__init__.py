@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from p4torch.parametrize.sites import Site, finalize, parameter_groups, penalty, perturb, sites
     from p4torch.parametrize.views import View
     from p4torch.properties import (
+        ConvolutionBound,
         DeterminantBounds,
         FixedRank,
         FixedSingularValues,
@@ -53,6 +54,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "CheckpointError",
+    "ConvolutionBound",
     "DeterminantBounds",
     "FixedRank",
     "FixedSingularValues",

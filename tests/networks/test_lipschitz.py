@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.convolutions import true_norm
 from torch import Tensor, nn
 
 import p4torch as p4
@@ -148,7 +149,8 @@ def test_constants_count() -> None:
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), 1.0, "got 1: BatchNorm1d"),
         (nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))), 1.0, r"got 0.1: Dropout"),
         (nn.Sequential(nn.ReLU()), 1.0, "at least one nn.Linear"),
-        (nn.Sequential(nn.Conv2d(2, 2, 3, groups=2)), 1.0, "got 0: Conv2d"),
+        (nn.Sequential(nn.ConvTranspose2d(2, 2, 3)), 1.0, "got 0: ConvTranspose2d"),
+        (nn.Sequential(nn.Conv2d(2, 2, 3, stride=2, padding_mode="circular")), 1.0, "got 0: `size` must be given"),
         (nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")), 1.0, "got 0: Conv2d"),
         (nn.TransformerEncoderLayer(4, 2), 1.0, "got itself: TransformerEncoderLayer"),
     ],
@@ -158,18 +160,42 @@ def test_what_cannot_be_certified(model: nn.Module, bound: float, message: str) 
         p4.LipschitzNetwork(model, bound)
 
 
-def test_convolutions_count_their_positions() -> None:
-    layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2), nn.Flatten())
+@pytest.mark.parametrize("options", [{}, {"input_shape": (1, 8, 8)}, {"at": "merge"}])
+def test_convolutions(options: dict[str, Any]) -> None:
+    """Of groups, strides and both paddings; their norms are those of the maps of images."""
+    layers = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, groups=2, padding_mode="circular"),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(64, 3),
+    )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", p4.ProjectionWarning)
-        model = p4.LipschitzNetwork(nn.Sequential(*layers, nn.Linear(64, 3)), 1.0)
-    assert model.constant == pytest.approx(3)  # patches of the second one do not overlap
+        model = p4.LipschitzNetwork(layers, 1.0, **options)
+    assert model.constant == 1
     move(model, 1.0)
     assert all(report.ok for report in p4.merge(model))
-    jacobian = torch.func.jacrev(lambda image: model(image.unsqueeze(0)).squeeze(0))
+    certified = [site.perturbation.certificate.norm for site in model.sites()]  # type: ignore[union-attr]
+    assert model.lipschitz_bound() <= 1.0 + 1e-6
+    plain = p4.finalize(model)
+    jacobian = torch.func.jacrev(lambda image: plain(image.unsqueeze(0)).squeeze(0))
     jacobians = torch.stack([jacobian(image).flatten(1) for image in torch.randn(20, 1, 8, 8)])
     assert torch.linalg.matrix_norm(jacobians, ord=2).max() <= 1.0
-    assert model.lipschitz_bound() <= 1.0 + 1e-6
+    true = [true_norm(layer, layer.in_channels, (8, 8)) for layer in plain.double() if isinstance(layer, nn.Conv2d)]
+    true.append(float(torch.linalg.matrix_norm(plain[-1].weight, ord=2)))
+    for known, norm in zip(certified, true, strict=True):
+        assert norm <= float(known) * (1 + 1e-6)  # rounding of float32 weights
+        assert float(known) <= (1.05 if options.get("input_shape") else 1.15) * norm  # on 8 x 8 pixels
+
+
+def test_input_shapes() -> None:
+    layers = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular", stride=2), nn.Flatten())
+    with pytest.raises(p4.ArgumentError, match="`input_shape` must be the shape of an input of the model"):
+        p4.LipschitzNetwork(layers, 100.0, input_shape=(2, 8, 8))
+    with pytest.raises(p4.ArgumentError, match=r"`model` .* 0: `size` must be multiples"):
+        p4.LipschitzNetwork(layers, 100.0, input_shape=(1, 9, 9))
+    with pytest.raises(TypeError, match="no option rnak"):
+        p4.LipschitzNetwork(layers, 100.0, input_shape=(1, 8, 8), rnak=2)
+    model = p4.LipschitzNetwork(layers, 100.0, input_shape=(1, 8, 8))
+    torch.testing.assert_close(float(model.lipschitz_bound()), true_norm(p4.finalize(model).double(), 1, (8, 8)))
 
 
 def test_one_layer_twice() -> None:

@@ -158,6 +158,12 @@ class Perturbation(Identified):
         the property only with them. None by default. Raises ArgumentError where there is none that they could keep."""
         return {}
 
+    @classmethod
+    def options_of(cls, module: nn.Module, tensor_name: str) -> dict[str, Any]:
+        """What a module says of its tensor, as options that `perturb` adds to those given: the stride of a convolution,
+        say. None by default."""
+        return {}
+
     # --- what it may define: hooks that do nothing by default -------------------------------------------------------
 
     def after_admission(self, base: Tensor) -> None:

@@ -16,6 +16,7 @@ from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError
 from p4torch.flows._context import mapped
 from p4torch.flows.bijection import Bijection, Chain
+from p4torch.flows.images import InvertibleConv1x1
 from p4torch.flows.linear import InvertibleLinear
 from p4torch.flows.mlp import InvertibleMLP
 from p4torch.merging.joint import JointMerge
@@ -57,6 +58,8 @@ class VolumePreserving(JointMerge, Bijection):
         if last.context_features or any(layer.context_rank for layer in layers):
             expected = "a Chain in which no `context` acts on the last layer, or on a W (`context_rank`)"
             raise ArgumentError.of("model", expected, "one in which it does")
+        if any(isinstance(module, InvertibleConv1x1) for module in model.modules()):
+            raise ArgumentError.of("model", "a Chain of layers of vectors", "one with an InvertibleConv1x1")
         self.features = last.features
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from p4torch._options import check_number
 from p4torch.core.identity import Identified
+from p4torch.core.low_rank import LowRankOptions
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError, ProjectionWarning, warn
 from p4torch.merging.joint import JointMerge
-from p4torch.networks.structure import Weighted, read
+from p4torch.networks.structure import Weighted, image_sizes, read
 from p4torch.parametrize.sites import Site, perturb
 from p4torch.parametrize.targets import plain_parameter
-from p4torch.properties import SpectralBound
-from p4torch.properties._math.norms import norm_bound, rounding_share
+from p4torch.properties import ConvolutionBound, SpectralBound
+from p4torch.properties._math.kernels import layer_options
 from p4torch.properties._math.shapes import check_real_matrix
+
+Bounded = SpectralBound | ConvolutionBound
 
 #: The start is brought to this share below the bound, so that rounding does not lead above it.
 ROOM = 1e-6
@@ -31,10 +34,11 @@ class LipschitzNetwork(JointMerge, Identified):
 
         network = p4.LipschitzNetwork(nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1)), bound=1.0)
 
-    Each layer is perturbed by a `SpectralBound` with a share of c: shares are in the ratios of the norms, and their
-    product with κ is c. A step that would lead a layer above its share is scaled back (see there), so the bound is
-    certified at every step, by norms from above. At merges, where all layers merge together and keep their weights,
-    what some do not use of their shares is distributed anew. A residual branch counts as α + L(branch), see `Residual`.
+    Each layer is perturbed by a `SpectralBound`, or a `ConvolutionBound`, with a share of c: shares are in the ratios
+    of the norms, and their product with κ is c. A step that would lead a layer above its share is scaled back (see
+    there), so the bound is certified at every step, by norms from above. At merges, where all layers merge together and
+    keep their weights, what some do not use of their shares is distributed anew. A residual branch counts as
+    α + L(branch), see `Residual`.
 
     With `at="merge"` a step costs nothing, and the bound holds after merges only. Layers then take any norms s_i; if
     these are above c together, all limits are t s_i, with t such that the bound holds, and the singular values of each
@@ -45,15 +49,16 @@ class LipschitzNetwork(JointMerge, Identified):
     layer's present share.
 
     Args:
-        model: an `nn.Sequential` (of `nn.Sequential`s and `Residual`s) of `nn.Linear`, convolutions with zero padding
-            and without groups, and layers whose constant is known, see `p4torch.networks.constants`: ReLU, Tanh,
-            Softplus, GELU, Softmax, Flatten, average and maximum pooling, ... A convolution's norm is at most √p times
-            that of its kernel as a matrix `(out, rest)`, where every entry of the input is in p patches at most: all
-            positions of the kernel at stride 1, a single one where patches do not overlap.
+        model: an `nn.Sequential` (of `nn.Sequential`s and `Residual`s) of `nn.Linear`, convolutions whose padding is
+            zero or circular, and layers whose constant is known, see `p4torch.networks.constants`: ReLU, Tanh,
+            Softplus, GELU, Softmax, Flatten, average and maximum pooling, ...
         bound: c > 0. A network above it is scaled down, all layers by the same factor, with a warning.
         rank, options: of `SpectralBound`.
         at: "step" or "merge": where the bound holds.
-        method: "clip" or "scale", for `at="merge"`.
+        method: "clip" or "scale", for `at="merge"`; convolutions are scaled.
+        input_shape: of an input, (channels, height, width), without the batch. Convolutions are then certified for
+            images as large as theirs (smaller ones, too, if all padding is with zeros), closer to their norms;
+            else for all sizes.
 
     Raises:
         ArgumentError: a layer whose constant is not known, or a weight that is not finite, by name; one layer or weight
@@ -74,25 +79,26 @@ class LipschitzNetwork(JointMerge, Identified):
         *,
         at: Literal["step", "merge"] = "step",
         method: Literal["clip", "scale"] = "clip",
+        input_shape: Sequence[int] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model)
         bound = check_number("bound", bound, 1e-30)
         layers, self.chain = read(model)
-        self.at = at
+        self.at, self.input_shape = at, None if input_shape is None else tuple(input_shape)
         least = self.chain.value([0.0] * len(layers))
         if least >= bound:
             raise ArgumentError.of("bound", f"above {least:g}, the constant of the skips alone", bound)
         self.register_buffer("bound", torch.tensor(float(bound), dtype=torch.float64))
         options = {"rank": rank, "at": at, "method": method, **options}
-        perturbations = [_perturbation(path, layer, **options) for path, layer in layers.items()]
+        perturbations = _perturbations(model, layers, self.input_shape, **options)
         norms = [float(perturbation.certificate.norm) for perturbation in perturbations]
         if self.chain.value(norms) > bound:
-            norms = self._scale(list(layers.values()), norms)
+            norms = self._scale(list(layers.values()), perturbations, norms)
         for layer, perturbation, share in zip(layers.values(), perturbations, self._shares(norms), strict=True):
             perturbation.certificate.bound.fill_(share)
             perturbation.bound = None  # a share is a part of the state
-            perturb(layer, "weight", partial(_given, perturbation), view="matrix")
+            perturb(layer, "weight", partial(_given, perturbation), view="tensor")
 
     @property
     def constant(self) -> float:
@@ -103,9 +109,12 @@ class LipschitzNetwork(JointMerge, Identified):
         return self.chain.shares(norms, float(self.bound))
 
     @torch.no_grad()
-    def _scale(self, layers: Sequence[Weighted], norms: Sequence[float]) -> list[float]:
+    def _scale(
+        self, layers: Sequence[Weighted], perturbations: Sequence[Bounded], norms: Sequence[float]
+    ) -> list[float]:
         """Bring the start inside, by one factor for all layers. Their norms then."""
-        room = max(ROOM, *(rounding_share(_matrix(layer)) for layer in layers))
+        pairs = list(zip(perturbations, layers, strict=True))
+        room = max(ROOM, *(perturbation.rounding(layer.weight) for perturbation, layer in pairs))
         factor = self.chain.factor(norms, float(self.bound)) / (1 + room)
         warn(
             f"`model` has a certified Lipschitz constant of {self.chain.value(norms):.3g}, above "
@@ -114,50 +123,55 @@ class LipschitzNetwork(JointMerge, Identified):
         )
         for layer in layers:
             layer.weight.mul_(factor)
-        return [float(norm_bound(_matrix(layer))) for layer in layers]
+        return [float(perturbation.norm_of(layer.weight)) for perturbation, layer in pairs]
 
     @torch.no_grad()
     def lipschitz_bound(self) -> Tensor:
         """A certified upper bound of the network's constant as it computes now, `()`. At most `bound`; with
         `at="merge"` right after a merge."""
-        norms = [cast(SpectralBound, site.perturbation).norm(site.base) for site in self.sites()]
+        norms = [cast(Bounded, site.perturbation).norm(site.base) for site in self.sites()]
         return cast(Tensor, self.chain.value(norms))
 
     @torch.no_grad()
     def defect(self) -> Tensor:
         """max(0, L / c - 1) of the bases, certified, `()`."""
-        constant = self.chain.value([norm_bound(site.base) for site in self.sites()])
+        norms = [cast(Bounded, site.perturbation).norm_of(site.base) for site in self.sites()]
+        constant = self.chain.value(norms)
         return cast(Tensor, (constant / self.bound - 1).clamp_min(0))
 
     def propose(self, sites: Sequence[Site]) -> list[Proposal]:
-        perturbations = [cast(SpectralBound, site.perturbation) for site in sites]
+        perturbations = [cast(Bounded, site.perturbation) for site in sites]
         bases = [site.base for site in sites]
         if self.at == "step":
             limited = [perturbation.scaled(base) for perturbation, base in zip(perturbations, bases, strict=True)]
         else:
             limited = self._limited(perturbations, bases)
         shares = self._shares([float(norm) for _, norm in limited])
-        certificates = [perturbation.certificate for perturbation in perturbations]
+        bounds = [perturbation.certificate.bound for perturbation in perturbations]
         return [
-            Proposal(base, [(certificate.norm, norm), (certificate.bound, torch.full_like(certificate.bound, share))])
-            for certificate, (base, norm), share in zip(certificates, limited, shares, strict=True)
+            Proposal(base, [*perturbation.tracked(base, norm), (bound, torch.full_like(bound, share))])
+            for perturbation, bound, (base, norm), share in zip(perturbations, bounds, limited, shares, strict=True)
         ]
 
-    def _limited(self, perturbations: Sequence[SpectralBound], bases: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def _limited(self, perturbations: Sequence[Bounded], bases: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The candidates of `at="merge"`, cut or divided where they exceed c together, and their norms."""
         candidates = [perturbation.loose(base) for perturbation, base in zip(perturbations, bases, strict=True)]
         norms = [norm for _, norm in candidates]
         if not self.chain.value(norms) <= self.bound:
-            norms = [norm_bound(exact.to(base.dtype)) for (exact, _), base in zip(candidates, bases, strict=True)]
+            norms = [
+                perturbation.norm_of(exact.to(base.dtype))
+                for perturbation, (exact, _), base in zip(perturbations, candidates, bases, strict=True)
+            ]
         t = min(1.0, self.chain.factor([float(norm) for norm in norms], float(self.bound)))
         return [
-            perturbation.certificate.bring_inside(exact, base.dtype, norm, perturbation.method == "clip", t * norm)
+            perturbation.inside(exact, base.dtype, norm, t * norm)
             for perturbation, base, (exact, _), norm in zip(perturbations, bases, candidates, norms, strict=True)
         ]
 
     def unwrap(self) -> nn.Module:
         layers, chain = read(self.model)
-        now = chain.value([norm_bound(_matrix(layer)) for layer in layers.values()])
+        made = _perturbations(self.model, layers, self.input_shape)
+        now = chain.value([perturbation.certificate.norm for perturbation in made])
         if bool(now > self.bound * (1 + ROOM)):
             warn(
                 f"the finalized model has a certified Lipschitz constant of {float(now):.3g}, above `bound` = "
@@ -173,18 +187,28 @@ class LipschitzNetwork(JointMerge, Identified):
         return f"bound={float(self.bound):g}, constant={self.constant:g}, at={self.at!r}"
 
 
-def _perturbation(path: str, layer: Weighted, **options: Any) -> SpectralBound:
-    """The perturbation of one layer, before its share is known."""
+def _perturbations(
+    model: nn.Module, layers: Mapping[str, Weighted], input_shape: tuple[int, ...] | None, **options: Any
+) -> list[Bounded]:
+    """The perturbations of all layers, before their shares are known."""
+    unknown = options.keys() - {*LowRankOptions.__annotations__, "rank", "at", "method"}
+    if unknown:
+        raise TypeError(f"LipschitzNetwork has no option {', '.join(sorted(unknown))}")
+    sizes = {} if input_shape is None else image_sizes(model, layers, input_shape)
+    return [_perturbation(path, layer, sizes.get(path), **options) for path, layer in layers.items()]
+
+
+def _perturbation(path: str, layer: Weighted, size: tuple[int, ...] | None, **options: Any) -> Bounded:
     try:
-        check_real_matrix(plain_parameter(layer, "weight"))
+        weight = plain_parameter(layer, "weight").detach()
+        check_real_matrix(weight)
+        if isinstance(layer, nn.Linear):
+            return SpectralBound(weight, bound=1.0, **options)
+        known = {"size": size, "at": options.get("at", "step"), **layer_options(layer, "weight")}
+        return ConvolutionBound(weight, bound=1.0, **known)
     except ArgumentError as error:
         raise ArgumentError.of("model", "of layers that can be perturbed", f"{path or 'itself'}: {error}") from error
-    return SpectralBound(_matrix(layer), bound=1.0, **options)
 
 
-def _given(perturbation: SpectralBound, base: Tensor) -> SpectralBound:
+def _given(perturbation: Bounded, base: Tensor) -> Bounded:
     return perturbation
-
-
-def _matrix(layer: Weighted) -> Tensor:
-    return layer.weight.detach().flatten(1)

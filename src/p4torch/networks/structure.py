@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from p4torch._options import check_number
 from p4torch.errors import ArgumentError
-from p4torch.networks.constants import lipschitz_constant, overlap
+from p4torch.networks.constants import lipschitz_constant
 
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -122,7 +124,7 @@ def _chain(module: nn.Module, path: str, weighted: dict[str, Weighted]) -> Chain
         if type(layer) is Residual:
             branches.append((layer.alpha, _chain(layer.branch, f"{name}.branch" if name else "branch", weighted)))
             continue
-        factor = _overlap(layer) if isinstance(layer, Weighted) else lipschitz_constant(layer)
+        factor = _weighted_constant(layer) if isinstance(layer, Weighted) else lipschitz_constant(layer)
         if factor is None:
             expected = "made of nn.Sequential, nn.Linear, nn.Conv and layers whose Lipschitz constant is known"
             raise ArgumentError.of("model", expected, f"{name or 'itself'}: {type(layer).__name__}")
@@ -141,13 +143,44 @@ def _check_new(path: str, layer: Weighted, weighted: dict[str, Weighted]) -> Non
             raise ArgumentError.of("model", "a chain of different layers", twice)
 
 
-def _overlap(layer: Weighted) -> float | None:
-    """‖layer‖ / ‖matrix‖ at most: 1 of a linear layer; √p of a kernel, p the largest number of patches that an entry of
-    the input is in; None if it is another kind."""
+def _weighted_constant(layer: Weighted) -> float | None:
+    """1 of a layer whose norm is that of its perturbation; None if it is another kind."""
     if isinstance(layer, nn.Linear):
         return 1.0 if type(layer) is nn.Linear else None
-    plain = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.groups == 1 and layer.padding_mode == "zeros"
-    return overlap(layer.kernel_size, layer.stride, layer.dilation) ** 0.5 if plain else None
+    plain = type(layer) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and layer.padding_mode in ("zeros", "circular")
+    return 1.0 if plain else None
+
+
+@torch.no_grad()
+def image_sizes(
+    model: nn.Module, layers: Mapping[str, Weighted], input_shape: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    """The sizes of the images that convolutions see when the model is given an input of this shape, by path.
+
+    Raises:
+        ArgumentError: no shape of an input.
+    """
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def note(path: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes[path] = tuple(inputs[0].shape[2:])
+
+    handles = [
+        layer.register_forward_pre_hook(partial(note, path))
+        for path, layer in layers.items()
+        if not isinstance(layer, nn.Linear)
+    ]
+    first = next(iter(layers.values())).weight
+    try:
+        model(first.new_zeros(1, *input_shape))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ArgumentError.of(
+            "input_shape", "the shape of an input of the model", f"{input_shape}: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sizes
 
 
 def _parts(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:

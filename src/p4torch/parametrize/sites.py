@@ -151,7 +151,7 @@ def perturb(
         with with_values(targets, tensor, viewed, _event_dim(property)):
             return perturb(module, tensor_name, property, view=view, **options)
     matrix = tensor.detach() if viewed is None else viewed.fit(tensor.detach())
-    perturbation = property(matrix, **options)
+    perturbation = property(matrix, **_options_of(property, *targets[0]) | options)
     if not isinstance(perturbation, Perturbation):
         raise ArgumentError.of("property", "a Perturbation class", f"one that makes {type(perturbation).__name__}")
     for owner, name in targets:
@@ -178,6 +178,13 @@ def _perturb_companions(model: nn.Module, companions: list[tuple[nn.Module, dict
             if not is_parametrized(owner, name):
                 path = next(path for path, module in paths(model) if module is owner)
                 perturb(model, joined(path, name), property, view="column")
+
+
+def _options_of(property: Callable[..., Perturbation], module: nn.Module, tensor_name: str) -> dict[str, Any]:
+    """What a module says of its tensor, for a property that asks; what a `partial` fixes stays."""
+    kind, fixed = (property.func, property.keywords) if isinstance(property, partial) else (property, {})
+    known = getattr(kind, "options_of", None)
+    return {} if known is None else {**known(module, tensor_name), **fixed}
 
 
 def _event_dim(property: Callable[..., Perturbation]) -> int:

@@ -97,7 +97,7 @@ def view_of(module: nn.Module, tensor_name: str, tensor: Tensor, view: ViewLike,
     if isinstance(view, tuple) and len(view) == 2:
         return View(*view)
     kernel = isinstance(module, _CONVOLUTIONS) and tensor_name == "weight"
-    if view is None and kernel and event_dim >= 2:
+    if view is None and kernel and event_dim == 2:
         view = "matrix"
     if view is None or (isinstance(view, str) and view == "tensor"):
         return None

@@ -3,6 +3,7 @@
 from p4torch.properties._math.determinant_bounds import DeterminantBounds as DeterminantBounds
 from p4torch.properties._math.invertible_shapes import Invertible
 from p4torch.properties._subspaces import LinearSubspace
+from p4torch.properties.convolution_bound import ConvolutionBound
 from p4torch.properties.fixed_rank import FixedRank
 from p4torch.properties.fixed_singular_values import FixedSingularValues
 from p4torch.properties.fixed_spectrum import FixedSpectrum
@@ -18,6 +19,7 @@ from p4torch.properties.unit_determinant import UnitDeterminant
 from p4torch.properties.unitary import Unitary
 
 __all__ = [
+    "ConvolutionBound",
     "FixedRank",
     "FixedSingularValues",
     "FixedSpectrum",

@@ -108,6 +108,14 @@ class SpectralBound(Additive):
         norm = self._norm(base, self.base_plus_b(base))
         return norm if self.at == "merge" else torch.minimum(norm, self.certificate.bound)
 
+    def norm_of(self, tensor: Tensor) -> Tensor:
+        """A certified upper bound of ‖A‖₂ of any matrix `(...)`, in float64."""
+        return norm_bound(tensor.detach())
+
+    def rounding(self, tensor: Tensor) -> float:
+        """By which share of itself rounding the entries may change ‖A‖₂, twice."""
+        return rounding_share(tensor)
+
     def _norm(self, base: Tensor, updated: Tensor | None = None) -> Tensor:
         """s >= ‖M‖₂ `(...)` of M as it is rounded; a small one is given as `updated`.
 
@@ -139,7 +147,7 @@ class SpectralBound(Additive):
         return (norm / bound - 1).clamp_min(0)
 
     def project(self, tensor: Tensor) -> Tensor:
-        return self._within_bound(tensor.double(), tensor.dtype, self.certificate.bound + torch.inf)[0]
+        return self.inside(tensor.double(), tensor.dtype, self.certificate.bound + torch.inf)[0]
 
     @torch.no_grad()
     def refresh(self, base: Tensor) -> None:
@@ -148,7 +156,7 @@ class SpectralBound(Additive):
     @torch.no_grad()
     def correct(self, base: Tensor) -> None:
         if bool((self.certificate.norm > self.certificate.bound).any()):
-            inside, norm = self._within_bound(base.double(), base.dtype, self.certificate.bound + torch.inf)
+            inside, norm = self.inside(base.double(), base.dtype, self.certificate.bound + torch.inf)
             base.copy_(inside)
             self.certificate.norm.copy_(norm)
 
@@ -164,8 +172,12 @@ class SpectralBound(Additive):
             candidate, norm = self.scaled(base)
         else:
             exact, known = self.loose(base)
-            candidate, norm = self._within_bound(exact, base.dtype, known)
-        return Proposal(candidate, [(self.certificate.norm, norm)])
+            candidate, norm = self.inside(exact, base.dtype, known)
+        return Proposal(candidate, self.tracked(candidate, norm))
+
+    def tracked(self, candidate: Tensor, norm: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What becomes of what is tracked when a candidate of that norm is merged."""
+        return [(self.certificate.norm, norm)]
 
     def scaled(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """R_B(A) of `at="step"`, and a certified bound of its norm: s, or c where it was scaled. That of a large
@@ -177,8 +189,11 @@ class SpectralBound(Additive):
             norm = torch.minimum(norm, norm_bound(candidate))
         return candidate, torch.minimum(norm, bound)
 
-    def _within_bound(self, exact: Tensor, dtype: torch.dtype, known: Tensor) -> tuple[Tensor, Tensor]:
-        return self.certificate.bring_inside(exact, dtype, known, self.method == "clip")
+    def inside(
+        self, exact: Tensor, dtype: torch.dtype, known: Tensor, bound: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Certificate.bring_inside`."""
+        return self.certificate.bring_inside(exact, dtype, known, self.method == "clip", bound)
 
     def identity(self) -> str:
         """Without `method`, of projections; a bound that was not given is that of the admitted base, which a state
