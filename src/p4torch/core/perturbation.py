@@ -19,7 +19,8 @@ from p4torch import linalg
 from p4torch._eager import eager
 from p4torch.core import transaction
 from p4torch.core.identity import Identified
-from p4torch.core.transaction import AllReduce, Member, MergeReport, Proposal, assign
+from p4torch.core.masks import assign
+from p4torch.core.transaction import AllReduce, Member, MergeReport, Proposal
 from p4torch.core.validation import check_base, check_fits
 from p4torch.errors import ArgumentError, ProjectionWarning, warn
 

@@ -14,6 +14,7 @@ from torch import Size, Tensor, nn
 
 from p4torch import linalg
 from p4torch._eager import eager
+from p4torch.core.masks import assign, finite
 from p4torch.core.validation import check_fits
 
 #: The element-wise minimum of a mask over all processes of a distributed run.
@@ -277,31 +278,3 @@ def _commit(member: Member, decision: _Decision, accepted: Tensor, otherwise: st
     report = MergeReport(perturbation.merge_index, merged, skipped, reasons, decision.nonfinite, member.name)
     perturbation.after_commit(base, report)
     return report
-
-
-# --- masks ----------------------------------------------------------------------------------------------------------
-
-
-def assign(tensor: Tensor, value: Tensor, where: Tensor) -> None:
-    """tensor <- value in place, where the mask `(...)` says so, for a tensor `(..., n, k)`."""
-    if bool(where.all()):
-        tensor.copy_(value)
-    elif bool(where.any()):
-        mask = where.reshape(where.shape + (1,) * (tensor.dim() - where.dim()))
-        tensor.copy_(torch.where(mask, value.to(tensor.dtype), tensor))
-
-
-def finite(tensor: Tensor, batch: int) -> Tensor:
-    """Where all of an element of S is finite: a mask over the first `batch` dimensions."""
-    if bool(all_finite(tensor)):
-        return torch.ones(tensor.shape[:batch], dtype=torch.bool, device=tensor.device)
-    mask = tensor.isfinite()
-    return mask.flatten(batch).all(-1) if mask.dim() > batch else mask
-
-
-def all_finite(tensor: Tensor) -> Tensor:
-    """Whether all numbers are finite, `()`. Minimum and maximum propagate what is not, in a single pass."""
-    real = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-    if real.numel() == 0:
-        return torch.ones((), dtype=torch.bool, device=tensor.device)
-    return torch.stack(torch.aminmax(real)).isfinite().all()

@@ -9,13 +9,13 @@ from p4torch.flows._context import check_context_features
 from p4torch.flows.bijection import Bijection, Chain, check_features
 from p4torch.flows.coupling import AffineCoupling
 from p4torch.flows.flow import Flow, StandardNormal
-from p4torch.flows.glow import Glow
+from p4torch.flows.glow import Glow as Glow  # of images, beside those of vectors
 from p4torch.flows.linear import Init, InvertibleLinear
 from p4torch.flows.spline import SplineCoupling
 from p4torch.flows.spline_features import Spline
 from p4torch.flows.standardize import Standardize
 
-__all__ = ["NSF", "Glow", "MixingFlow", "RealNVP"]
+__all__ = ["NSF", "MixingFlow", "RealNVP"]
 
 #: g of the linear layers, see `p4torch.core.step_size`: they learn with the rates of networks, 1e-3 with Adam.
 SCALE = 3.0

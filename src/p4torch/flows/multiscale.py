@@ -52,7 +52,8 @@ class Multiscale(Bijection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channels, *size = self.image
         check_image(x, channels, size=(size[0], size[1]))
-        total, latent = x.new_zeros(()), list[Tensor]()
+        total = x.new_zeros(())
+        latent: list[Tensor] = []
         for level, shape in zip(self.levels, self.shapes, strict=True):
             x, logabsdet = level(self.squeeze(x)[0])
             _check_kept(x, shape)

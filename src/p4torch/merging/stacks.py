@@ -9,8 +9,9 @@ import torch
 from torch import Size, Tensor, nn
 
 from p4torch import linalg
+from p4torch.core.masks import all_finite
 from p4torch.core.perturbation import Perturbation
-from p4torch.core.transaction import MergeReport, Proposal, all_finite
+from p4torch.core.transaction import MergeReport, Proposal
 from p4torch.merging.joint import Group
 from p4torch.parametrize.sharding import is_sharded
 from p4torch.parametrize.sites import Site
