@@ -15,7 +15,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo demo-short bench bench-short check lint types floors docs test format clean
+.PHONY: help demo demo-short bench bench-short check lint types floors docs test test-slow format clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,7 +43,7 @@ bench: $(BENCH_STAMP) ## All benchmarks, against peers too; on a quiet machine
 bench-short: $(STAMP) ## Fail on what got 1.5 times worse
 	$(BIN)/python -m benchmarks --short --check
 
-check: lint types floors docs test bench-short demo-short ## lint, types, floors, docs, test, bench-short, demo-short
+check: lint types floors docs test test-slow bench-short demo-short ## All that CI runs: the targets below, and the short ones
 
 lint: $(STAMP) ## Style and formatting (ruff), nothing changed
 	$(BIN)/ruff check .
@@ -62,8 +62,11 @@ docs: $(STAMP) ## The documentation's pages, in docs/_build; a warning is an err
 	@echo "docs/_build/index.html"
 
 # One thread a worker: more would fight over the cores, and sums would depend on their number.
-test: $(STAMP) ## All tests, two workers
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+test: $(STAMP) ## All tests but the slow ones, two workers
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(STAMP) ## The slow tests, two workers
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow $(PYTEST_ARGS)
 
 format: $(STAMP) ## Sort imports, apply safe fixes, format
 	$(BIN)/ruff check --fix .

@@ -29,7 +29,7 @@ from p4torch.errors import P4Error
 from p4torch.molecules import MALA, BoltzmannGenerator, MolecularSystem, ReferenceData
 from p4torch.molecules.analysis.free_energy import FreeEnergyDifference
 from p4torch.molecules.generator.reference import Reference
-from p4torch.molecules.generator.sampling import shipped
+from p4torch.molecules.generator.sampling import SHIPPED
 from p4torch.molecules.simulation.data import PARTS
 from p4torch.runs.checkpoint import write_whole
 from p4torch.runs.folder import read_json, writable_folder, write_json
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     system = MolecularSystem.alanine_dipeptide()
     try:
         writable_folder(given.out)
-        generator = BoltzmannGenerator.load(given.weights or shipped(), system)
+        generator = BoltzmannGenerator.load(given.weights or SHIPPED, system)
         reference = Reference(system, *(ReferenceData.load(given.data, part, system) for part in PARTS))
         rows = [dynamics(reference, given.data), weighted(generator, setting, given.seed)]
         rows += [chains(generator, reference, setting, given.seed, local) for local in (None, setting.local)]

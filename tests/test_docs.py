@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -95,6 +94,8 @@ def test_every_table_of_results_is_in_a_page() -> None:
 
 
 def simulate_briefly() -> None:
+    from rich.console import Console
+
     from p4torch.molecules import MolecularSystem, TorsionFlattening, simulate
 
     method = TorsionFlattening(nanoseconds=0.2, adaptation_ns=0.3, equilibration_ns=0.01, walkers=2)

@@ -43,8 +43,15 @@ def model_of(name: str) -> tuple[nn.Sequential, int]:
     return randomized(p4.perturb(model, "0.weight", property), 0.01), size  # type: ignore[return-value]
 
 
+#: With torch 2.6, export cannot read the group that a class of rotations by blocks names.
+ROTATIONS = ("orthogonal, blocks", "orthogonal, all", "fixed singular values")
+OLD = torch.__version__.startswith("2.6.")
+
+
 @pytest.mark.parametrize("name", [*LAYERS, "finalized"])
 def test_an_exported_model_takes_batches_of_any_size(name: str) -> None:
+    if OLD and name in ROTATIONS:
+        pytest.skip("torch 2.6 does not export rotations by blocks")
     model, size = model_of("orthogonal" if name == "finalized" else name)
     if name == "finalized":
         p4.finalize(model)

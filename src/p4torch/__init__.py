@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from p4torch.merging.joint import JointMerge
     from p4torch.merging.scheduler import MergeScheduler
     from p4torch.networks import LipschitzNetwork, Residual
+    from p4torch.parametrize.many import perturb_all
     from p4torch.parametrize.sites import Site, finalize, parameter_groups, penalty, perturb, sites
+    from p4torch.parametrize.summary import SiteSummary, Summary, summary
     from p4torch.parametrize.views import View
     from p4torch.properties import (
         ConvolutionBound,
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
         UnitDeterminant,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ArgumentError",
@@ -79,10 +81,12 @@ __all__ = [
     "RecoveryWarning",
     "Residual",
     "Site",
+    "SiteSummary",
     "SpecialUnitary",
     "SpectralBound",
     "StallWarning",
     "Stochastic",
+    "Summary",
     "Symplectic",
     "UnitDeterminant",
     "Unitary",
@@ -94,8 +98,10 @@ __all__ = [
     "parameter_groups",
     "penalty",
     "perturb",
+    "perturb_all",
     "representations",
     "sites",
+    "summary",
     "testing",
 ]
 
@@ -113,7 +119,9 @@ _HOMES = (
     "merging.joint",
     "merging.scheduler",
     "networks",
+    "parametrize.many",
     "parametrize.sites",
+    "parametrize.summary",
     "parametrize.views",
     "properties",
 )

@@ -12,7 +12,7 @@ from examples.chains import worth
 from examples import chains
 from p4torch.molecules import BoltzmannGenerator, MolecularSystem
 from p4torch.molecules.analysis import free_energy_difference
-from p4torch.molecules.generator.sampling import shipped
+from p4torch.molecules.generator.sampling import SHIPPED
 from p4torch.molecules.simulation.data import PARTS, save_part
 from p4torch.runs.folder import read_json, write_json
 
@@ -32,7 +32,7 @@ def test_independent_frames_are_worth_themselves() -> None:
 def data(tmp_path: Path) -> Path:
     """A folder like a simulation's, of resampled frames."""
     system = MolecularSystem.alanine_dipeptide()
-    samples = BoltzmannGenerator.load(shipped(), system).sample(3000, torch.Generator().manual_seed(0))
+    samples = BoltzmannGenerator.load(SHIPPED, system).sample(3000, torch.Generator().manual_seed(0))
     folder = tmp_path / "data"
     folder.mkdir()
     for index, part in enumerate(PARTS):

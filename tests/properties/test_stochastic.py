@@ -52,7 +52,7 @@ def test_rows_are_reweighted_and_normalised(n: int, m: int, k: int, seed: int) -
     base = stochastic(2, n, m)
     base[0, 0, 1:] = 0
     base[0, 0, 0] = 1
-    perturbation = moved(base, rank=k, scale=1.0)
+    perturbation = moved(base, rank=min(k, m), scale=1.0)
     weights = base * (perturbation.u @ perturbation.v.mT).exp()
     torch.testing.assert_close(perturbation(base), weights / weights.sum(-1, keepdim=True), rtol=0, atol=EXACT)
     x = torch.randn(2, 3, m, dtype=torch.float64)

@@ -29,7 +29,7 @@ def holder(weight: Tensor) -> nn.Module:
 def test_orthonormal_whatever_b_is(rows: int, columns: int, rank: int, seed: int) -> None:
     torch.manual_seed(seed)
     base = linalg.orthonormalized(complex_normal(rows, columns))
-    perturbation = p4.Unitary(base, rank=rank)
+    perturbation = p4.Unitary(base, rank=min(rank, max(rows, columns)))
     with torch.no_grad():
         perturbation.u.copy_(3 * complex_normal(*perturbation.u.shape))
     assert perturbation.defect(perturbation(base)) <= ROUNDING * 100

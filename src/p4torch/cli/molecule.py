@@ -170,7 +170,7 @@ def molecule_fit(
 def molecule_sample(
     weights: Annotated[
         Path | None,
-        typer.Argument(help="A generator.safetensors. Default: alanine dipeptide's, of the source tree."),
+        typer.Argument(help="A generator.safetensors. Default: alanine dipeptide's, a part of the package."),
     ] = None,
     count: Annotated[int, typer.Option(help="How many samples.")] = 10_000,
     pdb: Annotated[Path | None, typer.Option(help="The molecule. Default: alanine dipeptide.")] = None,

@@ -42,7 +42,7 @@ class LowRank(Perturbation):
 
     Args:
         base: `(..., n, m)`.
-        rank: k, 1 <= k.
+        rank: k, from 1 to the length of a column of V, since more of them would depend on each other: m; on the left n.
         scale: g, or None for the one of `p4torch.core.step_size`, with which a rate moves A by the same relative
             amount at every n and rank. 1 is the paper's: a step η of Adam then moves A by about η √k in each entry.
         directions: "random", or "gradient": from the gradient of the step before the merge, V = √n · S, see
@@ -73,11 +73,13 @@ class LowRank(Perturbation):
         if str(directions) == "informed":
             raise ArgumentError.of("directions", "random or gradient, its new name", repr(directions))
         check_choice("directions", directions, ("random", "gradient"), "random or gradient")
-        rank, scale = check_integer("rank", rank, 1), check_scale(scale)
-        self.rank, self.scale, self.side = rank, scale, side
+        batch, (outputs, inputs) = base.shape[:-2], base.shape[-2:]
+        rank, most = check_integer("rank", rank, 1), outputs if side == "left" else inputs
+        if rank > most:
+            raise ArgumentError.of("rank", f"at most {most}, the number of coordinates that it acts on", rank)
+        self.rank, self.scale, self.side = rank, check_scale(scale), side
         self.gradient_directions = directions == "gradient"
         self.sketch: GradientSketch | None = None
-        batch, (outputs, inputs) = base.shape[:-2], base.shape[-2:]
         self.u = nn.Parameter(base.new_zeros(*batch, inputs if side == "right" else outputs, rank))
         self.v = nn.Parameter(base.new_zeros(*batch, outputs if side == "left" else inputs, rank))
         self.v.requires_grad_(bool(train_directions))
@@ -196,7 +198,7 @@ class LowRank(Perturbation):
             if self.sketch is not None:
                 seen = self.sketch.directions() * drawn.shape[-2] ** 0.5
                 usable = seen.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-                first = slice(seen.shape[-1])  # all, unless k > n: the rest is random then
+                first = slice(seen.shape[-1])  # all, unless k is above the rows of A: the rest is random then
                 drawn[..., first] = torch.where(usable, seen, drawn[..., first])
             self.v.copy_(drawn)
 

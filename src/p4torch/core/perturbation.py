@@ -76,7 +76,7 @@ class Perturbation(Identified):
         check_base(base)
         if base.dim() < self.event_dim:
             raise ArgumentError.of("base", f"of at least {self.event_dim} dimensions", tuple(base.shape))
-        self.base_shape = base.shape
+        self.base_shape: torch.Size = base.shape
         batch = base.shape[: base.dim() - self.event_dim]
         self.register_buffer("attempts", torch.zeros((), dtype=torch.int64, device=base.device))
         self.register_buffer("skips", torch.zeros(batch, dtype=torch.int64, device=base.device))

@@ -25,7 +25,7 @@ class Shaped(Perturbation):
 
     Args:
         base: `(..., n, m)`.
-        rank: k of the low-rank shape.
+        rank: k of the low-rank shape, from 1 to the number of coordinates on the side where it acts.
         block: b of the block shape, or "all".
         side: of the block shape: "left", "right" or "both".
         scale: of a step, for either shape.

@@ -73,4 +73,4 @@ def for_inference(flow: M) -> M:
             and not weight.is_complex()
         ):
             perturb(layer, "weight", Constant)
-    return plain  # type: ignore[return-value]
+    return plain

@@ -133,6 +133,10 @@ class MergeScheduler:
         self._watch()
         self._start_sketches()
 
+    def __repr__(self) -> str:
+        counts = f"steps={self.steps}, merged={self.merged}, skipped={self.skipped}"
+        return f"MergeScheduler(sites={len(self.sites)}, every={self.every or 'by site'}, {counts})"
+
     # --- the schedule -----------------------------------------------------------------------------------------------
 
     @eager
@@ -254,8 +258,7 @@ class MergeScheduler:
     # --- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, reports and buffers as plain numbers, strings and tensors. The merge index of every site is in
-        the model's own state."""
+        """Counters, reports and buffers as plain data. The merge index of every site is in the model's own state."""
         state = {
             "steps": self.steps,
             "merged": self.merged,
@@ -280,7 +283,10 @@ class MergeScheduler:
         if state["sites"] != names:
             raise CheckpointError(f"`state` must be of the sites {names}, got {state.get('sites')}")
         self._recovery.check(state["good"])
-        self.reports = {name: _report(fields) for name, fields in state["reports"].items()}
+        reports = {
+            name: {**fields, "nonfinite": tuple(fields["nonfinite"])} for name, fields in state["reports"].items()
+        }
+        self.reports = {name: MergeReport(**fields) for name, fields in reports.items()}
         self.steps, self.merged, self.skipped = state["steps"], state["merged"], state["skipped"]
         self.seed = state["seed"]
         self._rewarming.ages = dict(state["warming"])
@@ -292,7 +298,3 @@ class MergeScheduler:
         for site in self.sites:
             site.perturbation.discard_sketch()
         self._start_sketches()
-
-
-def _report(fields: dict[str, Any]) -> MergeReport:
-    return MergeReport(**{**fields, "nonfinite": tuple(fields["nonfinite"])})

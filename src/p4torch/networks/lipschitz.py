@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from p4torch._options import check_number
 from p4torch.core.identity import Identified
-from p4torch.core.low_rank import LowRankOptions
+from p4torch.core.options import check_options
 from p4torch.core.transaction import Proposal
 from p4torch.errors import ArgumentError, ProjectionWarning, warn
 from p4torch.merging.joint import JointMerge
@@ -191,9 +191,7 @@ def _perturbations(
     model: nn.Module, layers: Mapping[str, Weighted], input_shape: tuple[int, ...] | None, **options: Any
 ) -> list[Bounded]:
     """The perturbations of all layers, before their shares are known."""
-    unknown = options.keys() - {*LowRankOptions.__annotations__, "rank", "at", "method"}
-    if unknown:
-        raise TypeError(f"LipschitzNetwork has no option {', '.join(sorted(unknown))}")
+    check_options(SpectralBound, options)
     sizes = {} if input_shape is None else image_sizes(model, layers, input_shape)
     return [_perturbation(path, layer, sizes.get(path), **options) for path, layer in layers.items()]
 
@@ -202,12 +200,12 @@ def _perturbation(path: str, layer: Weighted, size: tuple[int, ...] | None, **op
     try:
         weight = plain_parameter(layer, "weight").detach()
         check_real_matrix(weight)
-        if isinstance(layer, nn.Linear):
-            return SpectralBound(weight, bound=1.0, **options)
-        known = {"size": size, "at": options.get("at", "step"), **layer_options(layer, "weight")}
-        return ConvolutionBound(weight, bound=1.0, **known)
+        if not isinstance(layer, nn.Linear):
+            known = {"size": size, "at": options.get("at", "step"), **layer_options(layer, "weight")}
+            return ConvolutionBound(weight, bound=1.0, **known)
     except ArgumentError as error:
         raise ArgumentError.of("model", "of layers that can be perturbed", f"{path or 'itself'}: {error}") from error
+    return SpectralBound(weight, bound=1.0, **options)
 
 
 def _given(perturbation: Bounded, base: Tensor) -> Bounded:

@@ -42,10 +42,10 @@ def frozen_base(perturbation: Perturbation, base: Tensor) -> Tensor:
     Raises:
         ArgumentError: B has another dtype.
     """
-    first = next(iter(perturbation._parameters.values()), None)
-    if first is not None and first.dtype != base.dtype:
-        got = f"B {first.dtype} beside a base {base.dtype}: `module.to(dtype)` moves both"
-        raise ArgumentError.of(perturbation.tensor_name, "perturbed in one dtype", got)
+    for value in perturbation._parameters.values():
+        if value is not None and value.dtype != base.dtype:
+            got = f"B {value.dtype} beside a base {base.dtype}: `module.to(dtype)` moves both"
+            raise ArgumentError.of(perturbation.tensor_name, "perturbed in one dtype", got)
     if not base.requires_grad or not isinstance(base, nn.Parameter):
         return base
     if transformed():

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from p4torch._eager import eager
+from p4torch.core.options import make
 from p4torch.core.perturbation import Perturbation, property_name
 from p4torch.core.shaped import check_block
 from p4torch.core.transaction import AllReduce, Member, MergeReport
@@ -37,8 +38,10 @@ from p4torch.parametrize.targets import (
 )
 from p4torch.parametrize.views import ViewLike, view_of
 
+_Module = TypeVar("_Module", bound=nn.Module)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Site:
     """One (module, tensor name) that carries a perturbation; `name` is the tensor's dotted path in the model."""
 
@@ -47,6 +50,10 @@ class Site:
     tensor_name: str
     base: nn.Parameter
     perturbation: Perturbation
+
+    def __repr__(self) -> str:
+        options = self.perturbation.extra_repr()
+        return f"Site({self.name!r}, {tuple(self.base.shape)}, {property_name(self.perturbation)}({options}))"
 
     def merge(self, *, seed: int = 0, force: bool = False, all_reduce_min: AllReduce | None = None) -> MergeReport:
         """Merge this site; new directions are a pure function of (seed, site name, merge index)."""
@@ -107,13 +114,13 @@ class Wrapper(nn.Module):
 
 
 def perturb(
-    module: nn.Module,
+    module: _Module,
     tensor_name: str,
     property: Callable[..., Perturbation],
     *,
     view: ViewLike = None,
     **options: Any,
-) -> nn.Module:
+) -> _Module:
     """Put a perturbation on a tensor of a module, in place: `p4.perturb(layer, "weight", p4.Invertible, rank=2)`.
 
     The present value becomes the frozen base: it is kept if it lies in the feasible set, else projected with a
@@ -151,7 +158,7 @@ def perturb(
         with with_values(targets, tensor, viewed, _event_dim(property)):
             return perturb(module, tensor_name, property, view=view, **options)
     matrix = tensor.detach() if viewed is None else viewed.fit(tensor.detach())
-    perturbation = property(matrix, **_options_of(property, *targets[0]) | options)
+    perturbation = make(property, matrix, _options_of(property, *targets[0]) | options)
     if not isinstance(perturbation, Perturbation):
         raise ArgumentError.of("property", "a Perturbation class", f"one that makes {type(perturbation).__name__}")
     for owner, name in targets:
@@ -162,7 +169,8 @@ def perturb(
     perturbation.untrained = tuple(name for name, value in perturbation.own_parameters() if not value.requires_grad)
     register(targets, tensor, matrix, [perturbation] if viewed is None else [perturbation, viewed])
     watch_containers()
-    for loaded in (module, *(owner for owner, _ in targets)):
+    loading: list[nn.Module] = [module, *(owner for owner, _ in targets)]
+    for loaded in loading:
         guard_checkpoints(loaded)
     _perturb_companions(module, companions)
     warnings = [text for text in (perturbation.warning_for(*target) for target in targets) if text is not None]
@@ -251,6 +259,10 @@ def parameter_groups(model: nn.Module, **perturbation_options: Any) -> list[dict
     return [{"params": others}, {"params": b, "weight_decay": 0.0, **perturbation_options}]
 
 
+@overload
+def finalize(model: Wrapper) -> nn.Module: ...
+@overload
+def finalize(model: _Module) -> _Module: ...
 @eager
 def finalize(model: nn.Module) -> nn.Module:
     """Merge and remove every perturbation, in place: plain modules with plain Parameters, ready for any checkpoint.

@@ -36,7 +36,8 @@ class View(nn.Module):
         if not callable(to_matrix) or not callable(to_tensor):
             got = f"{type(to_matrix).__name__} and {type(to_tensor).__name__}"
             raise ArgumentError.of("view", "a pair of functions", got)
-        self.to_matrix, self.to_tensor = to_matrix, to_tensor
+        self.to_matrix: Rearrange = to_matrix
+        self.to_tensor: Rearrange = to_tensor
         self.tensor_shape: torch.Size | None = None
 
     def forward(self, matrix: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class LinearSubspace(Perturbation):
         base: `(..., n, m)`, real. One that is not in S is projected: to the nearest matrix of S, for a group to the
             mean of ρ_out(g) A ρ_in(g)⁻¹. The warning states the distance, relative to the norm.
         kind: one of those above, if nothing of what follows is given.
-        rank: k >= 1, for kinds with U and V. 1 by default; for a group as many as it takes to reach n directions.
+        rank: k, 1 <= k <= m, for kinds with U and V. 1 by default; for a group as many as it takes to reach n
+            directions.
         mask: a boolean tensor `(n, m)`.
         group: all matrices of a finite group, `(g, n, n)`, that S commutes with; or two representations of it, of
             outputs and inputs, `((g, n, n), (g, m, m))`, in the same order.

@@ -24,7 +24,7 @@ class LowRankUpdate(LowRank):
 
     Args:
         base: `(..., n, m)`, real or complex.
-        rank: k >= 1.
+        rank: k, 1 <= k <= m.
         scale, directions, train_directions: see `p4torch.core.low_rank.LowRank`.
 
     Source: Lialin, Shivagunde, Muckatira and Rumshisky (2023), ReLoRA, where U Vᵀ is W_B W_A.

@@ -46,8 +46,8 @@ class SpectralBound(Additive):
     Args:
         base: `(..., n, m)`.
         bound: c > 0; None for the (certified) norm of each given matrix, which keeps it.
-        rank: k >= 1 for B = U Vᵀ; "whole" for B `(..., n, m)`, whose norm is seen at each step; None to choose by
-            size.
+        rank: k, 1 <= k <= m, for B = U Vᵀ; "whole" for B `(..., n, m)`, whose norm is seen at each step; None to
+            choose by size.
         at: "step" or "merge": where the bound holds.
         scale, directions, train_directions: for B = U Vᵀ, see `p4torch.core.low_rank.LowRank`.
         method: how a matrix outside of S is brought back, at admission and by merges of `at="merge"`: "clip" cuts

@@ -48,7 +48,7 @@ class Stochastic(LowRank):
     Args:
         base: `(..., n, m)`. Projected by cutting negative entries off and dividing rows by their sums, or by Sinkhorn.
         doubly: whether columns sum to 1, too.
-        rank: k >= 1; None for 1, or 2 if doubly. (n + m)k numbers train.
+        rank: k, 1 <= k <= m; None for 1, or 2 if doubly. (n + m)k numbers train.
         floor: 0 <= floor < 1. A tensor that is admitted with smaller entries than `floor`/m is mixed with 1/m so much
             that its least entry (of each row, or of the matrix, if doubly) is that. 0 says that zeros are meant; by
             default they stay, too, with a `PropertyWarning`.
@@ -74,7 +74,7 @@ class Stochastic(LowRank):
         **options: Unpack[LowRankOptions],
     ) -> None:
         check_real_matrix(base)
-        rank = (2 if doubly else 1) if rank is None else rank
+        rank = (min(2, base.shape[-1]) if doubly else 1) if rank is None else rank
         super().__init__(base, rank, side="add", **options)
         if doubly:
             check_square(base, "doubly stochastic rows and columns")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
-import p4torch
 from p4torch.errors import ArgumentError
 from p4torch.molecules.analysis.free_energy import POSITIVE_PHI, free_energy_profile
 from p4torch.molecules.analysis.histograms import ramachandran_histogram
@@ -30,8 +29,8 @@ from p4torch.runs.progress import say
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Trained on alanine dipeptide; it stands in the repository, not in the package.
-SHIPPED = Path("results") / "alanine-dipeptide" / "spline-p4inv.safetensors"
+#: The spline flow with P4 layers of `results/alanine-dipeptide`, a part of the package.
+SHIPPED = Path(__file__).parents[1] / "data" / "alanine-dipeptide.safetensors"
 
 
 def run_sampling(
@@ -39,7 +38,7 @@ def run_sampling(
 ) -> Samples:
     """Samples, weights and figures in the folder `out`."""
     system = molecule.system()
-    generator = BoltzmannGenerator.load(weights or shipped(), system)
+    generator = BoltzmannGenerator.load(weights or SHIPPED, system)
     writable_folder(out)
     started = time.monotonic()
     samples = generator.sample(count, torch.Generator().manual_seed(seed))
@@ -51,18 +50,6 @@ def run_sampling(
         say(console, line)
     say(console, f"Frames, weights and figures: {out}")
     return samples
-
-
-def shipped() -> Path:
-    """The generator of alanine dipeptide in the source tree that the package runs from.
-
-    Raises:
-        ArgumentError: there is none.
-    """
-    path = Path(p4torch.__file__).resolve().parents[2] / SHIPPED
-    if not path.exists():
-        raise ArgumentError.of("weights", f"given, outside of a source tree with {SHIPPED}", None)
-    return path
 
 
 def _words(generator: BoltzmannGenerator, samples: Samples, seconds: float) -> list[str]:
