@@ -122,11 +122,15 @@ def likelihood(names: dict[str, Any]) -> float:
 #: For each page the losses below which its loops end, in order.
 GOALS: dict[str, tuple[Goal, ...]] = {
     "README.md": (EXACT,),
+    "docs/conditional.md": (0.45, 0.5),  # 0.43 nats: the entropy of the noise; the second in batches of 64
+    "docs/density-estimation.md": (3.75,),  # 3.69 nats: the entropy of three independent normal features
+    "docs/images.md": (2.0,),  # nats; 40 at the start
     "docs/migrating.md": (1.0,),  # a sum over 15,000 numbers; the page's table has 0.42 after as many steps
     "docs/modules.md": (0.1,),  # a spectral bound keeps it above 0
     "docs/network.md": (2.3, 2e-2),  # 2.3: x₁ + x₂, the best linear map of Lipschitz constant 1
     "docs/own-loop.md": (0.1,),  # of a variance of 1, by a rotation, tanh and an update of rank 4 at a time
     "docs/own-property.md": (NEAR,),
+    "docs/properties/convolution-bound.md": (-20.0,),  # there is no end: the bias grows
     "docs/properties/fixed-rank.md": (NEAR,),
     "docs/properties/fixed-singular-values.md": (NEAR,),
     "docs/properties/fixed-spectrum.md": (NEAR,),
@@ -150,7 +154,10 @@ GOALS: dict[str, tuple[Goal, ...]] = {
 
 #: Pages whose loops make a few steps on random points to show what surrounds them (files, processes, another package):
 #: nothing there is to be learnt.
-SHOWN = {"docs/checkpoints.md", "docs/distributed.md", "docs/huggingface.md"}
+SHOWN = {"docs/checkpoints.md", "docs/distributed.md", "docs/huggingface.md", "docs/interop.md"}
+
+#: Whose layers are merged every 1,000 steps: not even the longer loops get there.
+UNMERGED = {"docs/density-estimation.md", "docs/images.md"}
 
 #: Where a start outside of S is part of the example.
 PROJECTED = {"docs/network.md", "docs/symmetries.md"}
@@ -180,6 +187,7 @@ def test_an_example_arrives(page: str, tmp_path: Path, monkeypatch: pytest.Monke
         wanted = goal if isinstance(goal, float) else goal(loop.names)
         refused = [report for report in loop.reports if not report.ok]
         print(f"{page}: {loop.losses[0]:.3g}, {early:.3g}, {late:.3g}; wanted {wanted:.3g}; {len(loop.reports)} merges")
-        assert all(map(math.isfinite, loop.losses)) and loop.reports and not refused
+        assert all(map(math.isfinite, loop.losses)) and not refused
+        assert loop.reports or page in UNMERGED
         assert late < wanted and (late <= early or early < wanted)
     CHECK.get(page, lambda names: None)(loops[0].names)

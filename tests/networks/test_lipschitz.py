@@ -192,7 +192,7 @@ def test_input_shapes() -> None:
         p4.LipschitzNetwork(layers, 100.0, input_shape=(2, 8, 8))
     with pytest.raises(p4.ArgumentError, match=r"`model` .* 0: `size` must be multiples"):
         p4.LipschitzNetwork(layers, 100.0, input_shape=(1, 9, 9))
-    with pytest.raises(TypeError, match="no option rnak"):
+    with pytest.raises(p4.ArgumentError, match=r"`options` must be those of SpectralBound .* got rnak"):
         p4.LipschitzNetwork(layers, 100.0, input_shape=(1, 8, 8), rnak=2)
     model = p4.LipschitzNetwork(layers, 100.0, input_shape=(1, 8, 8))
     torch.testing.assert_close(float(model.lipschitz_bound()), true_norm(p4.finalize(model).double(), 1, (8, 8)))

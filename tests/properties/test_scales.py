@@ -24,9 +24,13 @@ SCALES = [
 ]
 
 
+#: Their bound is the norm of what is admitted.
+OWN_NORM = ("spectral-bound", "spectral-bound-merge", "convolution-bound", "convolution-bound-merge")
+
+
 def is_cone(name: str, scale: float) -> bool:
     bounded = name in ("spectral-bound-rank2", "spectral-bound-slack", "spectral-bound-merge-scale") and scale < 1
-    return name.startswith(CONES) or name in ("spectral-bound", "spectral-bound-merge") or bounded
+    return name.startswith(CONES) or name in OWN_NORM or bounded
 
 
 def admitted(name: str, base: Tensor) -> tuple[p4.Site, bool]:

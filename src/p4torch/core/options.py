@@ -36,6 +36,18 @@ def check_options(property: Callable[..., Any], options: Mapping[str, Any]) -> N
         raise ArgumentError.of("options", expected, ", ".join(unknown))
 
 
+def options_of(property: Callable[..., Any], module: Any, tensor_name: str) -> dict[str, Any]:
+    """What a module says of its tensor, for a property that asks; what a `partial` fixes stays."""
+    kind, fixed = (property.func, property.keywords) if isinstance(property, partial) else (property, {})
+    known = getattr(kind, "options_of", None)
+    return {} if known is None else {**known(module, tensor_name), **fixed}
+
+
+def event_dim_of(property: Callable[..., Any]) -> int:
+    """That of a property before it is made; of a function that makes one, that of matrices."""
+    return getattr(property.func if isinstance(property, partial) else property, "event_dim", 2)
+
+
 def option_names(property: Callable[..., Any]) -> list[str]:
     """The options of a property, a class or a function that makes one, in the order of its signatures; all but the
     base."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from p4torch._eager import eager
-from p4torch.core.options import make
+from p4torch.core.options import event_dim_of, make, options_of
 from p4torch.core.perturbation import Perturbation, property_name
 from p4torch.core.shaped import check_block
 from p4torch.core.transaction import AllReduce, Member, MergeReport
@@ -153,12 +153,12 @@ def perturb(
     check_block(property.func if isinstance(property, partial) else property, options)
     targets = find_targets(module, tensor_name)
     tensor = plain_parameter(*targets[0])
-    viewed = view_of(*targets[0], tensor, view, _event_dim(property))
+    viewed = view_of(*targets[0], tensor, view, event_dim_of(property))
     if tensor.is_meta:
-        with with_values(targets, tensor, viewed, _event_dim(property)):
+        with with_values(targets, tensor, viewed, event_dim_of(property)):
             return perturb(module, tensor_name, property, view=view, **options)
     matrix = tensor.detach() if viewed is None else viewed.fit(tensor.detach())
-    perturbation = make(property, matrix, _options_of(property, *targets[0]) | options)
+    perturbation = make(property, matrix, options_of(property, *targets[0]) | options)
     if not isinstance(perturbation, Perturbation):
         raise ArgumentError.of("property", "a Perturbation class", f"one that makes {type(perturbation).__name__}")
     for owner, name in targets:
@@ -169,9 +169,9 @@ def perturb(
     perturbation.untrained = tuple(name for name, value in perturbation.own_parameters() if not value.requires_grad)
     register(targets, tensor, matrix, [perturbation] if viewed is None else [perturbation, viewed])
     watch_containers()
-    loading: list[nn.Module] = [module, *(owner for owner, _ in targets)]
-    for loaded in loading:
-        guard_checkpoints(loaded)
+    guard_checkpoints(module)
+    for owner, _ in targets:
+        guard_checkpoints(owner)
     _perturb_companions(module, companions)
     warnings = [text for text in (perturbation.warning_for(*target) for target in targets) if text is not None]
     if warnings:
@@ -186,18 +186,6 @@ def _perturb_companions(model: nn.Module, companions: list[tuple[nn.Module, dict
             if not is_parametrized(owner, name):
                 path = next(path for path, module in paths(model) if module is owner)
                 perturb(model, joined(path, name), property, view="column")
-
-
-def _options_of(property: Callable[..., Perturbation], module: nn.Module, tensor_name: str) -> dict[str, Any]:
-    """What a module says of its tensor, for a property that asks; what a `partial` fixes stays."""
-    kind, fixed = (property.func, property.keywords) if isinstance(property, partial) else (property, {})
-    known = getattr(kind, "options_of", None)
-    return {} if known is None else {**known(module, tensor_name), **fixed}
-
-
-def _event_dim(property: Callable[..., Perturbation]) -> int:
-    """That of a property before it is made; of a function that makes one, that of matrices."""
-    return getattr(property.func if isinstance(property, partial) else property, "event_dim", 2)
 
 
 def sites(model: nn.Module) -> Iterator[Site]:

@@ -165,9 +165,9 @@ class _Largest(torch.autograd.Function):
         rows = linalg.short_rows(symbols)
         largest = torch.linalg.eigvalsh(rows @ rows.mH)[..., -1].flatten()
         top = largest.argmax()
-        ctx.save_for_backward(kernel, shift, symbols.flatten(0, 1)[top], top)
+        ctx.save_for_backward(kernel, shift, _one(symbols, top), top)
         ctx.convolution, ctx.counts = convolution, counts
-        return torch.where(finite, largest[top].clamp_min(0).sqrt() * size, torch.nan)
+        return torch.where(finite, largest.amax().clamp_min(0).sqrt() * size, torch.nan)
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor) -> tuple[Tensor | None, ...]:
@@ -184,6 +184,11 @@ class _Largest(torch.autograd.Function):
         u, _, v = torch.linalg.svd(symbol, full_matrices=False)
         with torch.enable_grad():
             value = torch.zeros_like(kernel).requires_grad_()
-            linear = convolution.symbols(value, counts, shift).flatten(0, 1)[top]
+            linear = _one(convolution.symbols(value, counts, shift), top)
             norm = (u[:, 0].conj() @ linear @ v[0].conj()).real
         return directions[0] * torch.autograd.grad(norm, value)[0], None, None, None
+
+
+def _one(symbols: Tensor, index: Tensor) -> Tensor:
+    """The symbol at an index `()`, which stays on its device."""
+    return symbols.flatten(0, 1).index_select(0, index.reshape(1)).squeeze(0)
