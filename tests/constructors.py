@@ -287,7 +287,7 @@ PERTURBATIONS: dict[str, Row] = {
     "intertwining-permutations": Row(
         partial(p4.LinearSubspace, generators=(symmetric(3) * symmetric(3)).generators),
         quick(shape=(9, 9), tangent=14),
-        Large((64, 64), partial(p4.LinearSubspace, generators=cyclic(64).generators)),
+        Large((64, 64), partial(p4.LinearSubspace, generators=cyclic(64).generators), circulant),
     ),
     "fixed-spectrum": Row(partial(p4.FixedSpectrum, rank=1)),
     "fixed-spectrum-rank2": Row(partial(p4.FixedSpectrum, rank=2), {"compile": False, "steps": 300}, large=Large()),
