@@ -182,3 +182,13 @@ def test_sites_with_other_numbers_of_merges_merge_alone() -> None:
     fresh.load_state_dict(state, assign=True)
     assert [site.perturbation.merge_index for site in p4.sites(fresh)] == [0, 1, 0]
     assert [site.perturbation.merge_index for site in p4.sites(copy.deepcopy(fresh))] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("sites", [1, 2])
+def test_bases_of_another_dtype_than_b_are_refused(sites: int) -> None:
+    model = nn.ModuleList(p4.perturb(nn.Linear(3, 3), "weight", p4.Invertible, rank=1) for _ in range(sites))
+    for site in p4.sites(model):
+        for _, value in site.perturbation.own_parameters():
+            value.data = value.data.double()
+    with pytest.raises(p4.ArgumentError, match=r"`base` must be torch.float64 on cpu, as u is, got torch.float32"):
+        p4.merge(model)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.flows import Bijection
-from p4torch.flows._context import check_context_features, mapped, shown, spread
-from p4torch.flows.bijection import check_event, check_features, check_is_bijection
+from p4torch.flows._context import mapped, spread
+from p4torch.flows.bijection import check_event, check_is_bijection
+from p4torch.interop._bijection import TransformBijection
 from p4torch.interop._packages import needs
 
 with needs("nflows"):
@@ -36,13 +37,8 @@ class BijectionTransform(Transform):  # type: ignore[misc]
         return outputs, logabsdet.expand(inputs.shape[0])
 
 
-class NflowsBijection(Bijection):
+class NflowsBijection(TransformBijection):
     """A transform of nflows, of vectors, as a bijection."""
-
-    def __init__(self, transform: Transform, features: int, context: int = 0) -> None:
-        super().__init__()
-        self.features, self.context_features = check_features(features), check_context_features(context)
-        self.transform = transform
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         check_event(x, self.features)
@@ -59,9 +55,6 @@ class NflowsBijection(Bijection):
             context = context.reshape(-1, self.context_features)
         y, logabsdet = direction(x.reshape(-1, self.features), context)
         return y.reshape(x.shape), logabsdet.reshape(x.shape[:-1])
-
-    def extra_repr(self) -> str:
-        return f"features={self.features}{shown(self.context_features)}"
 
 
 def to_nflows(bijection: Bijection) -> Transform:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from p4torch.errors import ArgumentError
 from p4torch.flows import Bijection, Transform
-from p4torch.flows._context import check_context_features, shown, spread
-from p4torch.flows.bijection import check_event, check_features, check_is_bijection
+from p4torch.flows._context import spread
+from p4torch.flows.bijection import check_event, check_is_bijection
+from p4torch.interop._bijection import TransformBijection
 from p4torch.interop._packages import needs
 
 with needs("zuko"):
@@ -33,13 +34,8 @@ class BijectionTransform(LazyTransform):  # type: ignore[misc]
         return Transform(self.bijection, c if self.bijection.context_features else None).inv
 
 
-class ZukoBijection(Bijection):
+class ZukoBijection(TransformBijection):
     """A lazy transform of zuko, of vectors, as a bijection."""
-
-    def __init__(self, transform: nn.Module, features: int, context: int = 0) -> None:
-        super().__init__()
-        self.features, self.context_features = check_features(features), check_context_features(context)
-        self.transform = transform
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._map(x, context, "x")
@@ -55,9 +51,6 @@ class ZukoBijection(Bijection):
         y, logabsdet = (transform if name == "x" else transform.inv).call_and_ladj(x)
         missing = logabsdet.dim() - (x.dim() - 1)  # of transforms that act feature by feature
         return y, logabsdet.sum(tuple(range(-missing, 0))) if missing else logabsdet
-
-    def extra_repr(self) -> str:
-        return f"features={self.features}{shown(self.context_features)}"
 
 
 def to_zuko(bijection: Bijection) -> LazyTransform:

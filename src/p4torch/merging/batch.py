@@ -19,7 +19,7 @@ from p4torch.merging.gathering import batches, gathered
 from p4torch.merging.joint import Group, groups
 from p4torch.merging.optimizer_state import OptimizerState, Sums, sums_of_shards
 from p4torch.merging.recovery import Recovery
-from p4torch.merging.stacks import merge_stack
+from p4torch.merging.stacks import merge_stack, on_their_own
 from p4torch.parametrize.sites import Site, guard_checkpoints
 
 
@@ -62,8 +62,7 @@ def merge_batch(
         members = [site for group in merging for site in group.sites]
         before = diagnostics.before(members)
         previous = [_directions(site) for site in members]
-        single = processes.count == 1 and merging and all(group.network is None for group in merging)
-        reports = merge_stack(members, seed) if single else None
+        reports = merge_stack(members, seed) if processes.count == 1 and on_their_own(merging) else None
         transactions = [] if reports else [group.transaction(seed) for group in merging]
         masks = [transaction.masks for transaction in transactions]
         agreed = iter(agree([mask for each in (*masks, health) for mask in each], reduce))
@@ -116,7 +115,7 @@ def merge(model: nn.Module, force: bool = False, *, seed: int = 0) -> list[Merge
     reports: list[MergeReport] = []
     for batch in batches(merging, processes=1):
         with gathered(batch) as whole:
-            usual = not force and all(group.network is None for group in whole)
-            together = merge_stack([group.sites[0] for group in whole], seed) if usual else None
+            sites = [site for group in whole for site in group.sites]
+            together = merge_stack(sites, seed) if on_their_own(whole) and not force else None
             reports += together or [report for group in whole for report in group.merge(seed=seed, force=force)]
     return reports

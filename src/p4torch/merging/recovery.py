@@ -39,12 +39,8 @@ class Recovery:
         health = [local(value).isfinite().all() for value in others.values()]
         for value in (*site.trainable().values(), *others.values()):
             health.append(memory.has_finite_state(self.optimizer, value))
-        device = site.base.device
-        return (
-            torch.stack([mask.to(device) for mask in health])
-            if health
-            else torch.ones(0, dtype=torch.bool, device=device)
-        )
+        masks = [mask.to(site.base.device) for mask in health]
+        return torch.stack(masks) if masks else site.base.new_ones(0, dtype=torch.bool)
 
     @torch.no_grad()
     def recover(

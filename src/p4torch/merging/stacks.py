@@ -12,6 +12,7 @@ from p4torch import linalg
 from p4torch.core.masks import all_finite
 from p4torch.core.perturbation import Perturbation
 from p4torch.core.transaction import MergeReport, Proposal
+from p4torch.core.validation import check_fits
 from p4torch.merging.joint import Group
 from p4torch.parametrize.sharding import is_sharded
 from p4torch.parametrize.sites import Site
@@ -33,13 +34,17 @@ def stacks(groups: Sequence[Group]) -> list[list[Group]]:
     return list(together.values())
 
 
+def on_their_own(groups: Sequence[Group]) -> bool:
+    """Whether there are groups, and each is a site that merges by itself: what `merge_stack` takes."""
+    return bool(groups) and all(group.network is None for group in groups)
+
+
 def _kind(group: Group) -> Hashable:
     """What groups have in common that merge together."""
-    site, *others = group.sites
+    site = group.sites[0]
     perturbation, base = site.perturbation, site.base
     if (
-        others
-        or group.network is not None
+        group.network is not None
         or group.is_frozen
         or not perturbation.stackable
         or base.numel() > LARGEST
@@ -74,8 +79,14 @@ def _comparable(value: Any) -> Hashable:
 @torch.no_grad()
 def merge_stack(sites: Sequence[Site], seed: int) -> list[MergeReport] | None:
     """Merge one site, or several that are alike, if all is as usual: every B is finite, and every candidate is
-    accepted. Otherwise nothing is done, and the result is None. The device is asked once, besides for candidates."""
+    accepted. Otherwise nothing is done, and the result is None. The device is asked once, besides for candidates.
+
+    Raises:
+        ArgumentError: a base that its B was not made for.
+    """
     perturbations = [site.perturbation for site in sites]
+    for site, perturbation in zip(sites, perturbations, strict=True):
+        check_fits(site.base, "base", perturbation.base_shape, perturbation.own_parameters())
     if len(sites) == 1:
         stack, base = perturbations[0], sites[0].base.detach()
     else:

@@ -24,7 +24,7 @@ def triangular_weights(
 ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
     """W = (I + L) A (U + exp D) and b of each layer, and Σ log|det W / det A| `()`, from the tensors A, A⁻¹, B and b of
     each, with L, D and U the parts of g B: see `p4torch.linalg.triangular.product`. The bias may be missing."""
-    base, _, b = _stacked(layers, gains)
+    base, b = _stacked(layers, gains, 0)
     weights, change = triangular.product(base, b, 1.0)
     return [(weight, *values[3:]) for weight, values in zip(weights.unbind(0), layers, strict=True)], change.sum()
 
@@ -33,7 +33,7 @@ def triangular_inverses(
     layers: Sequence[Sequence[Tensor]], gains: Sequence[float]
 ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
     """W⁻¹ = (U + exp D)⁻¹ A⁻¹ (I + L)⁻¹ and -W⁻¹ b of the same tensors, and Σ log|det W⁻¹ / det A⁻¹|."""
-    _, inverse, b = _stacked(layers, gains)
+    inverse, b = _stacked(layers, gains, 1)
     diagonal = b.diagonal(dim1=-2, dim2=-1)
     lower, upper = b.tril(-1) + linalg.eye_like(b), b.triu(1) + torch.diag_embed(diagonal.exp())
     right = torch.linalg.solve_triangular(lower, inverse, upper=False, left=False, unitriangular=True)
@@ -44,10 +44,10 @@ def triangular_inverses(
     return tensors, -diagonal.sum()
 
 
-def _stacked(layers: Sequence[Sequence[Tensor]], gains: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """A, A⁻¹ and g B of all layers, `(L, n, n)`."""
-    base, inverse, b = (torch.stack([values[index] for values in layers]) for index in range(3))
-    return base, inverse, b * b.new_tensor(gains)[:, None, None]
+def _stacked(layers: Sequence[Sequence[Tensor]], gains: Sequence[float], index: int) -> tuple[Tensor, Tensor]:
+    """The tensor of that index, A or A⁻¹, and g B of all layers, `(L, n, n)`."""
+    matrix, b = (torch.stack([values[place] for values in layers]) for place in (index, 2))
+    return matrix, b * b.new_tensor(gains)[:, None, None]
 
 
 class FusedDense:
